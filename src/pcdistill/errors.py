@@ -1,0 +1,22 @@
+"""Errors that the command line prints as one sentence, without a traceback."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class PcdistillError(Exception):
+    """Something went wrong that the user can act on; the command line exits with 1."""
+
+
+class InputError(PcdistillError, ValueError):
+    """Wrong input: the message says what was wrong, where, and what would be right; the command line exits with 2."""
+
+
+class TrainingStopped(PcdistillError):
+    """Training was stopped because going on would waste time: a loss that is not finite, or accuracy at chance."""
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """A hint to append to a message: the closest of `names`, or an empty string if none is close."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f'; did you mean "{close[0]}"?' if close else ""
