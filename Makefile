@@ -1,0 +1,33 @@
+# Needs only python3 (3.11 or newer, with venv) and make: every target makes the virtual environment if it is not there.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+# One thread a process: the tests' tensors are tiny, and two processes share the cores better than two thread pools.
+TEST_ENV = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.PHONY: install demo test lint types bench clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: install
+	$(BIN)/pcdistill demo --out runs/demo
+
+test: install
+	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 tests
+
+lint: install
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/mypy
+
+bench: install
+	$(BIN)/python benchmarks/run_all.py
+
+clean:
+	rm -rf $(VENV) build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
