@@ -1,0 +1,109 @@
+"""The teacher: frozen, always in eval mode, with its own normalisation, resolution and order of classes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pcdistill.errors import InputError, nearest
+
+Stats = tuple[Sequence[float], Sequence[float]]
+
+
+def align_classes(teacher_classes: Sequence[str], student_classes: Sequence[str]) -> list[int]:
+    """Positions in the teacher's output of the student's classes, matched by name.
+
+    Args:
+        teacher_classes: names of the teacher's outputs, in order.
+        student_classes: names of the data's classes, in order; all must be among the teacher's.
+
+    Raises:
+        InputError: naming the classes that the teacher does not have.
+    """
+    position = {name: i for i, name in enumerate(teacher_classes)}
+    if len(position) != len(teacher_classes):
+        raise InputError("the teacher's class names must be unique to be matched by name")
+    missing = [name for name in student_classes if name not in position]
+    if missing:
+        shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        raise InputError(
+            f"the teacher does not know {len(missing)} of the data's {len(student_classes)} classes: {shown}"
+            f"{nearest(missing[0], teacher_classes)}; train the teacher on these classes (--teacher-epochs) or "
+            "rename the class folders"
+        )
+    return [position[name] for name in student_classes]
+
+
+class Teacher(nn.Module):
+    """A frozen model that turns the student's images into logits over the student's classes.
+
+    `train()` has no effect on it: BatchNorm and Dropout stay as in evaluation through every step.
+
+    Args:
+        model: any module that maps images [N, C, H, W] to logits [N, K].
+        class_map: positions of the student's classes in the K outputs, or None to take the outputs as they are.
+        student_stats: mean and std with which the incoming images were normalised.
+        teacher_stats: mean and std that the teacher expects; None means the student's.
+        image_size: the teacher's resolution in pixels, or None for the student's.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        class_map: Sequence[int] | None = None,
+        student_stats: Stats | None = None,
+        teacher_stats: Stats | None = None,
+        image_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+        self.image_size = image_size
+        whole = class_map is None
+        self.register_buffer("class_map", None if whole else torch.tensor(class_map), persistent=False)
+        scale = shift = None
+        if student_stats is not None and teacher_stats is not None:
+            (s_mean, s_std), (t_mean, t_std) = (
+                tuple(torch.tensor(v, dtype=torch.float32)[:, None, None] for v in stats)
+                for stats in (student_stats, teacher_stats)
+            )
+            if not (torch.equal(s_mean, t_mean) and torch.equal(s_std, t_std)):
+                # (x * s_std + s_mean - t_mean) / t_std as one multiply-add
+                scale, shift = s_std / t_std, (s_mean - t_mean) / t_std
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("shift", shift, persistent=False)
+
+    def train(self, mode: bool = True) -> "Teacher":
+        """Stay in eval mode, whatever is asked."""
+        return super().train(False)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """The student's images [N, C, H, W] as the teacher expects them."""
+        if self.scale is not None:
+            images = images * self.scale + self.shift
+        if self.image_size is not None and images.shape[-1] != self.image_size:
+            images = F.interpolate(images, size=self.image_size, mode="bilinear", antialias=True, align_corners=False)
+        return images
+
+    def select(self, logits: Tensor) -> Tensor:
+        """The columns of the student's classes, in the student's order."""
+        return logits if self.class_map is None else logits[:, self.class_map]
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [N, C] over the student's classes, without a graph."""
+        return self.select(logits_of(self.model(self.prepare(images))))
+
+
+def logits_of(output: Any) -> Tensor:
+    """Logits out of what a model returned: a tensor, an object with `.logits`, or the first of a tuple."""
+    if isinstance(output, Tensor):
+        return output
+    if hasattr(output, "logits"):
+        logits: Tensor = output.logits
+        return logits
+    if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
+        return output[0]
+    raise InputError(f"the model must return logits [N, C], got {type(output).__name__}")

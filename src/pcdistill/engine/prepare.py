@@ -1,0 +1,262 @@
+"""From a recipe to models that are checked: weights that fit, classes that match, a teacher that can teach."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from pcdistill import models
+from pcdistill.distill.classification import ClassificationDistiller
+from pcdistill.distill.objective import Objective, Term, build_loss
+from pcdistill.distill.teacher import Stats, Teacher, align_classes
+from pcdistill.engine.console import Console
+from pcdistill.engine.evaluate import evaluate
+from pcdistill.errors import InputError
+from pcdistill.recipe import ModelConfig, Recipe, TeacherConfig, TermConfig
+
+GATE_SAMPLES = 2048
+
+
+def build_student(config: ModelConfig, *, classes: Sequence[str], data: Any, allow: Iterable[str] = ()) -> nn.Module:
+    """The student, with an output for every class of the data."""
+    model = models.build_model(
+        config.name,
+        num_classes=len(classes),
+        in_channels=data.in_channels,
+        image_size=data.image_size,
+        pretrained=config.pretrained,
+        kwargs=config.kwargs,
+    )
+    if config.weights is not None:
+        models.load_weights(model, config.weights, allow_mismatch="mismatched-weights" in allow)
+    return model
+
+
+def build_teacher(config: TeacherConfig, *, data: Any, allow: Iterable[str] = ()) -> Teacher:
+    """The teacher, its outputs matched to the data's classes by name where its weights name them.
+
+    Raises:
+        InputError: the classes cannot be matched, or the weights do not fit.
+    """
+    named: list[str] | None = list(config.classes) if config.classes is not None else None
+    if named is None and config.weights is not None:
+        named = models.read_classes(config.weights)
+    num_classes = len(named) if named is not None else len(data.classes)
+    if config.pretrained and config.weights is None and named is None:
+        model = models.build_model(
+            config.name, num_classes=None, in_channels=data.in_channels, pretrained=True, kwargs=config.kwargs
+        )
+        named = models.class_names(model, config.name)
+    else:
+        model = models.build_model(
+            config.name,
+            num_classes=num_classes,
+            in_channels=data.in_channels,
+            image_size=config.image_size or data.image_size,
+            kwargs=config.kwargs,
+        )
+    if config.weights is not None:
+        models.load_weights(model, config.weights, allow_mismatch="mismatched-weights" in allow)
+    return wrap_teacher(model, config, data=data, named=named)
+
+
+def wrap_teacher(
+    model: nn.Module, config: TeacherConfig, *, data: Any, named: Sequence[str] | None, own_stats: bool = True
+) -> Teacher:
+    """Give a model the data's class order and its own input's statistics."""
+    class_map = None
+    if named is not None and list(named) != list(data.classes):
+        class_map = align_classes(named, data.classes)
+    stats: Stats | None = None
+    image_size = config.image_size
+    if config.mean is not None and config.std is not None:
+        stats = (config.mean, config.std)
+    elif own_stats and config.pretrained:
+        found = models.input_stats(model, config.name)
+        if found is not None:
+            stats = (found[0], found[1])
+            image_size = image_size or found[2]
+    return Teacher(
+        model,
+        class_map=class_map,
+        student_stats=(data.mean, data.std),
+        teacher_stats=stats,
+        image_size=image_size,
+    )
+
+
+def check_teacher(
+    teacher: Teacher,
+    student: nn.Module | None,
+    batches: Iterable[Any],
+    accelerator: Accelerator,
+    *,
+    num_classes: int,
+    allow: Iterable[str] = (),
+    console: Console | None = None,
+) -> dict[str, float]:
+    """The teacher gate: evaluate the teacher on held-out batches before any time is spent on training.
+
+    Args:
+        teacher: over the data's classes.
+        student: a student that has weights already, to compare with; None for a fresh one.
+        batches: held-out batches.
+        accelerator: where to compute.
+        num_classes: C; chance is 100 / C percent.
+        allow: "weak-teacher" turns a weak teacher into a warning.
+        console: where warnings go.
+
+    Raises:
+        InputError: outputs that do not fit the classes, logits that are not finite, accuracy near chance, or below the student's.
+    """
+    first = next(iter(batches))
+    images = first[0][:2].to(accelerator.device)
+    with accelerator.autocast():
+        logits = teacher(images)
+    if logits.ndim != 2 or logits.shape[1] != num_classes:
+        raise InputError(
+            f"the teacher gives logits {list(logits.shape[1:])} per image and the data has {num_classes} classes; "
+            "name the teacher's classes (teacher.classes) so that they can be matched, or train it on this data"
+        )
+    result = evaluate(teacher, batches, accelerator, limit=GATE_SAMPLES)
+    if not result["finite"]:
+        raise InputError(
+            "the teacher's logits are NaN or infinite on held-out images; check that its weights are loaded and its "
+            "input normalisation (teacher.mean, teacher.std) is right"
+        )
+    chance = 100 / num_classes
+    # 1.5 x chance, and three standard errors above it: a split of a few images must not pass by luck.
+    error = 100 * (chance / 100 * (1 - chance / 100) / result["samples"]) ** 0.5
+    weak = None
+    if result["top1"] < max(1.5 * chance, chance + 3 * error):
+        weak = f"the teacher has {result['top1']:.1f} % top-1 on held-out images, near chance ({chance:.1f} %)"
+    elif student is not None:
+        own = evaluate(student, batches, accelerator, limit=GATE_SAMPLES)
+        if own["top1"] > result["top1"]:
+            weak = f"the teacher has {result['top1']:.1f} % top-1 on held-out images, less than the student's {own['top1']:.1f} %"
+    if weak is not None:
+        advice = (
+            f"{weak}; check that its weights are loaded, its input normalisation and resolution, and the order of its "
+            "classes, or go on with --allow weak-teacher"
+        )
+        if "weak-teacher" not in allow:
+            raise InputError(advice)
+        (console or Console(quiet=True)).warn(advice)
+    return result
+
+
+def build_objective(
+    terms: Sequence[TermConfig], *, num_classes: int, context: dict[str, Any] | None = None
+) -> Objective:
+    """The recipe's terms as one module; names are made unique."""
+    built: list[Term] = []
+    for i, term in enumerate(terms):
+        where = f"losses.{i}"
+        loss, kind = build_loss(
+            term.method,
+            term.options,
+            standardize=term.standardize,
+            where=where,
+            context={"num_classes": num_classes, **(context or {})},
+        )
+        name = term.method.rsplit(":", 1)[-1] if ".py:" in term.method else term.method
+        if any(other.name == name for other in built):
+            name = f"{name}_{i}"
+        built.append(Term(name, loss, term.weight, term.warmup_epochs, kind))
+    return Objective(built)
+
+
+def check_objective(objective: Objective, *, num_classes: int, soft_targets: bool, views: int) -> None:
+    """Run every logit term once on random logits of the run's shape, so that a misfit is known before training.
+
+    Raises:
+        InputError: with the term's own sentence, for example stages > C // 2.
+    """
+    if objective.views > views:
+        term = next(t for t in objective.terms if getattr(t.loss, "views", 1) > views)
+        raise InputError(f"{term.name} compares two views of each image; set data.views to 2")
+    generator = torch.Generator().manual_seed(0)
+    n = 4 * views
+    student, teacher = (torch.randn(n, num_classes, generator=generator) for _ in range(2))
+    target = torch.arange(n // views).repeat(views) % num_classes
+    wanted = torch.nn.functional.one_hot(target, num_classes).float() if soft_targets else target
+    for i, term in enumerate(objective.terms):
+        if term.kind != "logits":
+            continue
+        try:
+            with torch.no_grad():
+                term.loss(student, teacher, wanted)
+        except (ValueError, TypeError) as error:
+            raise InputError(f"losses.{i}: {term.name}: {error}") from error
+
+
+def build_distiller(
+    recipe: Recipe,
+    student: nn.Module,
+    teacher: Teacher | None,
+    *,
+    data: Any,
+) -> ClassificationDistiller:
+    """Student, teacher and objective as one module; feature terms are built from the shapes of one batch."""
+    num_classes = len(data.classes)
+    student_taps = teacher_taps = None
+    context: dict[str, Any] = {}
+    kinds = {_kind(term.method) for term in recipe.losses}
+    if "detection" in kinds:
+        raise InputError("losses: a detection loss needs task: detection")
+    if "features" in kinds:
+        if teacher is None:
+            raise InputError("losses: feature losses need a teacher")
+        from pcdistill.distill.taps import Taps  # only where features are compared
+
+        wanted = recipe.teacher.features if recipe.teacher is not None else None
+        student_taps = Taps(student, recipe.student.features)
+        inner_taps = Taps(teacher.model, wanted)
+
+        def run_teacher(images: torch.Tensor) -> Any:
+            with torch.no_grad():
+                features = inner_taps.run(teacher.prepare(images))
+            return features._replace(logits=teacher.select(features.logits))
+
+        teacher_taps = run_teacher
+        device = next(student.parameters()).device
+        images = next(iter(data.train.epoch(0)))[0][:4].to(device)
+        teacher.to(device)
+        was_training = student.training
+        student.eval()
+        with torch.no_grad():
+            context = {
+                "student": student_taps.run(images),
+                "teacher": teacher_taps(images),
+                "n_data": data.train.num_samples,
+            }
+        student.train(was_training)
+    objective = build_objective(recipe.losses, num_classes=num_classes, context=context)
+    check_objective(
+        objective,
+        num_classes=num_classes,
+        soft_targets=recipe.data.mixup > 0 or recipe.data.cutmix > 0,
+        views=recipe.data.views,
+    )
+    return ClassificationDistiller(
+        student,
+        objective,
+        teacher,
+        student_taps=None if student_taps is None else student_taps.run,
+        teacher_taps=teacher_taps,
+    )
+
+
+def _kind(method: str) -> str:
+    from pcdistill.losses import METHODS
+
+    return METHODS[method].kind if method in METHODS else "logits"
+
+
+def weights_exist(path: str | None) -> None:
+    """Raise early, before data is read, when a named weights file is not there."""
+    if path is not None and not Path(path).is_file():
+        raise InputError(f"weights file {path} does not exist")
