@@ -1,5 +1,6 @@
 """From a recipe to models that are checked: weights that fit, classes that match, a teacher that can teach."""
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,21 @@ def build_student(config: ModelConfig, *, classes: Sequence[str], data: Any, all
     return model
 
 
+def knows_classes(config: TeacherConfig, classes: Sequence[str]) -> bool:
+    """Whether a pretrained teacher can be used as it is: its own classes cover the data's."""
+    if config.weights is not None or not config.pretrained:
+        return False
+    named = list(config.classes) if config.classes is not None else models.class_names(None, config.name)
+    if named is None:
+        return False
+    return set(classes) <= set(named) or (len(named) == len(classes) and is_imagenet(classes))
+
+
+def is_imagenet(classes: Sequence[str]) -> bool:
+    """The 1000 WordNet folders of ImageNet-1k, whose sorted order is the order of every ImageNet-1k classifier."""
+    return len(classes) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in classes)
+
+
 def build_teacher(config: TeacherConfig, *, data: Any, allow: Iterable[str] = ()) -> Teacher:
     """The teacher, its outputs matched to the data's classes by name where its weights name them.
 
@@ -60,21 +76,22 @@ def build_teacher(config: TeacherConfig, *, data: Any, allow: Iterable[str] = ()
         )
     if config.weights is not None:
         models.load_weights(model, config.weights, allow_mismatch="mismatched-weights" in allow)
-    return wrap_teacher(model, config, data=data, named=named)
+    return wrap_teacher(model, config, data=data, named=named, allow=allow)
 
 
 def wrap_teacher(
-    model: nn.Module, config: TeacherConfig, *, data: Any, named: Sequence[str] | None, own_stats: bool = True
+    model: nn.Module, config: TeacherConfig, *, data: Any, named: Sequence[str] | None, allow: Iterable[str] = ()
 ) -> Teacher:
     """Give a model the data's class order and its own input's statistics."""
     class_map = None
-    if named is not None and list(named) != list(data.classes):
+    in_order = "class-order" in allow or (is_imagenet(data.classes) and len(named or ()) == len(data.classes))
+    if named is not None and list(named) != list(data.classes) and not in_order:
         class_map = align_classes(named, data.classes)
     stats: Stats | None = None
     image_size = config.image_size
     if config.mean is not None and config.std is not None:
         stats = (config.mean, config.std)
-    elif own_stats and config.pretrained:
+    elif config.pretrained:
         found = models.input_stats(model, config.name)
         if found is not None:
             stats = (found[0], found[1])

@@ -1,0 +1,383 @@
+"""The command line: parse, call one function, print. torch is imported only by what needs it."""
+
+import json
+import os
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import Positional, UseAppendAction, arg
+
+from pcdistill.errors import InputError, PcdistillError
+from pcdistill.recipe import Recipe, load_recipe, recipe_names
+
+# Flags and the recipe keys that they stand for.
+FLAGS = {
+    "data": "data.name",
+    "student": "student.name",
+    "model": "student.name",
+    "teacher": "teacher.name",
+    "student_weights": "student.weights",
+    "student_pretrained": "student.pretrained",
+    "weights": "student.weights",
+    "pretrained": "student.pretrained",
+    "teacher_weights": "teacher.weights",
+    "teacher_pretrained": "teacher.pretrained",
+    "teacher_epochs": "teacher.epochs",
+    "method": "method",
+    "epochs": "train.epochs",
+    "batch_size": "data.batch_size",
+    "lr": "optim.lr",
+    "seed": "train.seed",
+    "image_size": "data.image_size",
+    "workers": "data.workers",
+    "limit": "data.limit",
+    "download": "data.download",
+    "precision": "train.precision",
+    "device": "train.device",
+}
+
+
+@dataclass(frozen=True)
+class Common:
+    """Flags that every training command has; all else of a recipe by --set."""
+
+    recipe: Annotated[Positional[str | None], arg(metavar="RECIPE")] = None
+    """A shipped recipe's name (`pcdistill list recipes`) or a YAML file; by default one that fits the data."""
+    data: Annotated[str | None, arg(metavar="NAME|FOLDER|FILE.npz")] = None
+    """digits, cifar10, cifar100, torchvision/NAME, a folder of class folders, or an .npz file."""
+    epochs: int | None = None
+    """Length of the training."""
+    batch_size: int | None = None
+    """Images in one step, over all processes."""
+    lr: float | None = None
+    """Base learning rate."""
+    image_size: int | None = None
+    """Side of the images in pixels."""
+    limit: int | None = None
+    """Use only so many training images."""
+    workers: int | None = None
+    """Processes that load images (folders only)."""
+    download: bool | None = None
+    """Download the data set if it is not there."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] | None = None
+    """Arithmetic of the models."""
+    device: Literal["auto", "cpu", "cuda", "mps"] | None = None
+    """Where to compute."""
+    set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE")] = ()
+    """Any other key of the recipe, as often as needed: --set losses.pcd.stages=5 --set optim.clip_norm=1."""
+    allow: UseAppendAction[tuple[Literal["weak-teacher", "mismatched-weights", "class-order"], ...]] = ()
+    """Go on although the named check fails."""
+    out: Path | None = None
+    """Folder of the run; the same command continues an interrupted one."""
+    print_config: bool = False
+    """Print the resolved recipe and stop."""
+    quiet: bool = False
+    """Show warnings and results only."""
+
+
+@dataclass(frozen=True)
+class Seeded:
+    """The seed of a single run."""
+
+    seed: int | None = None
+    """Seed of initialisation, order and augmentation."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Teacher and student."""
+
+    teacher: Annotated[str | None, arg(metavar="MODEL")] = None
+    """timm/NAME, torchvision/NAME, cifar/NAME, hf/NAME or path/to/file.py:function."""
+    student: Annotated[str | None, arg(metavar="MODEL")] = None
+    """The same for the student."""
+    teacher_weights: Annotated[str | None, arg(metavar="FILE")] = None
+    """The teacher's weights: .safetensors, or a state dict (.pt, .pth)."""
+    teacher_epochs: int | None = None
+    """Train the teacher first for so many epochs, when it has no weights for these classes."""
+    teacher_pretrained: bool | None = None
+    """Start the teacher from its zoo's pretrained weights (default: yes for timm, torchvision and hf)."""
+    student_weights: Annotated[str | None, arg(metavar="FILE")] = None
+    """Weights that the student starts from."""
+    student_pretrained: bool | None = None
+    """Start the student from its zoo's pretrained weights."""
+
+
+@dataclass(frozen=True)
+class Train(Common, Seeded):
+    """Train a model without a teacher (a teacher, for instance)."""
+
+    model: Annotated[str | None, arg(metavar="MODEL")] = None
+    """timm/NAME, torchvision/NAME, cifar/NAME, hf/NAME or path/to/file.py:function."""
+    weights: Annotated[str | None, arg(metavar="FILE")] = None
+    """Weights to start from."""
+    pretrained: bool | None = None
+    """Start from the zoo's pretrained weights."""
+
+
+@dataclass(frozen=True)
+class Distill(Common, Seeded, Pair):
+    """Distil a teacher into a student."""
+
+    method: Annotated[str | None, arg(metavar="METHOD")] = None
+    """A method's name (`pcdistill list methods`) or path/to/file.py:Class."""
+
+
+@dataclass(frozen=True)
+class Compare(Common, Pair):
+    """One student under several methods and seeds: mean, 95 % interval, paired test against KD."""
+
+    methods: str = "none,kd,pcd"
+    """Names with commas between; all-logit and all-feature stand for all of a kind."""
+    seeds: int = 3
+    """How many seeds each method gets."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Teacher, KD and PCD on real digits in minutes: nothing to download, nothing to configure."""
+
+    task: Literal["classification", "detection"] = "classification"
+    """What to demonstrate."""
+    seeds: int = 5
+    """How many seeds each method gets."""
+    out: Path = Path("runs/demo")
+    """Folder of the results."""
+    set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE")] = ()
+    """Any key of the demo's recipe."""
+    quiet: bool = False
+    """Show results only."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Top-1 and top-5 of a run's student, or of any model with weights."""
+
+    run: Annotated[Positional[Path | None], arg(metavar="RUN")] = None
+    """A run's folder; data, model and weights are then its own."""
+    data: Annotated[str | None, arg(metavar="NAME|FOLDER|FILE.npz")] = None
+    """The data, if no run is named, or other data than the run's."""
+    model: Annotated[str | None, arg(metavar="MODEL")] = None
+    """The model, if no run is named."""
+    weights: Annotated[str | None, arg(metavar="FILE")] = None
+    """Its weights."""
+    split: Literal["test", "val", "train"] = "test"
+    """Which images."""
+    image_size: int | None = None
+    """Side of the images in pixels."""
+    device: Literal["auto", "cpu", "cuda", "mps"] | None = None
+    """Where to compute."""
+
+
+@dataclass(frozen=True)
+class List:
+    """Names that can be used: methods, models, data sets, recipes."""
+
+    what: Positional[Literal["methods", "models", "data", "recipes"]] = "methods"
+    """What to list."""
+    search: str = ""
+    """Only names that contain this."""
+
+
+COMMANDS: dict[str, Any] = {
+    "train": Train,
+    "distill": Distill,
+    "compare": Compare,
+    "evaluate": Evaluate,
+    "list": List,
+    "demo": Demo,
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of `pcdistill`; exits with 0 (done), 2 (wrong input) or 1 (anything else)."""
+    argv = sys.argv[1:] if argv is None else argv
+    command = shlex.join(["pcdistill", *argv])
+    try:
+        args = tyro.extras.subcommand_cli_from_dict(
+            COMMANDS, prog="pcdistill", description="Distil a big model into a small one.", args=argv
+        )
+        RUN[type(args)](args, command)
+    except InputError as error:
+        _fail(str(error), 2)
+    except PcdistillError as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail("stopped at once; the last checkpoint is kept, and the same command continues from it", 1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"pcdistill: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _values(args: Any) -> dict[str, Any]:
+    """Recipe keys of the flags that were given."""
+    found = {key: getattr(args, flag) for flag, key in FLAGS.items() if getattr(args, flag, None) is not None}
+    if getattr(args, "allow", ()):
+        found["allow"] = list(args.allow)
+    return found
+
+
+def _recipe(args: Any, **forced: Any) -> Recipe:
+    values = {**_values(args), **forced}
+    source = args.recipe
+    if source is None:
+        source = "digits" if values.get("data.name", "digits") == "digits" else "default"
+    teacher = values.get("teacher.name")
+    if teacher is not None and "teacher.weights" not in values:
+        zoo = teacher.partition("/")[0] in ("timm", "torchvision", "hf")
+        values.setdefault("teacher.pretrained", zoo)
+    return load_recipe(source, args.set, values=values)
+
+
+def _out(args: Any, recipe: Recipe, kind: str) -> Path:
+    if args.out is not None:
+        return Path(args.out)
+    data = Path(recipe.data.name).stem
+    name = f"{kind}-{data}-{recipe.student.name.rsplit('/', 1)[-1].rsplit(':', 1)[-1]}"
+    return Path("runs") / (f"{name}-{recipe.method}-seed{recipe.train.seed}" if kind == "distill" else name)
+
+
+def _train(args: Train, command: str) -> None:
+    recipe = _recipe(args, method="none")
+    recipe = load_recipe_without_teacher(recipe)
+    _one_run(args, recipe, "train", command)
+
+
+def load_recipe_without_teacher(recipe: Recipe) -> Recipe:
+    """The recipe of a training without a teacher."""
+    from dataclasses import replace
+
+    return replace(recipe, teacher=None)
+
+
+def _distill(args: Distill, command: str) -> None:
+    _one_run(args, _recipe(args), "distill", command)
+
+
+def _one_run(args: Any, recipe: Recipe, kind: str, command: str) -> None:
+    if args.print_config:
+        print(recipe.to_yaml(), end="")
+        return
+    from pcdistill.engine.console import Console
+    from pcdistill.workflows import run_with_report
+
+    out = _out(args, recipe, kind)
+    console = Console(recipe.method if kind == "distill" else kind, quiet=args.quiet)
+    result = run_with_report(recipe, out, console=console, command=command)
+    print(_result_text(result.summary, out))
+
+
+def _result_text(summary: dict[str, Any], out: Path) -> str:
+    split = "test" if summary["last"]["test"] else "val"
+    lines = []
+    if summary["teacher"]:
+        values = summary["teacher"][split]
+        lines.append(f"teacher   {summary['teacher']['parameters'] / 1e6:8.2f} M parameters  {split} top-1 {values['top1']:.2f} %")
+    for which in ("best", "last"):
+        one = summary[which]
+        lines.append(
+            f"student   {summary['student']['parameters'] / 1e6:8.2f} M parameters  {split} top-1 "
+            f"{one[split]['top1']:.2f} %  ({which} epoch, {one['epoch']})"
+        )
+    lines.append(f"kept the {summary['kept']} epoch: {out / 'student.safetensors'}; report: {out / 'report.html'}")
+    return "\n".join(lines)
+
+
+def _compare(args: Compare, command: str) -> None:
+    recipe = _recipe(args)
+    if args.seeds < 1:
+        raise InputError(f"--seeds must be at least 1, got {args.seeds}")
+    if args.print_config:
+        print(recipe.to_yaml(), end="")
+        return
+    from pcdistill.engine.console import Console
+    from pcdistill.workflows import compare, expand_methods
+
+    out = _out(args, recipe, "compare")
+    methods = expand_methods(args.methods, recipe)
+    print(compare(recipe, methods, args.seeds, out, console=Console("compare", quiet=args.quiet), command=command))
+    print(f"written: {out / 'report.html'}, {out / 'table.md'}, {out / 'results.csv'}")
+
+
+def _demo(args: Demo, command: str) -> None:
+    if args.task == "detection":
+        raise InputError("demo --task detection is not built yet")
+    recipe = load_recipe("digits", args.set)
+    from pcdistill.engine.console import Console
+    from pcdistill.workflows import compare
+
+    console = Console("demo", quiet=args.quiet)
+    print(compare(recipe, ["none", "kd", "pcd"], args.seeds, args.out, console=console, command=command))
+    print(f"report: {args.out / 'report.html'}")
+
+
+def _evaluate(args: Evaluate, command: str) -> None:
+    from pcdistill.workflows import evaluate_model, run_recipe
+
+    values = {key: value for key, value in _values(args).items() if key != "student.weights"}
+    weights = args.weights
+    if args.run is not None:
+        from pcdistill.recipe import make_recipe
+
+        tree = run_recipe(args.run).to_dict()
+        for key, value in values.items():
+            group, name = key.split(".")
+            tree[group][name] = value
+        recipe = make_recipe(tree)
+        weights = weights or str(args.run / "student.safetensors")
+    else:
+        if args.model is None or args.data is None:
+            raise InputError("name a run's folder, or --data and --model (with --weights)")
+        recipe = load_recipe("default", values={**values, "method": "none"})
+    print(json.dumps(evaluate_model(recipe, weights, split=args.split), indent=2))
+
+
+def _list(args: List, command: str) -> None:
+    rows: list[tuple[str, str]]
+    if args.what == "methods":
+        from pcdistill.losses import METHODS
+
+        rows = [("none", "the student alone")]
+        rows += [(name, f"{m.summary} [{m.kind}; {m.source}]") for name, m in METHODS.items()]
+    elif args.what == "recipes":
+        rows = [(name, _first_comment(name)) for name in recipe_names()]
+    elif args.what == "data":
+        from pcdistill.data import DATASETS
+
+        rows = list(DATASETS.items())
+    else:
+        from pcdistill.models import list_models
+
+        rows = [(name, "") for name in list_models()]
+    for name, text in rows:
+        if args.search.lower() in name.lower():
+            print(f"{name:<24} {text}".rstrip())
+
+
+def _first_comment(name: str) -> str:
+    from pcdistill.recipe import RECIPES
+
+    first = (RECIPES / f"{name}.yaml").read_text().splitlines()[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
+RUN: dict[type, Any] = {
+    Train: _train,
+    Distill: _distill,
+    Compare: _compare,
+    Demo: _demo,
+    Evaluate: _evaluate,
+    List: _list,
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""What the commands do: a run with its report, a comparison of methods over seeds, an evaluation."""
+
+import csv
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pcdistill import models, report
+from pcdistill.engine.checkpoint import atomic_write
+from pcdistill.engine.console import Console, duration
+from pcdistill.engine.evaluate import evaluate
+from pcdistill.engine.fit import make_accelerator
+from pcdistill.engine.run import RunResult, data_of, finished, run, teacher_recipe
+from pcdistill.errors import InputError, TrainingStopped, nearest
+from pcdistill.losses import METHODS
+from pcdistill.recipe import Recipe, make_recipe, with_method
+
+GROUPS = {"all-logit": "logits", "all-feature": "features"}
+
+
+def run_with_report(
+    recipe: Recipe, out: Path, *, console: Console, command: str | None = None, fresh: bool = False, data: Any = None
+) -> RunResult:
+    """:func:`pcdistill.engine.run.run`, then report.html and the student's model card; a stopped run gets its report too."""
+    try:
+        result = run(recipe, out, console=console, command=command, fresh=fresh, data=data)
+    except TrainingStopped:
+        report.write_run_report(out)
+        raise
+    report.write_run_report(out)
+    atomic_write(out / "README.md", report.write_model_card(out))
+    return result
+
+
+def expand_methods(text: str, recipe: Recipe) -> list[str]:
+    """ "none,kd,all-logit" -> names of methods, in order, once each.
+
+    Raises:
+        InputError: naming the unknown method and the nearest known one.
+    """
+    found: list[str] = []
+    known = ["none", *METHODS, *recipe.methods, *GROUPS]
+    for name in (part.strip() for part in text.split(",")):
+        if not name:
+            continue
+        if name in GROUPS:
+            found += [key for key, method in METHODS.items() if method.kind == GROUPS[name] and key != "ce"]
+        elif name in known or ".py:" in name:
+            found.append(name)
+        else:
+            raise InputError(f'unknown method "{name}"{nearest(name, known)}; known: {", ".join(known)}')
+    if not found:
+        raise InputError("--methods must name at least one method")
+    return list(dict.fromkeys(found))
+
+
+def compare(
+    recipe: Recipe,
+    methods: Sequence[str],
+    seeds: int,
+    out: Path,
+    *,
+    console: Console,
+    command: str | None = None,
+) -> str:
+    """One student under several methods and seeds, against one teacher; finished runs are kept, so it can be resumed.
+
+    Args:
+        recipe: data, models, schedule; its method is replaced.
+        methods: names; "none" trains the student alone.
+        seeds: 0 .. seeds - 1.
+        out: folder of the comparison; one folder per method and seed in it.
+        console: progress.
+        command: what the user typed.
+
+    Returns:
+        The table as text; out/ then holds report.html, table.md and results.csv.
+    """
+    recipes = {(m, s): with_method(recipe, m, s) for m in methods for s in range(seeds)}  # wrong methods are known now
+    accelerator = make_accelerator(recipe.train)
+    data = data_of(recipe, accelerator)
+    teacher_out = out / "teacher"
+    needed = any(method != "none" for method in methods)
+    trained = teacher_recipe(recipe) if needed and not _covers(recipe, data) else None
+    if trained is not None and recipe.teacher is not None:
+        if finished(teacher_out, trained) is None:
+            run_with_report(trained, teacher_out, console=_labelled(console, "teacher"), command=command, data=data)
+        teacher = replace(recipe.teacher, weights=str(teacher_out / "student.safetensors"), pretrained=False)
+        recipes = {key: replace(value, teacher=teacher) for key, value in recipes.items()}
+    results: list[dict[str, Any]] = []
+    curves: dict[tuple[str, int], list[dict[str, float]]] = {}
+    total = len(recipes)
+    console.start()
+    # Seeds outermost: an interrupted comparison has every method at equal numbers of seeds.
+    for done, (method, seed) in enumerate(sorted(recipes, key=lambda key: key[1])):
+        one = recipes[method, seed]
+        run_out = out / _folder(method) / f"seed-{seed}"
+        summary = finished(run_out, one)
+        if summary is None:
+            if run_out.exists() and (run_out / "recipe.yaml").exists() and not (run_out / "last.pt").exists():
+                shutil.rmtree(run_out)
+            try:
+                quiet = Console(quiet=True, stream=console.stream)
+                summary = run_with_report(one, run_out, console=quiet, command=command, data=_reseed(data, one)).summary
+            except TrainingStopped as stop:
+                console.warn(f"{method}, seed {seed}: {stop}")
+                summary = json.loads((run_out / "result.json").read_text())
+        results.append(summary)
+        curves[method, seed] = read_metrics(run_out / "metrics.csv")
+        left = console.time_left((done + 1) / total)
+        last = summary.get("last")
+        shown = f"{(last['test'] or last['val'])['top1']:.2f} % top-1" if last else summary["status"]
+        tail = f"  ({duration(left)} left)" if left and done + 1 < total else ""
+        console.say(f"[{done + 1}/{total}] {method}, seed {seed}: {shown}{tail}")
+    report.write_compare_report(out, results, curves, command or "")
+    return report.format_table(report.compare_rows(results))
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The rows of a metrics.csv; empty cells are left out."""
+    if not path.exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def evaluate_model(recipe: Recipe, weights: str | None, *, split: str = "test") -> dict[str, Any]:
+    """Top-1, top-5 and loss of `recipe.student` with weights on a split of the recipe's data.
+
+    Raises:
+        InputError: there is no such split, or the weights do not fit.
+    """
+    accelerator = make_accelerator(recipe.train)
+    data = data_of(recipe, accelerator)
+    batches = {"test": data.test, "val": data.val, "train": data.train_eval}.get(split)
+    if batches is None:
+        raise InputError(f'the data {recipe.data.name} has no {split} split; use --split val')
+    model = models.build_model(
+        recipe.student.name,
+        num_classes=len(data.classes),
+        in_channels=data.in_channels,
+        image_size=data.image_size,
+        pretrained=recipe.student.pretrained and weights is None,
+        kwargs=recipe.student.kwargs,
+    )
+    if weights is not None:
+        models.load_weights(model, weights)
+    model.to(accelerator.device)
+    values = evaluate(model, batches.epoch(0), accelerator)
+    info = models.model_info(model, data.image_size)
+    return {
+        "model": recipe.student.name,
+        "weights": weights,
+        "data": recipe.data.name,
+        "split": split,
+        "samples": int(values["samples"]),
+        "top1": values["top1"],
+        "top5": values["top5"],
+        "loss": values["loss"],
+        **info,
+    }
+
+
+def run_recipe(out: Path) -> Recipe:
+    """The recipe of an existing run's folder."""
+    import yaml
+
+    path = out / "recipe.yaml"
+    if not path.is_file():
+        raise InputError(f"{out} is not a run's folder: it has no recipe.yaml")
+    return make_recipe(yaml.safe_load(path.read_text()), str(path))
+
+
+def _covers(recipe: Recipe, data: Any) -> bool:
+    from pcdistill.engine.prepare import knows_classes
+
+    return recipe.teacher is not None and knows_classes(recipe.teacher, data.classes)
+
+
+def _labelled(console: Console, label: str) -> Console:
+    return Console(label, quiet=console.quiet, stream=console.stream)
+
+
+def _folder(method: str) -> str:
+    """A method's name as a folder: a user's `path/file.py:Class` becomes `Class`."""
+    return method.rsplit(":", 1)[-1].replace("/", "_")
+
+
+def _reseed(data: Any, recipe: Recipe) -> Any:
+    """The same images under another seed's order and augmentation."""
+    return replace(data, train=data.train.with_seed(recipe.train.seed))
