@@ -1,0 +1,1 @@
+"""Tensor programs behind the losses; they know nothing of teachers, recipes or epochs."""
