@@ -50,6 +50,7 @@ class CELoss(nn.Module):
     """Module form of :func:`ce_loss`, for recipes; arguments, shapes and errors are the function's."""
 
     needs_target = True
+    ignores_teacher = True
 
     def __init__(self, *, label_smoothing: float = 0.0, reduction: Reduction = "mean") -> None:
         super().__init__()
