@@ -1,0 +1,118 @@
+"""Recipes: every shipped file resolves, overrides reach every key, and mistakes are named with file, key and remedy."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pcdistill.errors import InputError
+from pcdistill.losses import METHODS
+from pcdistill.recipe import RECIPES, load_recipe, make_recipe, method_terms, recipe_names, with_method
+
+
+def test_every_shipped_recipe_resolves_and_survives_a_round_trip():
+    files = sorted(RECIPES.rglob("*.yaml"))
+    assert len(files) == len(recipe_names()) > 3
+    for file in files:
+        recipe = load_recipe(file)
+        assert make_recipe(recipe.to_dict()) == recipe
+        head = file.read_text().splitlines()[:5]
+        assert [line.split(":")[0] for line in head[1:]] == ["# Run", "# Try", "# Cost", "# Expect"], file.name
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_every_method_resolves_by_name(name):
+    recipe = load_recipe("digits", [f"method={name}"])
+    assert [term.method for term in recipe.losses] == [term["method"] for term in METHODS[name].terms]
+
+
+def test_none_is_cross_entropy_alone():
+    assert [t.method for t in with_method(load_recipe("digits"), "none", 3).losses] == ["ce"]
+
+
+def test_a_recipe_may_define_a_method_of_its_own():
+    recipe = with_method(load_recipe("cifar100-resnet56-resnet20"), "kd-9", 0)
+    assert [(t.method, t.weight) for t in recipe.losses] == [("ce", 1.0), ("kd", 9.0)]
+
+
+def test_base_lies_below_and_flags_and_sets_lie_above():
+    recipe = load_recipe(
+        "cifar100-resnet32x4-resnet8x4",
+        ["losses.pcd.stages=5", "losses.0.weight=0.5", "optim.lr=1e-2"],
+        values={"train.epochs": 3, "student.name": None},
+    )
+    assert recipe.optim.milestones == (150, 180, 210)
+    assert recipe.student.name == "cifar/resnet8x4"
+    assert (recipe.train.epochs, recipe.optim.lr) == (3, 0.01)
+    assert recipe.losses[0].weight == 0.5
+    assert recipe.losses[1].options == {"temperature": 4.0, "stages": 5}
+
+
+def test_the_digest_changes_with_results_and_not_with_bookkeeping():
+    recipe = load_recipe("digits")
+    assert load_recipe("digits", ["optim.lr=0.06"]).digest() != recipe.digest()
+    assert load_recipe("digits", ["losses.pcd.stages=2"]).digest() != recipe.digest()
+    assert load_recipe("digits", ["train.checkpoint_seconds=1"]).digest() == recipe.digest()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["optim.lrr=1"], 'unknown key "optim.lrr"; did you mean "lr"'),
+        (["trian.epochs=1"], 'unknown key "trian"; did you mean "train"'),
+        (["losses.pdc.stages=1"], 'no such term; did you mean "pcd"'),
+        (["method=pdc"], 'unknown method "pdc"; did you mean "pcd"'),
+        (["optim.lr=-1"], "optim.lr: input should be greater than 0, got -1"),
+        (["train.epochs=few"], "train.epochs: .*valid integer.*'few'"),
+        (["train.epochs"], "must be KEY=VALUE, got 'train.epochs'"),
+        (["optim.name=sdg"], "optim.name: input should be 'sgd' or 'adamw', got 'sdg'"),
+        (["losses=[{weight: 1}]"], 'losses.0: a term must be a mapping with "method"'),
+        (["losses=[{method: kdd}]"], 'losses.0.method: unknown method "kdd"; did you mean "kd"'),
+        (["data.batch_size=[1"], "not valid YAML"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_mistake_is_named_in_one_sentence(overrides, says):
+    with pytest.raises(InputError, match=says) as error:
+        load_recipe("digits", overrides)
+    assert "\n" not in str(error.value)
+
+
+def test_files_are_named(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("train: {epoch: 3}\n")
+    with pytest.raises(InputError, match=r'mine.yaml: unknown key "train.epoch"; did you mean "epochs"'):
+        load_recipe(file)
+    file.write_text("train: [")
+    with pytest.raises(InputError, match="mine.yaml, line 2: not valid YAML|mine.yaml, line 1: not valid YAML"):
+        load_recipe(file)
+    file.write_text("- 1\n")
+    with pytest.raises(InputError, match="mine.yaml: a recipe must be a mapping"):
+        load_recipe(file)
+    with pytest.raises(InputError, match="does not exist"):
+        load_recipe(tmp_path / "no.yaml")
+    with pytest.raises(InputError, match='unknown recipe "digit"; did you mean "digits"'):
+        load_recipe("digit")
+    file.write_text("base: cifar100-resnet56-resnet20\n")
+    with pytest.raises(InputError, match="one level is the most"):
+        load_recipe(file)
+
+
+def test_nothing_in_a_recipe_is_executed(tmp_path):
+    file = tmp_path / "evil.yaml"
+    file.write_text("train: !!python/object/apply:os.system ['touch pwned']\n")
+    with pytest.raises(InputError, match="not valid YAML"):
+        load_recipe(file)
+
+
+@given(st.text(max_size=12), st.text(max_size=12))
+def test_no_override_escapes_as_another_error(key, value):
+    try:
+        load_recipe("digits", [f"{key}={value}"])
+    except InputError as error:
+        assert str(error)
+
+
+def test_terms_are_copies():
+    terms = method_terms("kd", {})
+    terms[0]["weight"] = 99
+    assert method_terms("kd", {})[0]["weight"] != 99
