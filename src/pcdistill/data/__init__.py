@@ -1,0 +1,38 @@
+"""Data as batches that are a pure function of seed, epoch and batch number; listing the names needs no torch."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pcdistill.data.classification import Data as Data
+    from pcdistill.data.classification import build_data as build_data
+    from pcdistill.data.loader import Batch as Batch
+    from pcdistill.data.loader import Batches as Batches
+    from pcdistill.data.loader import LoaderBatches as LoaderBatches
+
+# Classification data by name -> one line for `pcdistill list`.
+DATASETS: dict[str, str] = {
+    "digits": "1,797 handwritten digits of 8 x 8, in scikit-learn: nothing to download",
+    "cifar10": "60,000 images of 32 x 32, 10 classes; downloaded on request",
+    "cifar100": "60,000 images of 32 x 32, 100 classes; downloaded on request",
+    "imagenet": "a folder with train/ and val/ under the data root, one folder per class",
+    "FOLDER": "any folder of class folders, or of train/ and val/ and test/ that hold them",
+    "FILE.npz": "arrays x_train, y_train, x_test, y_test and optionally classes",
+    "torchvision/NAME": "a classification data set of torchvision by its class name, such as torchvision/SVHN",
+}
+
+_EXPORTS = {
+    "Batch": "loader",
+    "Batches": "loader",
+    "LoaderBatches": "loader",
+    "Data": "classification",
+    "build_data": "classification",
+}
+
+__all__ = ["DATASETS", *sorted(_EXPORTS)]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        return getattr(importlib.import_module(f"pcdistill.data.{_EXPORTS[name]}"), name)
+    raise AttributeError(f"module 'pcdistill.data' has no attribute {name!r}")

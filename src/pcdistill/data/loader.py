@@ -1,0 +1,330 @@
+"""Batches that are a pure function of (seed, epoch, batch number): the same in one process or many, resumed or not."""
+
+import hashlib
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pcdistill.errors import InputError
+
+
+class Batch(NamedTuple):
+    """One batch.
+
+    Attributes:
+        images: float32, normalised, [N, C, H, W]; with two views [2N, C, H, W], the first view's rows first.
+        target: [N] int64, or [N, K] float32 under mixup and cutmix; with two views [2N] or [2N, K].
+        index: [N] int64, the samples' positions in their split; -1 where a user's loader does not tell.
+    """
+
+    images: Tensor
+    target: Tensor
+    index: Tensor  # type: ignore[assignment]  # the name is also a method of tuple, which nobody calls here
+
+
+class Batches(ABC):
+    """Batches of a split, by epoch.
+
+    Attributes:
+        num_samples: samples of the split, over all processes; None where a user's loader does not tell.
+        signature: changes with anything that can change a batch, so that a cache knows whether it still fits.
+    """
+
+    num_samples: int | None
+    signature: str
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Batches of one epoch, for this process."""
+
+    @abstractmethod
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch, from batch `start` on: the same as if the earlier ones had been taken."""
+
+
+def seed_of(*parts: int | str) -> int:
+    """A seed of 63 bits that depends on every part, so that neighbouring parts share nothing."""
+    text = "/".join(map(str, parts)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+
+
+def generator_of(*parts: int | str) -> torch.Generator:
+    """A CPU generator seeded by the parts."""
+    return torch.Generator().manual_seed(seed_of(*parts))
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to read for one batch.
+
+    Attributes:
+        epoch: from 0.
+        batch: number within the epoch.
+        size: samples of the batch over all processes.
+        index: positions in the split, [M] int64: this process's samples, then mixing partners it does not have.
+        slots: their places in the whole batch, [M] int64.
+        own: how many of them are this process's samples.
+        partner: for each of the `own`, the place in `index` of the sample that it is mixed with; [own] int64.
+    """
+
+    epoch: int
+    batch: int
+    size: int
+    index: Tensor
+    slots: Tensor
+    own: int
+    partner: Tensor
+
+
+class Reader(Protocol):
+    """Gives the pixels of jobs, in order."""
+
+    @property
+    def signature(self) -> str: ...
+
+    def read(self, jobs: Iterable[Job]) -> Iterator[list[Tensor]]:
+        """For each job one tensor [M, C, H, W] uint8 for each view."""
+        ...
+
+
+@dataclass(frozen=True)
+class Feed:
+    """How pixels become batches. `batch_size` is over all processes in training, and per process in evaluation."""
+
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    image_size: int
+    batch_size: int
+    train: bool = False
+    seed: int = 0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device | str = "cpu"
+
+
+class SplitBatches(Batches):
+    """The batches of a split whose pixels a reader gives.
+
+    Training shuffles by (seed, epoch) and leaves out the last incomplete batch, unless it is the only one; evaluation
+    takes every sample once, in order, each process a contiguous part.
+
+    Args:
+        reader: where the pixels come from.
+        labels: [N] int64.
+        feed: batch size, normalisation, mixing, and this process's place.
+        fingerprint: of the data, for the signature.
+    """
+
+    def __init__(self, reader: Reader, labels: Tensor, feed: Feed, fingerprint: str = "") -> None:
+        self.reader = reader
+        self.labels = labels
+        self.feed = feed
+        self.num_samples = len(labels)
+        if feed.train and feed.batch_size % feed.world_size:
+            raise InputError(
+                f"the batch size {feed.batch_size} must be a multiple of the {feed.world_size} processes that share it"
+            )
+        if feed.train and len(labels) < feed.world_size:
+            raise InputError(f"{len(labels)} training images are too few for {feed.world_size} processes")
+        shared = (feed.num_classes, feed.mean, feed.std, feed.image_size, feed.batch_size)
+        stream = (feed.seed, feed.mixup, feed.cutmix) if feed.train else ()
+        self.signature = _digest(fingerprint, reader.signature, labels, *shared, *stream)
+        mean, std = (torch.tensor(stat, dtype=torch.float64).view(-1, 1, 1) for stat in (feed.mean, feed.std))
+        self._scale, self._shift = (1 / (255 * std)).float().to(feed.device), (mean / std).float().to(feed.device)
+
+    def __len__(self) -> int:
+        if self.feed.train:
+            return max(1, len(self.labels) // self.feed.batch_size)
+        first, last = self._part()
+        return -(-(last - first) // self.feed.batch_size)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        jobs = self._jobs(epoch, start)
+        waiting: list[Job] = []
+
+        def passed() -> Iterator[Job]:
+            for job in jobs:
+                waiting.append(job)
+                yield job
+
+        for views in self.reader.read(passed()):
+            yield self._batch(waiting.pop(0), views)
+
+    def _part(self) -> tuple[int, int]:
+        """This process's samples in evaluation: from, to."""
+        n, share = len(self.labels), -(-len(self.labels) // self.feed.world_size)
+        return min(n, self.feed.rank * share), min(n, (self.feed.rank + 1) * share)
+
+    def _jobs(self, epoch: int, start: int) -> Iterator[Job]:
+        feed = self.feed
+        if not feed.train:
+            first, last = self._part()
+            for batch in range(start, len(self)):
+                low = first + batch * feed.batch_size
+                index = torch.arange(low, min(last, low + feed.batch_size))
+                yield Job(epoch, batch, len(index), index, torch.arange(len(index)), len(index), index[:0])
+            return
+        order = torch.randperm(len(self.labels), generator=generator_of("order", feed.seed, epoch))
+        size = min(feed.batch_size, len(order) - len(order) % feed.world_size)
+        share = size // feed.world_size
+        for batch in range(start, len(self)):
+            slots = torch.arange(feed.rank * share, (feed.rank + 1) * share)
+            partner = slots[:0]
+            if feed.mixup > 0 or feed.cutmix > 0:
+                # Neighbours are mixed: after the shuffle they are as good as any, and they are mostly on one process.
+                other = slots ^ 1
+                other = torch.where(other < size, other, slots - 1).clamp(min=0)
+                missing = {int(slot) for slot in other} - set(slots.tolist())
+                slots = torch.cat([slots, torch.tensor(sorted(missing), dtype=torch.int64)])
+                partner = torch.tensor([slots.tolist().index(slot) for slot in other.tolist()])
+            index = order[batch * feed.batch_size + slots]
+            yield Job(epoch, batch, size, index, slots, share, partner)
+
+    def _batch(self, job: Job, views: list[Tensor]) -> Batch:
+        images = [self._normalise(view) for view in views]
+        labels, index = self.labels[job.index], job.index[: job.own]
+        target = labels[: job.own]
+        if len(job.partner):
+            images, target = self._mix(job, images, labels)
+        if len(images) > 1:
+            target = torch.cat([target] * len(images))
+        device = self.feed.device
+        whole = torch.cat(images) if len(images) > 1 else images[0]
+        return Batch(whole, target.to(device, non_blocking=True), index.to(device, non_blocking=True))
+
+    def _normalise(self, pixels: Tensor) -> Tensor:
+        images = pixels.to(self.feed.device, non_blocking=True).float()
+        size = self.feed.image_size
+        if images.shape[-2:] != (size, size):
+            images = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+        return images.mul_(self._scale).sub_(self._shift)
+
+    def _mix(self, job: Job, images: list[Tensor], labels: Tensor) -> tuple[list[Tensor], Tensor]:
+        """mixup (arXiv 1710.09412) or cutmix (arXiv 1905.04899) of each sample with its partner, one draw a batch."""
+        feed = self.feed
+        rng = np.random.default_rng(seed_of("mix", feed.seed, job.epoch, job.batch))
+        cut = feed.cutmix > 0 and (feed.mixup == 0 or rng.random() < 0.5)
+        alpha = feed.cutmix if cut else feed.mixup
+        share = float(rng.beta(alpha, alpha))
+        height, width = images[0].shape[2:]
+        keep = torch.full((1, 1), share)
+        if cut:
+            y, x = int(rng.integers(height)), int(rng.integers(width))
+            half_y, half_x = int(height * (1 - share) ** 0.5) // 2, int(width * (1 - share) ** 0.5) // 2
+            keep = torch.ones(height, width)
+            keep[max(0, y - half_y) : y + half_y, max(0, x - half_x) : x + half_x] = 0
+            share = float(keep.mean())  # the share of the first image that is left after the box met the border
+        keep = keep.to(feed.device)
+        partner = job.partner.to(feed.device)
+        mixed = [view[: job.own] * keep + view[partner] * (1 - keep) for view in images]
+        one_hot = F.one_hot(labels, feed.num_classes).float()
+        return mixed, share * one_hot[: job.own] + (1 - share) * one_hot[job.partner]
+
+
+class LoaderBatches(Batches):
+    """Any loader of a user's as Batches.
+
+    The loader yields (images, target), ((first view, second view), target), or a dict with images and target. Its
+    randomness (torch, NumPy and Python's, its samplers and its worker processes) is a function of (seed, epoch, batch)
+    while it runs, and everybody else's is left as it was; so a run can be repeated, and resumed by passing over the
+    batches that were already taken.
+
+    Args:
+        loader: a DataLoader, or anything with a length that can be iterated once for each epoch.
+        views: images of one sample that the loader gives, 1 or 2.
+        seed: of the loader's randomness.
+    """
+
+    def __init__(self, loader: Iterable[Any], *, views: int = 1, seed: int = 0) -> None:
+        if views not in (1, 2):
+            raise InputError(f"views must be 1 or 2, got {views}")
+        if not isinstance(loader, Sized):
+            raise InputError(f"a loader must have a length (batches per epoch), {type(loader).__name__} has none")
+        try:
+            self._length = len(loader)
+        except TypeError as error:
+            raise InputError(f"a loader must have a length (batches per epoch): {error}") from None
+        if self._length == 0:
+            raise InputError("the loader has no batches")
+        self.loader = loader
+        self.views = views
+        self.seed = seed
+        dataset = getattr(loader, "dataset", None)
+        self.num_samples = len(dataset) if isinstance(dataset, Sized) else None
+        self.signature = _digest("loader", type(loader).__name__, self._length, views, seed)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        parts: list[Any] = [self.loader, *(getattr(self.loader, name, None) for name in ("sampler", "batch_sampler"))]
+        for part in parts:
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(epoch)
+            if isinstance(own := getattr(part, "generator", None), torch.Generator):
+                own.manual_seed(seed_of("loader", self.seed, epoch))
+        with _own_randomness(seed_of("loader", self.seed, epoch)):
+            iterator = iter(self.loader)
+        for number in range(self._length):
+            with _own_randomness(seed_of("loader", self.seed, epoch, number)):
+                try:
+                    item = next(iterator)
+                except StopIteration:
+                    raise InputError(f"the loader says it has {self._length} batches and gave {number}") from None
+            if number >= start:
+                yield self._batch(item)
+
+    def _batch(self, item: Any) -> Batch:
+        if isinstance(item, dict):
+            images = next((item[key] for key in ("images", "image", "pixel_values") if key in item), None)
+            target = next((item[key] for key in ("target", "targets", "labels", "label") if key in item), None)
+            if images is None or target is None:
+                raise InputError(f'a batch must have "images" and "target", got the keys {", ".join(map(str, item))}')
+        elif isinstance(item, tuple | list) and len(item) >= 2:
+            images, target = item[0], item[1]
+        else:
+            raise InputError(f"a loader must yield (images, target) or a dict, got {type(item).__name__}")
+        stacked = tuple(images) if isinstance(images, tuple | list) else (images,)
+        if len(stacked) != self.views:
+            raise InputError(f"the loader must give {self.views} view(s) of each image, got {len(stacked)}")
+        if not all(isinstance(part, Tensor) for part in (*stacked, target)):
+            kinds = ", ".join(type(part).__name__ for part in (*stacked, target))
+            raise InputError(f"images and target of a batch must be tensors, got {kinds}")
+        if any(len(view) != len(target) for view in stacked):
+            raise InputError(f"a batch has {len(stacked[0])} images and {len(target)} labels")
+        index = torch.full((len(target),), -1, device=target.device)
+        return Batch(torch.cat(stacked), torch.cat([target] * self.views), index)
+
+
+@contextmanager
+def _own_randomness(seed: int) -> Iterator[None]:
+    """Seeds torch, NumPy and Python for the block, and puts back what they were."""
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+
+
+def _digest(*parts: Any) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(part.numpy().tobytes() if isinstance(part, Tensor) else repr(part).encode())
+        digest.update(b"/")
+    return digest.hexdigest()

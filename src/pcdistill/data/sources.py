@@ -1,0 +1,369 @@
+"""Data sets by name: what their training, validation and test images and labels are."""
+
+import inspect
+import os
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pcdistill.data import DATASETS
+from pcdistill.data.download import CIFAR, read_cifar
+from pcdistill.data.readers import Items
+from pcdistill.errors import InputError, nearest
+
+EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}
+VAL_NAMES = ("val", "valid", "validation")
+IMAGENET_STATS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SPLIT_SEED = 20250524  # which images are held out never depends on a run's seed
+
+
+@dataclass
+class Split:
+    """Images, either an array [N, C, H, W] uint8 or items to read, and labels [N] int64."""
+
+    images: Tensor | None
+    items: Items | None
+    labels: Tensor
+
+
+@dataclass
+class Source:
+    """A data set. `stats` are the customary mean and std, None to compute them from the training images."""
+
+    classes: list[str]
+    train: Split
+    val: Split | None = None
+    test: Split | None = None
+    stats: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+
+
+def open_source(name: str, *, root: str | Path | None = None, download: bool = False) -> Source:
+    """Find a data set by name or path.
+
+    Raises:
+        InputError: an unknown name, a missing file or folder, or one that does not hold what it should.
+    """
+    base = Path(root or os.environ.get("PCDISTILL_DATA") or Path.home() / ".cache" / "pcdistill" / "data").expanduser()
+    if name == "digits":
+        return _digits()
+    if name in CIFAR:
+        return _cifar(name, base, download)
+    if name == "imagenet":
+        folder = base if (base / "train").is_dir() else base / "imagenet"
+        if not (folder / "train").is_dir():
+            raise InputError(
+                f"imagenet: no folder train/ in {base}; give the folder that holds train/ and val/ as root"
+            )
+        return _folders(folder)
+    if name.startswith("torchvision/"):
+        return _torchvision(name.removeprefix("torchvision/"), base, download)
+    path = Path(name).expanduser()
+    if path.suffix == ".npz":
+        return _npz(path)
+    if path.is_dir():
+        return _folders(path)
+    if path.is_file():
+        raise InputError(f"data: {path} is a file; it must be a folder of class folders, or an .npz file")
+    if len(path.parts) > 1 or name.startswith(("~", ".")):
+        raise InputError(f"data: the folder {path} does not exist")
+    known = [known for known in DATASETS if known.islower()]
+    raise InputError(
+        f'data: unknown name "{name}"{nearest(name, known)}, and no such folder; known: {", ".join(DATASETS)}'
+    )
+
+
+def stratified(labels: Tensor, count: int, *, seed: int = SPLIT_SEED) -> tuple[Tensor, Tensor]:
+    """Draw `count` positions, from each class its share; returns (drawn, the others), both in ascending order.
+
+    The shares are whole numbers by the largest remainders, and no class loses its last sample while another has two.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = torch.randperm(len(labels), generator=generator)
+    by_class = shuffled[labels[shuffled].argsort(stable=True)]
+    sizes = torch.bincount(labels)
+    exact = sizes.double() * count / len(labels)
+    take = exact.floor().long()
+    order = (take - exact).argsort(stable=True)
+    take[order[: count - int(take.sum())]] += 1
+    take = take.clamp(max=sizes)
+    rank = torch.arange(len(labels)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    drawn = rank < take.repeat_interleave(sizes)
+    return by_class[drawn].sort().values, by_class[~drawn].sort().values
+
+
+def _digits() -> Source:
+    """The 8 x 8 digits; as there is no official test set, a fixed fifth of each class is held out for it."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    images = torch.from_numpy(np.round(found.images * (255 / 16)).astype(np.uint8))[:, None]
+    labels = torch.from_numpy(found.target).long()
+    test, train = stratified(labels, len(labels) // 5)
+    return Source(
+        [str(digit) for digit in range(10)],
+        Split(images[train], None, labels[train]),
+        test=Split(images[test], None, labels[test]),
+    )
+
+
+def _cifar(name: str, root: Path, download: bool) -> Source:
+    classes, *arrays = read_cifar(name, root, download=download)
+    x_train, y_train, x_test, y_test = map(torch.from_numpy, arrays)
+    stats = CIFAR[name].mean, CIFAR[name].std
+    return Source(classes, Split(x_train, None, y_train), test=Split(x_test, None, y_test), stats=stats)
+
+
+def _npz(path: Path) -> Source:
+    if not path.is_file():
+        raise InputError(f"data: the file {path} does not exist")
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            arrays = {key: _array(found, key, path) for key in found.files}
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is not a readable .npz file: {error}") from None
+    missing = [key for key in ("x_train", "y_train") if key not in arrays]
+    missing += [
+        f"{other}_{part}"
+        for part in ("val", "test")
+        for one, other in (("x", "y"), ("y", "x"))
+        if f"{one}_{part}" in arrays and f"{other}_{part}" not in arrays
+    ]
+    if missing:
+        raise InputError(f"{path} must hold {', '.join(missing)}; it holds {', '.join(arrays) or 'nothing'}")
+    y_train = arrays["y_train"]
+    classes = [str(name) for name in arrays["classes"].ravel()] if "classes" in arrays else None
+    if classes is None:
+        top = int(y_train.max()) if y_train.size and y_train.dtype.kind in "iu" else 0
+        classes = [str(i) for i in range(top + 1)]
+    splits = {
+        part: _array_split(arrays[f"x_{part}"], arrays[f"y_{part}"], len(classes), f"{path.name}: x_{part}")
+        for part in ("train", "val", "test")
+        if f"x_{part}" in arrays
+    }
+    shapes = {part: tuple(split.images.shape[1:]) for part, split in splits.items() if split.images is not None}
+    for part, shape in shapes.items():
+        if shape != shapes["train"]:
+            raise InputError(f"{path.name}: the images of x_{part} must be shaped like those of x_train")
+    return Source(classes, splits["train"], splits.get("val"), splits.get("test"))
+
+
+def _array(found: Any, key: str, path: Path) -> np.ndarray:
+    try:
+        array: np.ndarray = found[key]
+    except ValueError:
+        raise InputError(
+            f"{path}: {key} holds Python objects, which are not loaded; save it as an array of numbers or text "
+            "(numpy.asarray(names, dtype=str))"
+        ) from None
+    return array
+
+
+def _array_split(x: np.ndarray, y: np.ndarray, num_classes: int, where: str) -> Split:
+    """Check [N, H, W, C] or [N, H, W] uint8 and labels [N]; gives [N, C, H, W]."""
+    if x.dtype != np.uint8:
+        raise InputError(f"{where} must be uint8 (0 to 255), got {x.dtype}")
+    if x.ndim == 3:
+        x = x[..., None]
+    if x.ndim != 4 or x.shape[3] > 4:
+        turned = "; move the channels last" if x.ndim == 4 and x.shape[1] <= 4 else ""
+        raise InputError(f"{where} must be [N, H, W, C] or [N, H, W], got {list(x.shape)}{turned}")
+    y = y.ravel() if y.ndim == 2 and y.shape[1] == 1 else y
+    if y.shape != x.shape[:1] or y.dtype.kind not in "iu":
+        raise InputError(f"{where}: labels must be {len(x)} whole numbers, got {y.dtype} {list(y.shape)}")
+    if len(y) and not (y.min() >= 0 and y.max() < num_classes):
+        raise InputError(f"{where}: labels must be 0 to {num_classes - 1}, got {y.min()} to {y.max()}")
+    images = torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
+    return Split(images, None, torch.from_numpy(y.astype(np.int64)))
+
+
+class ImageFiles:
+    """Image files, decoded to RGB."""
+
+    def __init__(self, paths: list[str]) -> None:
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, i: int) -> Tensor:
+        from torchvision.io import ImageReadMode, decode_image, read_file
+
+        path = self.paths[i]
+        try:
+            image: Tensor = decode_image(read_file(path), mode=ImageReadMode.RGB)
+        except (RuntimeError, ValueError):
+            return _read_with_pil(path)
+        if image.ndim != 3:  # an animation
+            image = image[0]
+        return image if image.dtype == torch.uint8 else (image.int() >> 8).to(torch.uint8)
+
+
+def _read_with_pil(path: str) -> Tensor:
+    """Formats that torchvision does not decode."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
+        raise InputError(f"the image {path} cannot be read: {error}") from None
+
+
+def _folders(root: Path) -> Source:
+    """train/ with val/ and test/, or class folders alone; val/ without test/ is kept for the test, as in ImageNet."""
+    if not (root / "train").is_dir():
+        classes, train = _class_folders(root)
+        return Source(classes, train, stats=IMAGENET_STATS)
+    classes, train = _class_folders(root / "train")
+    val = next((found for name in VAL_NAMES if (found := root / name).is_dir()), None)
+    test = root / "test" if (root / "test").is_dir() else None
+    if test is None:
+        val, test = None, val
+    others = {}
+    for folder in (val, test):
+        if folder is None:
+            continue
+        names, split = _class_folders(folder)
+        if names != classes:
+            only_train, only_here = sorted(set(classes) - set(names)), sorted(set(names) - set(classes))
+            told = [f"only in train/: {', '.join(only_train[:3])}"] if only_train else []
+            told += [f"only in {folder.name}/: {', '.join(only_here[:3])}"] if only_here else []
+            raise InputError(f"{root}: the class folders of train/ and {folder.name}/ differ ({'; '.join(told)})")
+        others[folder] = split
+    return Source(
+        classes,
+        train,
+        others[val] if val is not None else None,
+        others[test] if test is not None else None,
+        stats=IMAGENET_STATS,
+    )
+
+
+def _class_folders(folder: Path) -> tuple[list[str], Split]:
+    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    if not classes:
+        raise InputError(f"{folder} has no class folders; it must hold one folder of images for each class")
+    paths: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        found = sorted(
+            os.path.join(parent, file)
+            for parent, _, files in os.walk(folder / name, followlinks=True)
+            for file in files
+            if os.path.splitext(file)[1].lower() in EXTENSIONS and not file.startswith(".")
+        )
+        if not found:
+            raise InputError(f"the class folder {folder / name} has no images ({', '.join(sorted(EXTENSIONS))})")
+        paths += found
+        labels += [label] * len(found)
+    return classes, Split(None, ImageFiles(paths), torch.tensor(labels))
+
+
+class DatasetItems:
+    """Images of a torchvision data set that yields PIL images."""
+
+    def __init__(self, dataset: Any, name: str) -> None:
+        self.dataset = dataset
+        self.name = name
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def read(self, i: int) -> Tensor:
+        from torchvision.transforms.v2.functional import pil_to_tensor
+
+        try:
+            image = self.dataset[i][0]
+        except (OSError, ValueError) as error:
+            raise InputError(f"image {i} of {self.name} cannot be read: {error}") from None
+        pixels: Tensor = pil_to_tensor(image.convert("RGB"))
+        return pixels
+
+
+def _torchvision(name: str, root: Path, download: bool) -> Source:
+    from torchvision import datasets
+
+    if name.lower() in CIFAR:
+        return _cifar(name.lower(), root, download)
+    known = [known for known in datasets.__all__ if inspect.isclass(getattr(datasets, known, None))]
+    if name not in known:
+        raise InputError(f'data: torchvision has no data set "{name}"{nearest(name, known)}')
+    kind = getattr(datasets, name)
+    options = inspect.signature(kind).parameters
+    if "root" not in options:
+        raise InputError(f"data: torchvision/{name} is not a data set of labelled images")
+    given: dict[str, Any] = {"root": str(root)}
+    if "download" in options:
+        given["download"] = download
+    names: dict[str, list[dict[str, Any]]] = {"train": [{}], "val": [], "test": []}
+    if "train" in options:
+        names = {"train": [{"train": True}], "val": [], "test": [{"train": False}]}
+        if "split" in options:
+            given["split"] = "balanced"  # EMNIST
+    elif "split" in options:
+        names = {
+            "train": [{"split": "train"}, {"split": "trainval"}],
+            "val": [{"split": split} for split in VAL_NAMES],
+            "test": [{"split": "test"}],
+        }
+    parts = {part: _first_that_works(kind, given, tries, name, root) for part, tries in names.items()}
+    if parts["train"] is None:
+        raise InputError(f"data: torchvision/{name} has no training split that is known here")
+    if parts["test"] is None:
+        parts["val"], parts["test"] = None, parts["val"]
+    labels = {part: _labels(found, name) for part, found in parts.items() if found is not None}
+    count = int(labels["train"].max()) + 1
+    classes = [_class_name(c) for c in getattr(parts["train"], "classes", None) or range(count)]
+    splits = {part: _dataset_split(parts[part], labels[part], f"torchvision/{name}") for part in labels}
+    stats = IMAGENET_STATS if splits["train"].images is None else None
+    return Source(classes, splits["train"], splits.get("val"), splits.get("test"), stats)
+
+
+def _class_name(found: Any) -> str:
+    """ImageNet gives a tuple of synonyms."""
+    return ", ".join(found) if isinstance(found, tuple) else str(found)
+
+
+def _first_that_works(kind: Any, given: dict[str, Any], tries: list[dict[str, Any]], name: str, root: Path) -> Any:
+    for options in tries:
+        try:
+            return kind(**given, **options)
+        except ValueError:  # torchvision's answer to a split that the data set does not have
+            continue
+        except (RuntimeError, OSError) as error:
+            hint = "" if given.get("download") else "; allow the download, or give its root"
+            raise InputError(f"torchvision/{name} cannot be read from {root}: {error}{hint}") from None
+        except TypeError as error:
+            raise InputError(f"data: torchvision/{name} cannot be opened by name: {error}") from None
+    return None
+
+
+def _labels(dataset: Any, name: str) -> Tensor:
+    for attribute in ("targets", "labels", "_labels"):
+        found = getattr(dataset, attribute, None)
+        if found is not None and len(found) == len(dataset):
+            break
+    else:
+        found = [dataset[i][1] for i in range(len(dataset))]
+    array = np.asarray(found)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise InputError(f"data: torchvision/{name} does not have one class per image")
+    return torch.from_numpy(array.astype(np.int64))
+
+
+def _dataset_split(dataset: Any, labels: Tensor, name: str) -> Split:
+    """In memory where the data set already is; read one by one where it is not."""
+    data = getattr(dataset, "data", None)
+    array = np.asarray(data) if isinstance(data, Tensor | np.ndarray) else None
+    if array is None or array.dtype != np.uint8 or array.ndim not in (3, 4) or len(array) != len(labels):
+        return Split(None, DatasetItems(dataset, name), labels)
+    if array.ndim == 4 and array.shape[1] in (1, 3) and array.shape[3] not in (1, 3):
+        array = array.transpose(0, 2, 3, 1)  # SVHN and STL10 have the channels first
+    return _array_split(array, labels.numpy(), int(labels.max()) + 1, name)
