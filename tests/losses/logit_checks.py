@@ -122,3 +122,11 @@ def check_reads_no_value(loss: Loss, c: int = 10) -> None:
     """A meta tensor has no values: asking for one raises. So a loss that runs here never makes a GPU wait."""
     student, teacher, target = (x.to("meta") for x in random_input(4, c, torch.float32))
     assert loss(student, teacher, target).device.type == "meta"
+
+
+def torchdistill_kd(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """torchdistill's KD (skips the test where it is not installed), times T^2, which it leaves out without labels."""
+    peer = pytest.importorskip("torchdistill.losses.mid_level")
+    loss = peer.KDLoss("logits", "output", "logits", "output", temperature, alpha=0.0)
+    value: Tensor = loss({"logits": {"output": student}}, {"logits": {"output": teacher}})
+    return value * temperature**2
