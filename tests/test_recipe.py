@@ -1,5 +1,7 @@
 """Recipes: every shipped file resolves, overrides reach every key, and mistakes are named with file, key and remedy."""
 
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -83,10 +85,10 @@ def test_files_are_named(tmp_path):
     with pytest.raises(InputError, match=r'mine.yaml: unknown key "train.epoch"; did you mean "epochs"'):
         load_recipe(file)
     file.write_text("train: [")
-    with pytest.raises(InputError, match="mine.yaml, line 2: not valid YAML|mine.yaml, line 1: not valid YAML"):
+    with pytest.raises(InputError, match=r"mine.yaml, line [12]: not valid YAML"):
         load_recipe(file)
     file.write_text("- 1\n")
-    with pytest.raises(InputError, match="mine.yaml: a recipe must be a mapping"):
+    with pytest.raises(InputError, match=r"mine.yaml: a recipe must be a mapping"):
         load_recipe(file)
     with pytest.raises(InputError, match="does not exist"):
         load_recipe(tmp_path / "no.yaml")
@@ -106,10 +108,8 @@ def test_nothing_in_a_recipe_is_executed(tmp_path):
 
 @given(st.text(max_size=12), st.text(max_size=12))
 def test_no_override_escapes_as_another_error(key, value):
-    try:
+    with contextlib.suppress(InputError):
         load_recipe("digits", [f"{key}={value}"])
-    except InputError as error:
-        assert str(error)
 
 
 def test_terms_are_copies():

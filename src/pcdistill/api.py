@@ -71,7 +71,8 @@ def distill(
             ((weak, strong), target).
         val: batches of held-out data; picks the best epoch, and the teacher must pass its gate on them.
         method: a name of `pcdistill list methods`, or path/to/file.py:Class.
-        losses: terms in the recipe's form, in place of the method's own: [{"method": "ce"}, {"method": "pcd", "stages": 5}].
+        losses: terms in the recipe's form, in place of the method's own, e.g.
+            [{"method": "ce"}, {"method": "pcd", "stages": 5}].
         epochs: length of the training.
         lr: base learning rate.
         optim: further keys of the recipe's `optim`, e.g. {"name": "adamw", "weight_decay": 0.05}.
@@ -128,7 +129,7 @@ def distill(
         check_teacher(
             wrapped,
             None,
-            val_batches.epoch(0),
+            val_batches,
             accelerator,
             num_classes=num_classes,
             allow=recipe.allow,

@@ -281,7 +281,8 @@ def _result_text(summary: dict[str, Any], out: Path) -> str:
     lines = []
     if summary["teacher"]:
         values = summary["teacher"][split]
-        lines.append(f"teacher   {summary['teacher']['parameters'] / 1e6:8.2f} M parameters  {split} top-1 {values['top1']:.2f} %")
+        size = summary["teacher"]["parameters"] / 1e6
+        lines.append(f"teacher   {size:8.2f} M parameters  {split} top-1 {values['top1']:.2f} %")
     for which in ("best", "last"):
         one = summary[which]
         lines.append(

@@ -48,7 +48,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A model by name (`timm/NAME`, `torchvision/NAME`, `cifar/NAME`, `hf/NAME`, `file.py:function`) and its weights."""
+    """A model by name (`timm/`, `torchvision/`, `cifar/`, `hf/` and NAME, or `file.py:function`) and its weights."""
 
     __pydantic_config__ = FORBID
     name: str = "cifar/resnet8"
@@ -201,7 +201,9 @@ def load_recipe(
     return make_recipe(tree, where, {k: v for k, v in text.items() if k.startswith("losses.")})
 
 
-def make_recipe(tree: Mapping[str, Any], where: str = "recipe", term_overrides: Mapping[str, Any] | None = None) -> Recipe:
+def make_recipe(
+    tree: Mapping[str, Any], where: str = "recipe", term_overrides: Mapping[str, Any] | None = None
+) -> Recipe:
     """Check a tree of plain values against the schema, and fill in the terms that the method's name stands for."""
     plain = copy.deepcopy(dict(tree))
     method = plain.get("method", Recipe.method)
@@ -260,7 +262,8 @@ def _read_file(source: str | Path) -> tuple[dict[str, Any], Path]:
         if not path.exists():
             known = recipe_names()
             raise InputError(
-                f'unknown recipe "{source}"{nearest(str(source), known)}; it must be a .yaml file or one of: {", ".join(known)}'
+                f'unknown recipe "{source}"{nearest(str(source), known)}; it must be a .yaml file or one of: '
+                + ", ".join(known)
             )
     if not path.is_file():
         raise InputError(f"recipe file {path} does not exist")

@@ -1,4 +1,4 @@
-"""Learning-rate and loss-weight schedules: pure functions of where training is, so that a resumed run needs no state."""
+"""Learning-rate and loss-weight schedules: pure functions of where training is, so a resumed run needs no state."""
 
 import math
 from collections.abc import Sequence

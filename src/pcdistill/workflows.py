@@ -13,6 +13,7 @@ from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.console import Console, duration
 from pcdistill.engine.evaluate import evaluate
 from pcdistill.engine.fit import make_accelerator
+from pcdistill.engine.prepare import knows_classes
 from pcdistill.engine.run import RunResult, data_of, finished, run, teacher_recipe
 from pcdistill.errors import InputError, TrainingStopped, nearest
 from pcdistill.losses import METHODS
@@ -22,11 +23,11 @@ GROUPS = {"all-logit": "logits", "all-feature": "features"}
 
 
 def run_with_report(
-    recipe: Recipe, out: Path, *, console: Console, command: str | None = None, fresh: bool = False, data: Any = None
+    recipe: Recipe, out: Path, *, console: Console, command: str | None = None, fresh: bool = False
 ) -> RunResult:
-    """:func:`pcdistill.engine.run.run`, then report.html and the student's model card; a stopped run gets its report too."""
+    """:func:`pcdistill.engine.run.run`, then report.html and the student's card; a stopped run gets its report too."""
     try:
-        result = run(recipe, out, console=console, command=command, fresh=fresh, data=data)
+        result = run(recipe, out, console=console, command=command, fresh=fresh)
     except TrainingStopped:
         report.write_run_report(out)
         raise
@@ -80,14 +81,12 @@ def compare(
         The table as text; out/ then holds report.html, table.md and results.csv.
     """
     recipes = {(m, s): with_method(recipe, m, s) for m in methods for s in range(seeds)}  # wrong methods are known now
-    accelerator = make_accelerator(recipe.train)
-    data = data_of(recipe, accelerator)
     teacher_out = out / "teacher"
     needed = any(method != "none" for method in methods)
-    trained = teacher_recipe(recipe) if needed and not _covers(recipe, data) else None
+    trained = teacher_recipe(recipe) if needed and not _covers(recipe) else None
     if trained is not None and recipe.teacher is not None:
         if finished(teacher_out, trained) is None:
-            run_with_report(trained, teacher_out, console=_labelled(console, "teacher"), command=command, data=data)
+            run_with_report(trained, teacher_out, console=_labelled(console, "teacher"), command=command)
         teacher = replace(recipe.teacher, weights=str(teacher_out / "student.safetensors"), pretrained=False)
         recipes = {key: replace(value, teacher=teacher) for key, value in recipes.items()}
     results: list[dict[str, Any]] = []
@@ -104,7 +103,7 @@ def compare(
                 shutil.rmtree(run_out)
             try:
                 quiet = Console(quiet=True, stream=console.stream)
-                summary = run_with_report(one, run_out, console=quiet, command=command, data=_reseed(data, one)).summary
+                summary = run_with_report(one, run_out, console=quiet, command=command).summary
             except TrainingStopped as stop:
                 console.warn(f"{method}, seed {seed}: {stop}")
                 summary = json.loads((run_out / "result.json").read_text())
@@ -137,7 +136,7 @@ def evaluate_model(recipe: Recipe, weights: str | None, *, split: str = "test") 
     data = data_of(recipe, accelerator)
     batches = {"test": data.test, "val": data.val, "train": data.train_eval}.get(split)
     if batches is None:
-        raise InputError(f'the data {recipe.data.name} has no {split} split; use --split val')
+        raise InputError(f"the data {recipe.data.name} has no {split} split; use --split val")
     model = models.build_model(
         recipe.student.name,
         num_classes=len(data.classes),
@@ -150,7 +149,7 @@ def evaluate_model(recipe: Recipe, weights: str | None, *, split: str = "test") 
         models.load_weights(model, weights)
     model.to(accelerator.device)
     values = evaluate(model, batches.epoch(0), accelerator)
-    info = models.model_info(model, data.image_size)
+    info = models.model_info(model, data.image_size, in_channels=data.in_channels)
     return {
         "model": recipe.student.name,
         "weights": weights,
@@ -174,10 +173,12 @@ def run_recipe(out: Path) -> Recipe:
     return make_recipe(yaml.safe_load(path.read_text()), str(path))
 
 
-def _covers(recipe: Recipe, data: Any) -> bool:
-    from pcdistill.engine.prepare import knows_classes
-
-    return recipe.teacher is not None and knows_classes(recipe.teacher, data.classes)
+def _covers(recipe: Recipe) -> bool:
+    """Whether the teacher is pretrained on the data's classes; opens the data only if that can be."""
+    teacher = recipe.teacher
+    if teacher is None or teacher.weights is not None or not teacher.pretrained:
+        return False
+    return knows_classes(teacher, data_of(recipe, make_accelerator(recipe.train)))
 
 
 def _labelled(console: Console, label: str) -> Console:
@@ -187,8 +188,3 @@ def _labelled(console: Console, label: str) -> Console:
 def _folder(method: str) -> str:
     """A method's name as a folder: a user's `path/file.py:Class` becomes `Class`."""
     return method.rsplit(":", 1)[-1].replace("/", "_")
-
-
-def _reseed(data: Any, recipe: Recipe) -> Any:
-    """The same images under another seed's order and augmentation."""
-    return replace(data, train=data.train.with_seed(recipe.train.seed))

@@ -331,8 +331,8 @@ class Trainer:
         if self.best["value"] > 3 * self.chance and max(recent) < 1.5 * self.chance:
             raise TrainingStopped(
                 f"{self.metric} has collapsed to {value:.1f} % (chance is {self.chance:.1f} %) after a best of "
-                f"{self.best['value']:.1f} % in epoch {int(self.best['epoch'])}: the steps are too large; lower optim.lr "
-                f"(now {self.optim.lr:g}) or the distillation weight, or use normalize: groups with PCD"
+                f"{self.best['value']:.1f} % in epoch {int(self.best['epoch'])}: the steps are too large; lower "
+                f"optim.lr (now {self.optim.lr:g}) or the distillation weight, or use normalize: groups with PCD"
             )
 
     def _parameters(self) -> list[nn.Parameter]:
@@ -424,7 +424,9 @@ class Trainer:
         if self.out is not None and (stop or self._agree(due)):
             self.save()
         if stop:
-            raise Interrupted(f"interrupted in epoch {self.epoch + 1}, after {self.batch} of {len(self.batches)} batches")
+            raise Interrupted(
+                f"interrupted in epoch {self.epoch + 1}, after {self.batch} of {len(self.batches)} batches"
+            )
 
     def _agree(self, flag: bool) -> bool:
         """True in every process if it is true in any."""

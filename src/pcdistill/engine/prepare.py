@@ -36,19 +36,23 @@ def build_student(config: ModelConfig, *, classes: Sequence[str], data: Any, all
     return model
 
 
-def knows_classes(config: TeacherConfig, classes: Sequence[str]) -> bool:
+def knows_classes(config: TeacherConfig, data: Any) -> bool:
     """Whether a pretrained teacher can be used as it is: its own classes cover the data's."""
     if config.weights is not None or not config.pretrained:
         return False
-    named = list(config.classes) if config.classes is not None else models.class_names(None, config.name)
-    if named is None:
-        return False
-    return set(classes) <= set(named) or (len(named) == len(classes) and is_imagenet(classes))
+    named = _pretrained(config, data)[1]
+    return named is not None and set(data.classes) <= set(named)
 
 
-def is_imagenet(classes: Sequence[str]) -> bool:
-    """The 1000 WordNet folders of ImageNet-1k, whose sorted order is the order of every ImageNet-1k classifier."""
-    return len(classes) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in classes)
+def _pretrained(config: TeacherConfig, data: Any) -> tuple[nn.Module, list[str] | None]:
+    """The zoo's model with its own head, and the names of its outputs in the form that the data uses."""
+    model = models.build_model(
+        config.name, num_classes=None, in_channels=data.in_channels, pretrained=True, kwargs=config.kwargs
+    )
+    if config.classes is not None:
+        return model, list(config.classes)
+    wnids = all(re.fullmatch(r"n\d{8}", name) for name in data.classes)
+    return model, models.class_names(model, config.name, wnids=wnids)
 
 
 def build_teacher(config: TeacherConfig, *, data: Any, allow: Iterable[str] = ()) -> Teacher:
@@ -58,15 +62,12 @@ def build_teacher(config: TeacherConfig, *, data: Any, allow: Iterable[str] = ()
         InputError: the classes cannot be matched, or the weights do not fit.
     """
     named: list[str] | None = list(config.classes) if config.classes is not None else None
-    if named is None and config.weights is not None:
-        named = models.read_classes(config.weights)
-    num_classes = len(named) if named is not None else len(data.classes)
-    if config.pretrained and config.weights is None and named is None:
-        model = models.build_model(
-            config.name, num_classes=None, in_channels=data.in_channels, pretrained=True, kwargs=config.kwargs
-        )
-        named = models.class_names(model, config.name)
+    if config.pretrained and config.weights is None:
+        model, named = _pretrained(config, data)
     else:
+        if named is None and config.weights is not None:
+            named = models.read_metadata(config.weights).get("classes")
+        num_classes = len(named) if named is not None else len(data.classes)
         model = models.build_model(
             config.name,
             num_classes=num_classes,
@@ -84,7 +85,7 @@ def wrap_teacher(
 ) -> Teacher:
     """Give a model the data's class order and its own input's statistics."""
     class_map = None
-    in_order = "class-order" in allow or (is_imagenet(data.classes) and len(named or ()) == len(data.classes))
+    in_order = "class-order" in allow and len(named or ()) == len(data.classes)
     if named is not None and list(named) != list(data.classes) and not in_order:
         class_map = align_classes(named, data.classes)
     stats: Stats | None = None
@@ -108,7 +109,7 @@ def wrap_teacher(
 def check_teacher(
     teacher: Teacher,
     student: nn.Module | None,
-    batches: Iterable[Any],
+    batches: Any,
     accelerator: Accelerator,
     *,
     num_classes: int,
@@ -120,16 +121,17 @@ def check_teacher(
     Args:
         teacher: over the data's classes.
         student: a student that has weights already, to compare with; None for a fresh one.
-        batches: held-out batches.
+        batches: the held-out split; its `epoch(0)` gives the batches.
         accelerator: where to compute.
         num_classes: C; chance is 100 / C percent.
         allow: "weak-teacher" turns a weak teacher into a warning.
         console: where warnings go.
 
     Raises:
-        InputError: outputs that do not fit the classes, logits that are not finite, accuracy near chance, or below the student's.
+        InputError: outputs that do not fit the classes, logits that are not finite, accuracy near chance, or below
+            the student's.
     """
-    first = next(iter(batches))
+    first = next(iter(batches.epoch(0)))
     images = first[0][:2].to(accelerator.device)
     with accelerator.autocast():
         logits = teacher(images)
@@ -138,7 +140,7 @@ def check_teacher(
             f"the teacher gives logits {list(logits.shape[1:])} per image and the data has {num_classes} classes; "
             "name the teacher's classes (teacher.classes) so that they can be matched, or train it on this data"
         )
-    result = evaluate(teacher, batches, accelerator, limit=GATE_SAMPLES)
+    result = evaluate(teacher, batches.epoch(0), accelerator, limit=GATE_SAMPLES)
     if not result["finite"]:
         raise InputError(
             "the teacher's logits are NaN or infinite on held-out images; check that its weights are loaded and its "
@@ -151,9 +153,12 @@ def check_teacher(
     if result["top1"] < max(1.5 * chance, chance + 3 * error):
         weak = f"the teacher has {result['top1']:.1f} % top-1 on held-out images, near chance ({chance:.1f} %)"
     elif student is not None:
-        own = evaluate(student, batches, accelerator, limit=GATE_SAMPLES)
+        own = evaluate(student, batches.epoch(0), accelerator, limit=GATE_SAMPLES)
         if own["top1"] > result["top1"]:
-            weak = f"the teacher has {result['top1']:.1f} % top-1 on held-out images, less than the student's {own['top1']:.1f} %"
+            weak = (
+                f"the teacher has {result['top1']:.1f} % top-1 on held-out images, less than the student's "
+                f"{own['top1']:.1f} %"
+            )
     if weak is not None:
         advice = (
             f"{weak}; check that its weights are loaded, its input normalisation and resolution, and the order of its "

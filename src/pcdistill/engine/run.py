@@ -91,11 +91,14 @@ def run(
     set_seed(recipe.train.seed)
     student = build_student(recipe.student, classes=classes, data=data, allow=recipe.allow)
     image_size = data.image_size
-    student_summary = {"name": recipe.student.name, **models.model_info(student, image_size)}
+    student_summary = {
+        "name": recipe.student.name,
+        **models.model_info(student, image_size, in_channels=data.in_channels),
+    }
     student.to(accelerator.device)
     if recipe.teacher is not None and recipe.method != "none":
         config = recipe.teacher
-        trained = None if knows_classes(config, classes) else teacher_recipe(recipe)
+        trained = None if knows_classes(config, data) else teacher_recipe(recipe)
         if trained is not None:
             console.say(f"no weights for the teacher {config.name}: training it first, {trained.train.epochs} epochs")
             teacher_console = Console("teacher", quiet=console.quiet, stream=console.stream)
@@ -103,11 +106,15 @@ def run(
             config = replace(config, weights=str(out / "teacher" / "student.safetensors"), pretrained=False)
         teacher = build_teacher(config, data=data, allow=recipe.allow)
         teacher.to(accelerator.device)
-        teacher_summary = {"name": config.name, **models.model_info(teacher.model, config.image_size or image_size)}
+        teacher_size = teacher.image_size or image_size
+        teacher_summary = {
+            "name": config.name,
+            **models.model_info(teacher.model, teacher_size, in_channels=data.in_channels),
+        }
         gate = check_teacher(
             teacher,
             student if recipe.student.weights is not None else None,
-            data.val.epoch(0),
+            data.val,
             accelerator,
             num_classes=len(classes),
             allow=recipe.allow,

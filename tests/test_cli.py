@@ -1,0 +1,348 @@
+"""The command line as a user meets it: the main job, the mistakes people make, a kill and a resume, speed of --help."""
+
+import csv
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from pcdistill import cli
+
+QUICK = ["--epochs", "1", "--teacher-epochs", "2", "--limit", "256", "--teacher", "cifar/resnet8", "--quiet"]
+
+
+def call(*argv: str) -> None:
+    cli.main([str(part) for part in argv])
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory) -> Path:
+    """A teacher trained on digits for a moment: good enough to pass the gate."""
+    out = tmp_path_factory.mktemp("teacher")
+    call("train", "--data", "digits", "--model", "cifar/resnet8", "--epochs", "3", "--out", out, "--quiet")
+    return out / "student.safetensors"
+
+
+def distill(teacher: Path, out: Path, *more: str) -> None:
+    call(
+        *("distill", "--data", "digits", "--teacher", "cifar/resnet8", "--teacher-weights", teacher),
+        *("--student", "cifar/resnet8", "--epochs", "2", "--limit", "256", "--out", out, "--quiet", *more),
+    )
+
+
+def error_of(capsys, *argv: str) -> str:
+    """The one sentence that a wrong input gives, with exit code 2."""
+    with pytest.raises(SystemExit) as stop:
+        call(*argv)
+    text = capsys.readouterr().err
+    assert stop.value.code == 2, text
+    assert "Traceback" not in text
+    return text
+
+
+def test_distill_leaves_a_complete_folder(teacher, tmp_path, capsys):
+    out = tmp_path / "run"
+    distill(teacher, out)
+    names = {path.name for path in out.iterdir()}
+    assert names >= {
+        *("recipe.yaml", "environment.json", "metrics.csv", "best.pt", "last.pt", "result.json"),
+        *("student.safetensors", "report.html", "README.md"),
+    }
+    summary = json.loads((out / "result.json").read_text())
+    assert summary["status"] == "done"
+    assert {"best", "last"} <= set(summary)
+    for which in ("best", "last"):
+        assert 0 <= summary[which]["test"]["top1"] <= 100
+    rows = list(csv.DictReader((out / "metrics.csv").open()))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert {"train/ce", "train/pcd", "val/top1"} <= set(rows[0])
+    recipe = yaml.safe_load((out / "recipe.yaml").read_text())
+    assert [term["method"] for term in recipe["losses"]] == ["ce", "pcd"]
+    printed = capsys.readouterr().out
+    assert "teacher" in printed
+    assert "(best epoch" in printed
+    assert "(last epoch" in printed
+    assert "student.safetensors" in printed
+    # The teacher is in no checkpoint: every tensor of the student's file is the student's own.
+    saved = set(load_file(out / "student.safetensors"))
+    assert set(torch.load(out / "last.pt", weights_only=True)["student"]) >= saved
+    assert not any("teacher" in key for key in saved)
+
+    call("evaluate", out)
+    found = json.loads(capsys.readouterr().out)
+    assert found["top1"] == pytest.approx(summary[summary["kept"]]["test"]["top1"], abs=1e-6)
+
+
+def test_the_same_command_on_a_finished_run_changes_nothing(teacher, tmp_path):
+    distill(teacher, tmp_path / "run")
+    before = load_file(tmp_path / "run" / "student.safetensors")
+    distill(teacher, tmp_path / "run")
+    after = load_file(tmp_path / "run" / "student.safetensors")
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_two_runs_of_one_command_give_the_same_weights(teacher, tmp_path):
+    distill(teacher, tmp_path / "a")
+    distill(teacher, tmp_path / "b")
+    a, b = (load_file(tmp_path / name / "student.safetensors") for name in "ab")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_compare_prints_and_writes_its_table_and_repeats_it(tmp_path, capsys):
+    argv = ["compare", "--data", "digits", "--methods", "none,kd,pcd", "--seeds", "2", "--student", "cifar/resnet8"]
+    tables = []
+    for name in ("a", "b", "a"):  # the third finds everything done
+        call(*argv, *QUICK, "--out", tmp_path / name)
+        tables.append(capsys.readouterr().out.split("written:")[0])
+    assert tables[0] == tables[1] == tables[2]
+    assert all(method in tables[0] for method in ("none", "kd", "pcd"))
+    rows = list(csv.DictReader((tmp_path / "a" / "results.csv").open()))
+    assert len(rows) == 6
+    assert (tmp_path / "a" / "report.html").stat().st_size > 10_000
+
+
+def test_a_killed_run_resumes_to_the_same_bits(teacher, tmp_path):
+    """SIGKILL in mid-epoch, then the same command: the same weights as the run that was left alone."""
+    base = [
+        *(sys.executable, "-m", "pcdistill.cli", "distill", "--data", "digits", "--teacher", "cifar/resnet8"),
+        *("--teacher-weights", str(teacher), "--student", "cifar/resnet8", "--epochs", "8", "--seed", "3"),
+        *("--set", "train.checkpoint_seconds=0", "--set", "train.ema=0.9", "--quiet", "--device", "cpu"),
+    ]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    subprocess.run([*base, "--out", str(tmp_path / "whole")], check=True, env=env, capture_output=True)
+    cut = tmp_path / "cut"
+    process = subprocess.Popen(
+        [*base, "--out", str(cut)], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    killed_at = None
+    while time.monotonic() < deadline and process.poll() is None and killed_at is None:
+        if (cut / "last.pt").exists():
+            try:
+                state = torch.load(cut / "last.pt", weights_only=True)
+            except (RuntimeError, EOFError, OSError):
+                continue
+            if state["epoch"] >= 1 and state["batch"] > 2:
+                process.send_signal(signal.SIGKILL)
+                killed_at = (state["epoch"], state["batch"])
+        time.sleep(0.002)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+    assert not (cut / "result.json").exists()
+    subprocess.run([*base, "--out", str(cut)], check=True, env=env, capture_output=True)
+    whole, resumed = (load_file(tmp_path / name / "student.safetensors") for name in ("whole", "cut"))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_resume(teacher, tmp_path):
+    argv = [
+        *(sys.executable, "-m", "pcdistill.cli", "distill", "--data", "digits", "--teacher", "cifar/resnet8"),
+        *("--teacher-weights", str(teacher), "--student", "cifar/resnet8", "--epochs", "200", "--device", "cpu"),
+        *("--out", str(tmp_path / "run"), "--set", "train.checkpoint_seconds=0.1"),
+    ]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    process = subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 90
+    while not (tmp_path / "run" / "last.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "interrupted in epoch" in err or "interrupted after epoch" in err
+    assert "the same command continues" in err
+    assert "Traceback" not in err
+
+
+def test_help_is_quick_and_imports_no_torch():
+    env = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    code = (
+        "import sys\nfrom pcdistill.cli import main\n"
+        "try:\n    main([*sys.argv[1:], '--help'])\nexcept SystemExit as stop:\n    assert stop.code in (0, None)\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'"
+    )
+    for command in ([], *[[name] for name in cli.COMMANDS]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *command], env=env, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert "usage" in done.stdout
+
+
+@pytest.mark.parametrize("what", ["methods", "data", "recipes"])
+def test_list_needs_no_torch(what):
+    code = f"import sys\nfrom pcdistill.cli import main\nmain(['list', '{what}'])\nassert 'torch' not in sys.modules"
+    env = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) > 2
+
+
+def test_print_config_shows_the_resolved_recipe_and_runs_nothing(tmp_path, capsys):
+    call("distill", "cifar100-resnet56-resnet20", "--epochs", "7", "--print-config", "--out", tmp_path / "run")
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["train"]["epochs"] == 7
+    assert shown["optim"]["milestones"] == [150, 180, 210]
+    assert not (tmp_path / "run").exists()
+
+
+# Wrong input: one clear sentence, exit code 2.
+
+
+def test_a_missing_folder(capsys, tmp_path):
+    assert str(tmp_path / "no") in error_of(
+        capsys, "distill", "--data", tmp_path / "no", *QUICK, "--out", tmp_path / "o"
+    )
+
+
+def test_an_unknown_option_names_the_nearest(capsys):
+    assert "--epochs" in error_of(capsys, "distill", "--epoch", "3")
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--method", "pdc"], 'unknown method "pdc"; did you mean "pcd"'),
+        (["--set", "optim.lrr=1"], 'unknown key "optim.lrr"; did you mean "lr"'),
+        (["--student", "cifar/resnet9"], "cifar/resnet"),
+        (["--student", "timm/resnet1818"], "timm/resnet"),
+        (["--data", "digit"], "digits"),
+        (["--set", "losses.pcd.stages=6"], "stages must be at most C // 2 = 5"),
+        (["--set", "losses.pcd.temperature=0"], "temperature must be a finite number > 0, got 0"),
+        (["--set", "losses.pcd.stagess=3"], 'pcd has no option "stagess"; did you mean "stages"'),
+        (["--set", "data.augment=flipp"], "flip"),
+        (["--teacher-weights", "nowhere.safetensors"], "nowhere.safetensors does not exist"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_wrong_names_and_values(capsys, tmp_path, argv, says):
+    base = ["distill", "digits", *QUICK[:-3], "--quiet", "--out", str(tmp_path / "out")]
+    text = error_of(capsys, *base, *argv)
+    assert says in text
+    assert len(text.strip().splitlines()) == 1
+
+
+def test_checkpoints_that_are_damaged_or_carry_code(capsys, teacher, tmp_path):
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(teacher.read_bytes()[: teacher.stat().st_size // 2])
+    evil = tmp_path / "evil.pt"
+
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "pwned"), "w"))
+
+    evil.write_bytes(pickle.dumps({"state_dict": Evil()}))
+    for file in (damaged, evil):
+        text = error_of(
+            *(capsys, "distill", "digits", "--teacher", "cifar/resnet8", "--teacher-weights", file),
+            *("--out", tmp_path / "out", "--quiet"),
+        )
+        assert file.name in text
+        assert len(text.strip().splitlines()) == 1
+    assert not (tmp_path / "pwned").exists()
+
+
+def npz(path: Path, classes: int, names: list[str]) -> Path:
+    g = np.random.default_rng(0)
+    y = np.arange(80) % classes
+    x = (g.integers(0, 60, (80, 8, 8)) + 20 * y[:, None, None]).clip(0, 255).astype(np.uint8)
+    np.savez(path, x_train=x, y_train=y, x_test=x[:20], y_test=y[:20], classes=np.array(names))
+    return path
+
+
+def test_class_sets_that_do_not_match(capsys, teacher, tmp_path):
+    data = npz(tmp_path / "own.npz", 4, ["ant", "bee", "cat", "dog"])
+    text = error_of(
+        *(capsys, "distill", "--data", data, "--teacher", "cifar/resnet8", "--teacher-weights", teacher),
+        *("--student", "cifar/resnet8", "--out", tmp_path / "out", "--quiet"),
+    )
+    assert "does not know 4 of the data's 4 classes: ant, bee" in text
+
+
+def test_class_counts_that_do_not_match(capsys, teacher, tmp_path):
+    data = npz(tmp_path / "own.npz", 4, ["ant", "bee", "cat", "dog"])
+    nameless = tmp_path / "nameless.safetensors"
+    save_file(load_file(teacher), nameless)
+    text = error_of(
+        *(capsys, "distill", "--data", data, "--teacher", "cifar/resnet8", "--teacher-weights", nameless),
+        *("--student", "cifar/resnet8", "--out", tmp_path / "out", "--quiet"),
+    )
+    assert "fc.weight" in text
+
+
+def test_a_teacher_at_chance_stops_the_run_and_can_be_allowed(capsys, teacher, tmp_path):
+    weights = load_file(teacher)
+    weights["fc.weight"], weights["fc.bias"] = weights["fc.weight"] * 0, weights["fc.bias"] * 0
+    save_file(weights, tmp_path / "blank.safetensors")
+    argv = [
+        *("distill", "digits", "--teacher", "cifar/resnet8", "--teacher-weights", str(tmp_path / "blank.safetensors")),
+        *("--student", "cifar/resnet8", "--epochs", "1", "--limit", "128", "--out", str(tmp_path / "out"), "--quiet"),
+    ]
+    text = error_of(capsys, *argv)
+    assert "near chance (10.0 %)" in text
+    assert "--allow weak-teacher" in text
+    call(*argv, "--allow", "weak-teacher")
+    assert "near chance" in capsys.readouterr().err
+
+
+def test_a_teacher_with_nan_in_its_logits_stops_the_run(capsys, teacher, tmp_path):
+    weights = load_file(teacher)
+    weights["fc.bias"] = weights["fc.bias"] * float("nan")
+    save_file(weights, tmp_path / "nan.safetensors")
+    text = error_of(
+        *(capsys, "distill", "digits", "--teacher", "cifar/resnet8", "--teacher-weights", tmp_path / "nan.safetensors"),
+        *("--out", tmp_path / "out", "--quiet"),
+    )
+    assert "NaN" in text
+
+
+def test_another_recipe_in_the_same_folder_is_refused(capsys, teacher, tmp_path):
+    distill(teacher, tmp_path / "run")
+    text = error_of(
+        *(capsys, "distill", "--data", "digits", "--teacher", "cifar/resnet8", "--teacher-weights", teacher),
+        *("--student", "cifar/resnet8", "--epochs", "3", "--out", tmp_path / "run", "--quiet"),
+    )
+    assert "another recipe" in text
+
+
+def test_a_users_own_models_and_loss_from_a_file(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "def big(num_classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, num_classes))\n"
+        "def small(num_classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, num_classes))\n"
+        "class Mse(nn.Module):\n"
+        "    def __init__(self, *, scale=1.0):\n"
+        "        super().__init__()\n"
+        "        self.scale = scale\n"
+        "    def forward(self, student_logits, teacher_logits, target=None):\n"
+        "        return self.scale * (student_logits - teacher_logits).square().mean()\n"
+    )
+    file = tmp_path / "mine.py"
+    call(
+        *("distill", "digits", "--teacher", f"{file}:big", "--student", f"{file}:small", "--method", f"{file}:Mse"),
+        *(
+            "--set",
+            "losses.1.scale=0.5",
+            "--teacher-epochs",
+            "3",
+            "--epochs",
+            "2",
+            "--out",
+            tmp_path / "run",
+            "--quiet",
+        ),
+    )
+    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
+    assert float(rows[-1]["train/Mse"]) > 0
