@@ -1,0 +1,95 @@
+"""The names under which the zoos' classifiers go."""
+
+import difflib
+import fnmatch
+from collections.abc import Callable
+
+from pcdistill.errors import InputError, nearest
+
+
+def list_models(pattern: str = "") -> list[str]:
+    """Full names, sorted, of the classifiers that `pattern` fits: a zoo's prefix, a part of a name, or a glob.
+
+    `hf/NAME` and `path/to/file.py:function` name models too, but cannot be listed.
+    """
+    zoo = pattern.split("/", 1)[0]
+    names = [f"{prefix}/{name}" for prefix in ([zoo] if zoo in LISTERS else LISTERS) for name in LISTERS[prefix]()]
+    if any(character in pattern for character in "*?["):
+        return sorted(n for n in names if fnmatch.fnmatch(n, pattern) or fnmatch.fnmatch(n.split("/", 1)[1], pattern))
+    return sorted(n for n in names if pattern in n)
+
+
+def resolve_name(name: str) -> str:
+    """The full name that `name` stands for; a user's `file.py:function` and hub names pass as they are.
+
+    Raises:
+        InputError: no zoo has it, or more than one.
+    """
+    if is_user_file(name):
+        return name
+    zoo, slash, inner = name.partition("/")
+    if zoo == "hf" and inner:
+        return name
+    if zoo in LISTERS and slash:
+        if inner.split(":")[0] in ("hf-hub", "hf_hub", "local-dir") and zoo == "timm":
+            return name
+        names = LISTERS[zoo]()
+        if _architecture(zoo, inner) in names:
+            return name
+        if zoo == "torchvision" and inner in _torchvision_others():
+            raise InputError(f'model "{name}" is not an image classifier')
+        raise InputError(f'unknown model "{name}"{nearest(name, [f"{zoo}/{n}" for n in names])}')
+    found = [f"{zoo}/{name}" for zoo, lister in LISTERS.items() if _architecture(zoo, name) in lister()]
+    if not found:
+        raise InputError(f'unknown model "{name}"{_hint(name)}')
+    if len(found) > 1:
+        raise InputError(f'model "{name}" is ambiguous; write {" or ".join(found)}')
+    return found[0]
+
+
+def _hint(name: str) -> str:
+    zoo, slash, _ = name.rpartition("/")
+    if slash and not nearest(zoo, [*LISTERS, "hf"]):
+        return f'; a model of the Hugging Face hub is written "hf/{name}", your own "path/to/file.py:function"'
+    full_names = {full_name.split("/", 1)[1]: full_name for full_name in list_models()}
+    close = difflib.get_close_matches(name.rpartition("/")[2], full_names, n=1, cutoff=0.5)
+    return f'; did you mean "{full_names[close[0]]}"?' if close else ""
+
+
+def _architecture(zoo: str, name: str) -> str:
+    return name.split(".")[0] if zoo == "timm" else name  # what follows the point in timm names its weights
+
+
+def is_user_file(name: str) -> bool:
+    return ".py:" in name or name.endswith(".py")
+
+
+def _cifar_names() -> list[str]:
+    from pcdistill.cifar_models import MODELS
+
+    return list(MODELS)
+
+
+def _torchvision_names() -> list[str]:
+    import torchvision
+
+    return list(torchvision.models.list_models(module=torchvision.models))  # without detectors, video and the like
+
+
+def _torchvision_others() -> list[str]:
+    import torchvision
+
+    return list(torchvision.models.list_models())
+
+
+def _timm_names() -> list[str]:
+    import timm
+
+    return list(timm.list_models())
+
+
+LISTERS: dict[str, Callable[[], list[str]]] = {
+    "cifar": _cifar_names,
+    "torchvision": _torchvision_names,
+    "timm": _timm_names,
+}

@@ -1,0 +1,225 @@
+"""Weights on disk: read without executing anything, compared with the model by name and shape, written atomically."""
+
+import argparse
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pcdistill.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+PathLike = str | os.PathLike[str]
+STATE_KEYS = ("state_dict", "model", "model_state", "model_state_dict", "student", "ema")
+
+
+@dataclass(frozen=True)
+class WeightReport:
+    """What :func:`load_weights` took from a file, and what did not fit."""
+
+    path: str
+    key: str | None
+    other_keys: tuple[str, ...]
+    loaded: int
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    misshapen: tuple[str, ...]
+
+    @property
+    def fits(self) -> bool:
+        return not (self.missing or self.unexpected or self.misshapen)
+
+    def __str__(self) -> str:
+        source = f'{self.path}, "{self.key}"' if self.key else self.path
+        parts = [f"{self.loaded} tensors loaded from {source}"]
+        if self.other_keys:
+            parts.append(f"not used: {_few(self.other_keys)}")
+        return "; ".join(parts + ([self.problems()] if not self.fits else []))
+
+    def problems(self) -> str:
+        lists = (("missing", self.missing), ("unexpected", self.unexpected), ("of another shape", self.misshapen))
+        return ", ".join(f"{len(keys)} {what} ({_few(keys)})" for what, keys in lists if keys)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type if it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip().rstrip(".") if lines else type(error).__name__
+
+
+def _few(names: Sequence[str], limit: int = 3) -> str:
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
+
+
+def load_weights(model: "nn.Module", path: PathLike, *, allow_mismatch: bool = False) -> WeightReport:
+    """Load a safetensors file or a torch checkpoint into `model`; no code in the file is ever executed.
+
+    A checkpoint may be a state dict or hold one under the first present of `STATE_KEYS`. The prefixes that
+    DistributedDataParallel and torch.compile add to names are ignored, in the file and in the model.
+
+    Args:
+        model: changed in place, unless an error is raised.
+        path: `.safetensors`, or anything that torch.save wrote.
+        allow_mismatch: load what fits, and leave the rest of the model as it is.
+
+    Returns:
+        What was loaded, from which key of the checkpoint, and what did not fit.
+
+    Raises:
+        InputError: a file that is missing, corrupt, holds code or no state dict; keys that do not fit; or, even with
+            `allow_mismatch`, a file without a single parameter of the model.
+    """
+    import torch
+
+    tensors, key, others = _read_state(Path(path))
+    own = {_plain(k): v for k, v in model.state_dict(keep_vars=True).items()}
+    if all(k.startswith("module.") for k in own):
+        own = {k.removeprefix("module."): v for k, v in own.items()}
+    fitting = {k: v for k, v in tensors.items() if k in own and v.shape == own[k].shape}
+    present = {id(own[k]) for k in fitting}  # a tied tensor may be stored under one of its names only
+    report = WeightReport(
+        path=str(path),
+        key=key,
+        other_keys=others,
+        loaded=len(fitting),
+        missing=tuple(
+            k for k, v in own.items()
+            if k not in tensors and id(v) not in present and not k.endswith("num_batches_tracked")
+        ),
+        unexpected=tuple(k for k in tensors if k not in own),
+        misshapen=tuple(
+            f"{k} {list(v.shape)} in the file, {list(own[k].shape)} in the model"
+            for k, v in tensors.items() if k in own and v.shape != own[k].shape
+        ),
+    )  # fmt: skip
+    parameters = {id(p) for p in model.parameters()}
+    if parameters and not parameters & present:
+        raise InputError(f"{path} holds no parameter of this model, {type(model).__name__}: {report.problems()}")
+    if not report.fits and not allow_mismatch:
+        remedy = "allow_mismatch=True (in a recipe: allow mismatched-weights) loads what fits"
+        raise InputError(f"{path} does not fit the model, {type(model).__name__}: {report.problems()}; {remedy}")
+    with torch.no_grad():
+        for name, value in fitting.items():
+            own[name].copy_(value)
+    model._pcdistill_metadata = read_metadata(path)  # type: ignore[assignment]  # a plain attribute: in no state dict
+    return report
+
+
+def _plain(key: str) -> str:
+    return key.replace("_orig_mod.", "")
+
+
+def _read_state(path: Path) -> "tuple[dict[str, Tensor], str | None, tuple[str, ...]]":
+    content = _read_file(path)
+    key: str | None = None
+    others: tuple[str, ...] = ()
+    if not _is_state(content):
+        found = [k for k in STATE_KEYS if isinstance(content, Mapping) and _is_state(content.get(k))]
+        if not found:
+            raise InputError(f"{path} holds no state dict, neither as a whole nor under one of {', '.join(STATE_KEYS)}")
+        key, others = found[0], tuple(found[1:])
+        content = content[key]
+    state = {_plain(k): v for k, v in content.items() if k != "n_averaged" and not k.endswith("_extra_state")}
+    if all(k.startswith("module.") for k in state):
+        state = {k.removeprefix("module."): v for k, v in state.items()}
+    return state, key, others
+
+
+def _is_state(content: object) -> bool:
+    import torch
+
+    return (
+        isinstance(content, Mapping)
+        and len(content) > 0
+        and all(isinstance(k, str) for k in content)
+        and all(isinstance(v, torch.Tensor) or k.endswith("_extra_state") for k, v in content.items())
+    )
+
+
+def _read_file(path: Path) -> Any:
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    _check_file(path)
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # holds values only; many checkpoints keep theirs
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise InputError(f"{path} is not a complete safetensors file: {first_line(error)}") from error
+    except Exception as error:  # a damaged pickle fails in any way there is
+        if "GLOBAL" in str(error) or "Unsupported global" in str(error):
+            raise InputError(
+                f"{path} holds pickled code, which was not executed; save its state dict alone, best as safetensors"
+            ) from error
+        raise InputError(f"{path} is not a complete torch checkpoint: {first_line(error)}") from error
+
+
+def _check_file(path: Path) -> None:
+    if not path.exists():
+        raise InputError(f"weights file {path} does not exist")
+    if not path.is_file():
+        raise InputError(f"weights must be a file, got the folder {path}")
+
+
+def save_weights(model: "nn.Module", path: PathLike, metadata: Mapping[str, Any] | None = None) -> None:
+    """Write the model's state as safetensors, complete or not at all.
+
+    Args:
+        model: tied tensors are written once under each of their names; compiled modules under their plain names.
+        path: the file; its folder is made if it is not there.
+        metadata: plain values. `classes` (names in the order of the logits), `mean`, `std` (per channel, of images in
+            [0, 1]) and `image_size` are understood by :func:`class_names` and :func:`input_stats`.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    state = {
+        _plain(k): v.detach().to("cpu", copy=True).contiguous()
+        for k, v in model.state_dict().items()
+        if isinstance(v, torch.Tensor)
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(state, temporary, metadata={"format": "pt", "pcdistill": json.dumps(dict(metadata or {}))})
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_metadata(path: PathLike) -> dict[str, Any]:
+    """What :func:`save_weights` was told about the weights; a foreign safetensors file's own strings; {} for others.
+
+    Raises:
+        InputError: a file that is missing, or a corrupt safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    _check_file(path)
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            raw: dict[str, str] = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is not a complete safetensors file: {first_line(error)}") from error
+    try:
+        ours = json.loads(raw["pcdistill"])
+    except (KeyError, ValueError):
+        return dict(raw)
+    return ours if isinstance(ours, dict) else dict(raw)
+
+
+def read_classes(path: PathLike) -> list[str] | None:
+    """The class names, in the order of the logits, in the metadata of a weights file; None if it has none."""
+    classes = read_metadata(path).get("classes")
+    return [str(name) for name in classes] if isinstance(classes, list) and classes else None

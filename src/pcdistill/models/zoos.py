@@ -1,0 +1,287 @@
+"""One builder per zoo: torchvision, timm, Hugging Face, the user's own file, and our networks for small images."""
+
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pcdistill.errors import InputError, PcdistillError, nearest
+from pcdistill.models.weights import first_line
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class Request(NamedTuple):
+    """What a zoo is asked for: `name` has no prefix, `num_classes` None keeps the model's own classes."""
+
+    name: str
+    num_classes: int | None
+    in_channels: int
+    image_size: int | None
+    pretrained: bool
+    kwargs: Mapping[str, Any]
+
+
+class Built(NamedTuple):
+    """What a zoo made; `own_head`: the head was not replaced; `image_size`: the model was built for this size."""
+
+    model: "nn.Module"
+    own_head: bool = False
+    image_size: int | None = None
+
+
+class Origin(NamedTuple):
+    """How `build_model` made a model; kept on the model for `input_stats` and `class_names`."""
+
+    name: str
+    request: Request
+    own_head: bool
+    image_size: int | None
+
+
+@contextmanager
+def _build_errors(name: str) -> Iterator[None]:
+    """Turn what the libraries raise into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise PcdistillError(f'the pretrained weights of "{name}" could not be fetched: {first_line(error)}') from error
+    except (TypeError, ValueError, AssertionError, RuntimeError, KeyError) as error:
+        raise InputError(f'model "{name}" could not be built: {first_line(error)}') from error
+
+
+def _build_cifar(request: Request) -> Built:
+    from pcdistill.cifar_models import MODELS
+
+    full_name = f"cifar/{request.name}"
+    if request.pretrained:
+        raise InputError(f'"{full_name}" has no pretrained weights; give a weights file, or train it first')
+    kwargs: dict[str, Any] = {"in_channels": request.in_channels}
+    if request.num_classes is not None:
+        kwargs["num_classes"] = request.num_classes
+    with _build_errors(full_name):
+        return Built(MODELS[request.name](**{**kwargs, **request.kwargs}))
+
+
+def _build_timm(request: Request) -> Built:
+    import timm
+
+    full_name = f"timm/{request.name}"
+    kwargs: dict[str, Any] = {"in_chans": request.in_channels}
+    if request.num_classes is not None:
+        kwargs["num_classes"] = request.num_classes
+    with _build_errors(full_name):
+        if not request.name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
+            config: Any = timm.get_pretrained_cfg(request.name)
+            fixed = config is not None and config.fixed_input_size
+            if fixed and request.image_size not in (None, config.input_size[-1]):
+                kwargs["img_size"] = request.image_size
+        model: Any = timm.create_model(request.name, pretrained=request.pretrained, **{**kwargs, **request.kwargs})
+    own_head = request.num_classes in (None, model.pretrained_cfg.get("num_classes"))
+    return Built(model, own_head, kwargs.get("img_size"))
+
+
+def _build_torchvision(request: Request) -> Built:
+    import torchvision
+
+    full_name = f"torchvision/{request.name}"
+    kwargs = dict(request.kwargs)
+    weights = _torchvision_weights(request)
+    kwargs.pop("weights", None)
+    if request.name in ("googlenet", "inception_v3"):
+        kwargs.setdefault("aux_logits", False)  # else forward gives a tuple in training
+        if weights is None:
+            kwargs.setdefault("init_weights", True)  # what its default does, without the warning
+    if weights is None:
+        if request.num_classes is not None:
+            kwargs.setdefault("num_classes", request.num_classes)
+        if request.image_size is not None and request.name.startswith("vit_"):
+            kwargs.setdefault("image_size", request.image_size)
+        if request.image_size is not None and request.name == "maxvit_t":
+            kwargs.setdefault("input_size", (request.image_size, request.image_size))
+    with _build_errors(full_name):
+        model = torchvision.models.get_model(request.name, weights=weights, **kwargs)
+    own_head = weights is not None and request.num_classes in (None, len(weights.meta["categories"]))
+    if weights is not None and not own_head:
+        _replace_head(model, request.num_classes)
+    if request.in_channels != 3:
+        _replace_input(model, request.in_channels, keep=weights is not None)
+    return Built(model, own_head)
+
+
+def _torchvision_weights(request: Request) -> Any:
+    import torchvision
+
+    known = torchvision.models.get_model_weights(request.name)
+    name = request.kwargs.get("weights")
+    if name is None:
+        return known.DEFAULT if request.pretrained else None
+    if name not in known.__members__:
+        choices = ", ".join(known.__members__)
+        raise InputError(f'torchvision/{request.name} has no weights "{name}"; it has {choices}')
+    if not request.pretrained:
+        raise InputError(f'torchvision/{request.name}: weights "{name}" need pretrained to be true')
+    return known[name]
+
+
+def _replace_head(model: "nn.Module", num_classes: int | None) -> None:
+    from torch import nn
+
+    name, head = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
+    assert num_classes is not None
+    if isinstance(head, nn.Linear):
+        new: nn.Module = nn.Linear(head.in_features, num_classes, bias=head.bias is not None)
+    else:  # SqueezeNet classifies by a 1x1 convolution
+        new = nn.Conv2d(head.in_channels, num_classes, kernel_size=1)
+    model.set_submodule(name, new)
+
+
+def _replace_input(model: "nn.Module", in_channels: int, *, keep: bool) -> None:
+    """Swap the first convolution for one with `in_channels`; `keep` carries the weights over.
+
+    For grey images the three colours' weights are added up, so that a grey picture gives what its coloured copy gave;
+    otherwise they are repeated and rescaled to keep the size of the sum.
+    """
+    import torch
+    from torch import nn
+
+    name, conv = next((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d))
+    new = nn.Conv2d(
+        in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding,  # type: ignore[arg-type]
+        dilation=conv.dilation, bias=conv.bias is not None,  # type: ignore[arg-type]
+    )  # fmt: skip
+    with torch.no_grad():
+        if keep:
+            old = conv.weight
+            if in_channels == 1:
+                new.weight.copy_(old.sum(dim=1, keepdim=True))
+            else:
+                repeats = -(-in_channels // old.shape[1])
+                new.weight.copy_(old.repeat(1, repeats, 1, 1)[:, :in_channels] * (old.shape[1] / in_channels))
+            if conv.bias is not None and new.bias is not None:
+                new.bias.copy_(conv.bias)
+        else:  # keep the initialisation that the network's author chose, at its own scale
+            new.weight.normal_(std=float(conv.weight.std()) * (conv.in_channels / in_channels) ** 0.5)
+    model.set_submodule(name, new)
+
+
+def _build_hf(request: Request) -> Built:
+    transformers = transformers_package(request.name)
+    kwargs: dict[str, Any] = dict(request.kwargs)
+    if request.num_classes is not None:
+        kwargs["num_labels"] = request.num_classes
+    if request.in_channels != 3:
+        kwargs["num_channels"] = request.in_channels
+    with _build_errors(f"hf/{request.name}"):
+        config = transformers.AutoConfig.from_pretrained(request.name)
+        own_head = request.num_classes in (None, len(config.id2label))
+        size = getattr(config, "image_size", None)
+        fixed = request.image_size if isinstance(size, int) and not request.pretrained else None
+        if fixed is not None:
+            kwargs["image_size"] = fixed
+        auto = transformers.AutoModelForImageClassification
+        if request.pretrained:
+            model = auto.from_pretrained(request.name, ignore_mismatched_sizes=True, **kwargs)
+        else:
+            model = auto.from_config(transformers.AutoConfig.from_pretrained(request.name, **kwargs))
+    return Built(_logits_only(model), own_head, fixed)
+
+
+def transformers_package(name: str) -> ModuleType:
+    if importlib.util.find_spec("transformers") is None:
+        raise InputError(f'model "hf/{name}" needs the package transformers; install it with: pip install transformers')
+    return importlib.import_module("transformers")
+
+
+def _logits_only(model: "nn.Module") -> "nn.Module":
+    from torch import nn
+
+    class LogitsOnly(nn.Module):
+        """A Hugging Face classifier whose forward gives the logits alone."""
+
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, images: "Tensor") -> "Tensor":
+            logits: Tensor = self.model(images).logits
+            return logits
+
+    return LogitsOnly(model)
+
+
+def _build_user(request: Request) -> Built:
+    from torch import nn
+
+    path, _, attribute = request.name.rpartition(":")
+    if not path.endswith(".py"):
+        raise InputError(f'model "{request.name}" must be written path/to/file.py:function')
+    if request.pretrained:
+        raise InputError(
+            f'model "{request.name}" is your own: it has no pretrained weights; give a weights file instead'
+        )
+    with _user_code(path):
+        namespace = _execute(Path(path))
+    make = getattr(namespace, attribute, None)
+    if not callable(make):
+        public = [n for n, value in vars(namespace).items() if callable(value) and not n.startswith("_")]
+        raise InputError(f'{path} has no function or class "{attribute}"{nearest(attribute, public)}')
+    offered = {k: getattr(request, k) for k in ("num_classes", "in_channels", "image_size")}
+    kwargs = {k: v for k, v in offered.items() if v is not None and k in _parameters(make)}
+    with _user_code(path):
+        model = make(**{**kwargs, **request.kwargs})
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{request.name} must return a torch.nn.Module, got {type(model).__name__}")
+    return Built(model)
+
+
+def _parameters(make: Callable[..., Any]) -> Iterable[str]:
+    parameters = inspect.signature(make).parameters
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    return ("num_classes", *parameters) if takes_any else parameters
+
+
+def _execute(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise InputError(f"{path} does not exist")
+    name = f"pcdistill_user_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickle look their module up there
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def _user_code(path: str) -> Iterator[None]:
+    """Let a user's file import its neighbours, as a script may, and name the line where it fails."""
+    folder = str(Path(path).resolve().parent)
+    sys.path.insert(0, folder)
+    try:
+        yield
+    except PcdistillError:
+        raise
+    except Exception as error:
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).name == Path(path).name]
+        line = f", line {frames[-1].lineno}" if frames else ""
+        raise PcdistillError(f"{path}{line}: {type(error).__name__}: {first_line(error)}") from error
+    finally:
+        sys.path.remove(folder)
+
+
+BUILDERS: dict[str, Callable[[Request], Built]] = {
+    "cifar": _build_cifar,
+    "torchvision": _build_torchvision,
+    "timm": _build_timm,
+    "hf": _build_hf,
+    "file": _build_user,
+}
