@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from pcdistill import cli
 
-QUICK = ["--epochs", "1", "--teacher-epochs", "2", "--limit", "256", "--teacher", "cifar/resnet8", "--quiet"]
+QUICK = ["--epochs", "1", "--teacher-epochs", "6", "--limit", "512", "--teacher", "cifar/resnet8", "--quiet"]
 
 
 def call(*argv: str) -> None:

@@ -142,7 +142,9 @@ def test_accuracy_that_collapses_to_chance_stops():
     run = trainer(Blobs(), epochs=5)
     values = iter([90.0, 25.0, 25.0, 25.0, 25.0])
     run.validate = lambda model: {"loss": 1.0, "top1": next(values)}
-    with pytest.raises(TrainingStopped, match=r"collapsed to 25.0 % \(chance is 25.0 %\) after a best of 90.0 % in epoch 1"):
+    with pytest.raises(
+        TrainingStopped, match=r"collapsed to 25.0 % \(chance is 25.0 %\) after a best of 90.0 % in epoch 1"
+    ):
         run.fit()
     assert len(run.history) == 3
 
@@ -167,7 +169,9 @@ def test_clipping_bounds_the_step():
     free = trainer(Blobs(), optim=OptimConfig(lr=1.0, momentum=0, weight_decay=0, clip_norm=1e-6, schedule="constant"))
     before = {key: value.clone() for key, value in free.student.named_parameters()}
     free._train_epoch()
-    moved = math.sqrt(sum(float((p.detach() - before[name]).square().sum()) for name, p in free.student.named_parameters()))
+    moved = math.sqrt(
+        sum(float((p.detach() - before[name]).square().sum()) for name, p in free.student.named_parameters())
+    )
     assert 0 < moved <= len(free.batches) * 1.01e-6
 
 
@@ -196,5 +200,3 @@ def test_evaluate_counts_every_sample_and_restores_the_mode():
 def test_float16_on_a_cpu_is_refused():
     with pytest.raises(InputError, match="float16 needs a GPU"):
         make_accelerator(TrainConfig(device="cpu", precision="float16"))
-
-
