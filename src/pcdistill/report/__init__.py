@@ -1,0 +1,16 @@
+"""Runs -> pages, tables and model cards; reads files only, and never imports torch."""
+
+from pcdistill.report.compare_page import write_compare_report
+from pcdistill.report.model_card import write_model_card
+from pcdistill.report.rows import Failure, Row, compare_rows, format_table
+from pcdistill.report.run_page import write_run_report
+
+__all__ = [
+    "Failure",
+    "Row",
+    "compare_rows",
+    "format_table",
+    "write_compare_report",
+    "write_model_card",
+    "write_run_report",
+]

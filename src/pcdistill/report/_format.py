@@ -1,0 +1,81 @@
+"""Numbers as a reader wants them, and the names of metrics."""
+
+import math
+from typing import Any
+
+from pcdistill.stats import Summary
+
+MISSING = "–"
+METRICS = {
+    "top1": "top-1 (%)",
+    "top5": "top-5 (%)",
+    "loss": "loss",
+    "map": "AP (%)",
+    "map_50": "AP50 (%)",
+    "map_75": "AP75 (%)",
+    "map_small": "AP small (%)",
+    "map_medium": "AP medium (%)",
+    "map_large": "AP large (%)",
+}
+SPLITS = {"val": "validation", "test": "test"}
+PERCENT = ("top1", "top5", "map", "map_50", "map_75", "map_small", "map_medium", "map_large")
+
+
+def metric_name(metric: str) -> str:
+    """The metric as a column's head; a name that is not known stands for itself."""
+    return METRICS.get(metric, metric)
+
+
+def short_metric(metric: str) -> str:
+    """The metric in running text: without its unit."""
+    return metric_name(metric).removesuffix(" (%)")
+
+
+def number(value: Any) -> float | None:
+    """A finite float, or None for anything else; booleans are no numbers."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def shown(value: Any, metric: str = "top1") -> str:
+    """A value of a metric: two decimals for percent, four significant digits otherwise."""
+    found = number(value)
+    if found is None:
+        return MISSING
+    return f"{found:.2f}" if metric in PERCENT else f"{found:.4g}"
+
+
+def count(value: Any) -> str:
+    """1234567 -> "1.23 M"."""
+    found = number(value)
+    if found is None:
+        return MISSING
+    for size, letter in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if found >= size:
+            return f"{found / size:.3g}{letter}"
+    return f"{found:g}"
+
+
+def mean_and_interval(found: Summary, metric: str = "top1") -> str:
+    """ "95.12 ± 0.31"; one value stands alone; none is a dash."""
+    if found.n == 0 or math.isnan(found.mean):
+        return MISSING
+    tail = "" if math.isnan(found.ci95) else f" ± {shown(found.ci95, metric)}"
+    return shown(found.mean, metric) + tail
+
+
+def signed(mean: float, ci95: float, metric: str = "top1") -> str:
+    """ "+0.31 ± 0.22"."""
+    if math.isnan(mean):
+        return MISSING
+    sign = "+" if mean >= 0 else "-"
+    tail = "" if math.isnan(ci95) else f" ± {shown(ci95, metric)}"
+    return f"{sign}{shown(abs(mean), metric)}{tail}"
+
+
+def p_value(p: float) -> str:
+    """Three decimals; below that, the bound."""
+    if math.isnan(p):
+        return MISSING
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"

@@ -1,0 +1,213 @@
+"""One page, one Markdown table and one CSV for a comparison of methods over seeds."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pcdistill.engine.console import duration
+from pcdistill.report._folder import replace_file
+from pcdistill.report._format import (
+    MISSING,
+    SPLITS,
+    count,
+    mean_and_interval,
+    metric_name,
+    number,
+    shown,
+)
+from pcdistill.report._page import render
+from pcdistill.report.plots import method_curves, seed_dots
+from pcdistill.report.rows import (
+    BASELINE,
+    EPOCHS,
+    Row,
+    compare_rows,
+    failure_notes,
+    format_table,
+    kept_epoch,
+    reason_of,
+    seed_of,
+    table_notes,
+    test_cells,
+    test_columns,
+    value_at,
+)
+
+Curves = Mapping[tuple[str, int], Sequence[Mapping[str, float]]]
+
+
+def write_compare_report(
+    out_dir: Path, results: Sequence[dict[str, Any]], curves: Curves, command: str
+) -> tuple[Path, Path, Path]:
+    """Write report.html, table.md and results.csv of a comparison.
+
+    Args:
+        out_dir: folder to write to; made if it is not there.
+        results: what result.json holds, one per run, finished or not.
+        curves: (method, seed) to the rows of that run's metrics.csv.
+        command: what the user typed.
+
+    Returns:
+        Paths of the page, the table and the CSV.
+
+    Raises:
+        ValueError: as :func:`pcdistill.report.compare_rows`.
+    """
+    out_dir, rows = Path(out_dir), compare_rows(results)
+    page = replace_file(out_dir / "report.html", _page(rows, results, curves, command))
+    table = replace_file(out_dir / "table.md", _markdown(rows, results, command))
+    return page, table, replace_file(out_dir / "results.csv", _csv(rows, results))
+
+
+def _page(rows: Sequence[Row], results: Sequence[dict[str, Any]], curves: Curves, command: str) -> str:
+    methods = [row for row in rows if row.kind == "method"]
+    metric = methods[0].metric if methods else "top1"
+    by_method = {row.name: [curves[key] for key in sorted(curves) if key[0] == row.name] for row in methods}
+    return render(
+        "compare.html.j2",
+        title=f"{len(methods)} methods, one student" if len(methods) != 1 else f"{methods[0].name} over seeds",
+        subtitle=" · ".join(f"{name} {value}" for name, value in _setting(results) if name in ("student", "data")),
+        header=_header(results),
+        warned=failure_notes(rows),
+        rows=[_html_row(row, rows) for row in rows],
+        tests=test_columns(rows) if rows else [],
+        kept=kept_epoch(rows) if rows else "best",
+        metric=f"{SPLITS[methods[0].split]} {metric_name(metric)}" if methods else "",
+        baseline=BASELINE,
+        table_notes=table_notes(rows) if rows else [],
+        dots=seed_dots(rows),
+        curves=method_curves(by_method, metric),
+        curve_notes=_curve_notes(metric, len([1 for runs in by_method.values() if any(runs)])),
+        seeds=_seed_cells(rows, results),
+        seed_columns=_seed_columns(rows),
+        command=command,
+    )
+
+
+def _curve_notes(metric: str, methods: int) -> list[str]:
+    notes = [
+        f"Mean of val/{metric} over seeds; the band is the 95 % confidence interval of the mean, over the runs that "
+        "reached the epoch.",
+    ]
+    if methods > 6:
+        notes.append(
+            f"Dashed grey: {BASELINE}. The axes fit the last three quarters of training; earlier values may lie below."
+        )
+    return notes
+
+
+def _html_row(row: Row, rows: Sequence[Row]) -> dict[str, Any]:
+    cells = [f"{row.finished} of {row.runs}" if row.failures else str(row.runs)]
+    for epoch in EPOCHS:
+        cells.append(mean_and_interval(row.best if epoch == "best" else row.last, row.metric))
+        cells += [cell.replace("-", "−") for cell in test_cells(row, epoch, test_columns(rows))]
+    seconds = number(row.seconds)
+    cells.append("" if row.kind == "teacher" else MISSING if seconds is None else duration(seconds))
+    return {"name": row.name, "cells": cells, "look": "teacher" if row.kind == "teacher" else ""}
+
+
+def _setting(results: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    """What all runs share; where they do not share it, every value is named."""
+    found: list[tuple[str, str]] = []
+    for name in ("data", "teacher", "student", "epochs"):
+        values = []
+        for result in results:
+            value = result.get(name)
+            value = value.get("name") if isinstance(value, dict) else value
+            if value is not None and str(value) not in values:
+                values.append(str(value))
+        if values:
+            found.append((name, ", ".join(values)))
+    seeds = sorted({seed_of(result) for result in results})
+    if seeds:
+        run = len(seeds) > 2 and seeds == list(range(seeds[0], seeds[-1] + 1))
+        found.append(("seeds", f"{seeds[0]} to {seeds[-1]}" if run else ", ".join(map(str, seeds))))
+    return found
+
+
+def _header(results: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    sizes = {}
+    for who in ("teacher", "student"):
+        models = [result[who] for result in results if isinstance(result.get(who), dict)]
+        if models and number(models[0].get("parameters")) is not None:
+            macs = f", {count(models[0]['macs'])} MACs" if number(models[0].get("macs")) is not None else ""
+            sizes[who] = f"{count(models[0]['parameters'])} parameters{macs}"
+    items = [(name, value, sizes.get(name, "")) for name, value in _setting(results)]
+    seconds = sum(number(result.get("seconds")) or 0.0 for result in results)
+    if seconds:
+        items.append(("training time, all runs", duration(seconds), ""))
+    return items
+
+
+def _markdown(rows: Sequence[Row], results: Sequence[dict[str, Any]], command: str) -> str:
+    facts = [f"- {name}: {value}" for name, value in _setting(results)]
+    made = ["", "```", command, "```"] if command else []
+    return "\n".join(["# Comparison", "", *facts, "", format_table(rows), *made, ""])
+
+
+def _seed_columns(rows: Sequence[Row]) -> list[str]:
+    if not rows:
+        return []
+    where, name = SPLITS.get(rows[0].split, rows[0].split), metric_name(rows[0].metric)
+    return ["method", "seed", "status", "best epoch", f"best: {where} {name}", f"last: {where} {name}", "time"]
+
+
+def _seed_cells(rows: Sequence[Row], results: Sequence[dict[str, Any]]) -> list[list[str]]:
+    cells = []
+    for result in _ordered(rows, results):
+        best = result.get("best")
+        seconds = number(result.get("seconds"))
+        values = [shown(value_at(result, epoch, rows[0].split, rows[0].metric), rows[0].metric) for epoch in EPOCHS]
+        cells.append(
+            [
+                str(result.get("method", "unknown")),
+                str(seed_of(result)),
+                str(result.get("status", "unknown")),
+                str(best.get("epoch", MISSING)) if isinstance(best, dict) else MISSING,
+                *values,
+                MISSING if seconds is None else duration(seconds),
+            ]
+        )
+    return cells
+
+
+def _csv(rows: Sequence[Row], results: Sequence[dict[str, Any]]) -> str:
+    """One line per run, every number that it has, at full precision."""
+    lines = [_csv_line(result) for result in _ordered(rows, results)]
+    columns = list(
+        dict.fromkeys(["method", "seed", "status", *(key for line in lines for key in line if key != "notes"), "notes"])
+    )
+    out = io.StringIO()
+    writer = csv.DictWriter(out, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return out.getvalue()
+
+
+def _csv_line(result: dict[str, Any]) -> dict[str, Any]:
+    line: dict[str, Any] = {key: result.get(key, "") for key in ("method", "seed", "status", "data", "kept", "epochs")}
+    for who in ("teacher", "student"):
+        if isinstance(result.get(who), dict):
+            line[who] = result[who].get("name", "")
+    for who in ("teacher", *EPOCHS):
+        values = result.get(who)
+        if not isinstance(values, dict):
+            continue
+        if "epoch" in values:
+            line[f"{who}/epoch"] = values["epoch"]
+        for split in SPLITS:
+            found = values.get(split)
+            if isinstance(found, dict):
+                line.update(
+                    {f"{who}/{split}/{key}": value for key, value in found.items() if number(value) is not None}
+                )
+    line.update(seconds=result.get("seconds", ""), images_per_second=result.get("images_per_second", ""))
+    line["notes"] = reason_of(result) if result.get("notes") else ""
+    return line
+
+
+def _ordered(rows: Sequence[Row], results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    order = {row.name: position for position, row in enumerate(rows)}
+    return sorted(results, key=lambda result: (order.get(str(result.get("method", "unknown")), 0), seed_of(result)))

@@ -1,0 +1,327 @@
+"""Results of many runs -> one row per method: counts, mean and interval over seeds, paired difference to KD."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from pcdistill.report._format import SPLITS, mean_and_interval, number, p_value, short_metric, signed
+from pcdistill.stats import Paired, Summary, holm, paired_test, summary
+
+BASELINE = "kd"
+NO_PAIR = Paired(math.nan, math.nan, math.nan, 0)
+EPOCHS = ("best", "last")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that gives no value: its seed, its status, and why, as far as the run said."""
+
+    seed: int
+    status: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method, or the teacher, over its seeds.
+
+    `best` and `last` summarise the metric at the epoch that was best on validation and at the final epoch, over the
+    runs that finished; `*_values` are the same by seed. `*_difference` is method - KD over the seeds both finished, and
+    `*_p_holm` its p-value corrected for the number of methods compared; without a KD row, or for KD, they are empty.
+    """
+
+    name: str
+    kind: Literal["teacher", "method"]
+    metric: str
+    split: str
+    runs: int
+    failures: tuple[Failure, ...]
+    best_values: dict[int, float]
+    last_values: dict[int, float]
+    best: Summary
+    last: Summary
+    best_difference: Paired = NO_PAIR
+    last_difference: Paired = NO_PAIR
+    best_p_holm: float = math.nan
+    last_p_holm: float = math.nan
+    kept: str = "best"
+    seconds: float = math.nan
+    images_per_second: float = math.nan
+
+    @property
+    def finished(self) -> int:
+        """Runs that gave a value."""
+        return self.runs - len(self.failures)
+
+
+def compare_rows(results: Sequence[dict[str, Any]]) -> list[Row]:
+    """Group runs by method: the teacher first, then none, then kd, then the others by name.
+
+    Values are the test set's if every finished run has them, otherwise validation's for all: the two are never mixed.
+    Runs that were stopped, or whose metric is not a finite number, stay in `runs` and are listed in `failures`.
+
+    Args:
+        results: what result.json holds, one per run.
+
+    Raises:
+        ValueError: the runs have different metrics, or a method and seed occur twice.
+    """
+    if not results:
+        return []
+    metrics = sorted({str(result.get("metric", "top1")) for result in results})
+    if len(metrics) > 1:
+        raise ValueError(f"results must have one metric, got {', '.join(metrics)}")
+    metric, split = metrics[0], _common_split(results, metrics[0])
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        groups.setdefault(str(result.get("method", "unknown")), []).append(result)
+    names = sorted(groups, key=lambda name: (name != "none", name != BASELINE, name))
+    rows = [_method_row(name, groups[name], metric, split) for name in names]
+    return _teacher_rows(results, metric, split) + _with_differences(rows)
+
+
+def format_table(rows: Sequence[Row]) -> str:
+    """The rows as a Markdown table with aligned columns, and under it what the figures are."""
+    if not rows:
+        return "no runs"
+    notes = [f"- {note}" for note in table_notes(rows)]
+    head, *lost = failure_notes(rows) or [""]
+    if lost:
+        notes += [f"- {head}", *(f"  - {note}" for note in lost)]
+    return "\n".join([*aligned(table_cells(rows)), "", *notes])
+
+
+def table_cells(rows: Sequence[Row]) -> list[list[str]]:
+    """Head and body of the terminal's table."""
+    first = rows[0]
+    where = f"{'val' if first.split == 'val' else first.split} {short_metric(first.metric)}"
+    kept, tests = kept_epoch(rows), test_columns(rows)
+    head = ["method", "runs", f"{where}, best epoch", f"{where}, last epoch"]
+    head += [f"{kept} - {BASELINE}", *tests] if tests else []
+    body = []
+    for row in rows:
+        runs = f"{row.finished}/{row.runs}" if row.failures else str(row.runs)
+        cells = [row.name, runs, mean_and_interval(row.best, row.metric), mean_and_interval(row.last, row.metric)]
+        body.append(cells + test_cells(row, kept, tests))
+    return [head, *body]
+
+
+def table_notes(rows: Sequence[Row]) -> list[str]:
+    """What the table's figures are, as sentences."""
+    first, methods = rows[0], [row for row in rows if row.kind == "method"]
+    name, counts = short_metric(first.metric), sorted({row.finished for row in methods})
+    n = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}" if counts else "0"
+    notes = [
+        f"± is the half width of the 95 % confidence interval of the mean (Student t) over seeds, n = {n} finished "
+        "runs per method; a value without ± is of a single run or teacher.",
+        f"Best epoch: the one with the highest {name} on validation, chosen without the test set. "
+        "Last epoch: the final one.",
+    ]
+    if first.split == "val":
+        notes.append(
+            "Not every run has a test set: the figures are validation's, and those of the best epoch are too high, "
+            "because the same images chose the epoch."
+        )
+    if has_differences(rows):
+        notes.append(
+            f"{kept_epoch(rows)} - {BASELINE}: mean of the differences at equal seeds, in points of {name}; p: "
+            "two-sided paired t-test"
+            + ("; p (Holm): corrected for the number of methods compared." if len(test_columns(rows)) > 1 else ".")
+        )
+        for row in methods:
+            pairs = difference(row, kept_epoch(rows))[0].n
+            if row.name != BASELINE and pairs < row.finished:
+                notes.append(f"{row.name} and {BASELINE} have {pairs} seeds in common.")
+    elif len(methods) > 1:
+        notes.append(f"No paired test: there is no {BASELINE} among the methods.")
+    return notes
+
+
+def failure_notes(rows: Sequence[Row]) -> list[str]:
+    """Every run that is not among the table's figures, and what that does to them."""
+    failed = [(row.name, failure) for row in rows for failure in row.failures]
+    if not failed:
+        return []
+    started = sum(row.runs for row in rows if row.kind == "method")
+    head = (
+        f"{len(failed)} of {started} runs gave no value. They are counted but not averaged, so that their methods can "
+        "look better than they are:"
+    )
+    return [head, *(f"{name}, seed {one.seed}: {one.status}: {one.reason}" for name, one in failed)]
+
+
+def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
+    """Markdown lines with columns padded to one width; the first column to the left, the others to the right."""
+    safe = [[" ".join(cell.replace("|", "\\|").split()) for cell in line] for line in cells]
+    widths = [max(len(line[i]) for line in safe) for i in range(len(safe[0]))]
+    lines = []
+    for line in safe:
+        padded = [
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        lines.append("| " + " | ".join(padded) + " |")
+    rule = ["-" * (width - 1) + ":" if i else "-" * width for i, width in enumerate(widths)]
+    lines.insert(1, "| " + " | ".join(rule) + " |")
+    return lines
+
+
+def test_columns(rows: Sequence[Row]) -> list[str]:
+    """The p-values worth a column: none without KD, the corrected one only where there is more than one comparison."""
+    if not has_differences(rows):
+        return []
+    compared = [row for row in rows if row.kind == "method" and row.name != BASELINE]
+    return ["p", "p (Holm)"] if len(compared) > 1 else ["p"]
+
+
+def test_cells(row: Row, epoch: str, tests: Sequence[str]) -> list[str]:
+    """A row's difference to KD and its p-values; empty for the teacher and for KD."""
+    if not tests:
+        return []
+    if row.kind == "teacher" or row.name == BASELINE:
+        return [""] * (1 + len(tests))
+    found, corrected = difference(row, epoch)
+    return [signed(found.mean, found.ci95, row.metric), p_value(found.p), p_value(corrected)][: 1 + len(tests)]
+
+
+def has_differences(rows: Sequence[Row]) -> bool:
+    """Whether any method could be compared with KD."""
+    return any(row.best_difference.n or row.last_difference.n for row in rows)
+
+
+def kept_epoch(rows: Sequence[Row]) -> Literal["best", "last"]:
+    """The epoch whose weights the runs kept; its difference to KD is the one in the short table."""
+    kept = {row.kept for row in rows if row.kind == "method"}
+    return "last" if kept == {"last"} else "best"
+
+
+def difference(row: Row, epoch: str) -> tuple[Paired, float]:
+    """The difference to KD at the best or last epoch, and its corrected p."""
+    if epoch == "last":
+        return row.last_difference, row.last_p_holm
+    return row.best_difference, row.best_p_holm
+
+
+def value_at(result: dict[str, Any], epoch: str, split: str, metric: str) -> float | None:
+    """A run's metric at its best or last epoch, None where the result has no finite number."""
+    at = result.get(epoch)
+    found = at.get(split) if isinstance(at, dict) else None
+    return number(found.get(metric)) if isinstance(found, dict) else None
+
+
+def seed_of(result: dict[str, Any]) -> int:
+    """The run's seed."""
+    seed = result.get("seed", 0)
+    return seed if isinstance(seed, int) else 0
+
+
+def reason_of(result: dict[str, Any]) -> str:
+    """Why a run has no value, in its own words."""
+    notes = result.get("notes")
+    return " ".join(str(note) for note in notes) if isinstance(notes, list) and notes else "no reason given"
+
+
+def _common_split(results: Sequence[dict[str, Any]], metric: str) -> str:
+    done = [r for r in results if any(value_at(r, "last", split, metric) is not None for split in SPLITS)]
+    return "test" if done and all(value_at(r, "last", "test", metric) is not None for r in done) else "val"
+
+
+def _method_row(name: str, results: Sequence[dict[str, Any]], metric: str, split: str) -> Row:
+    values: dict[str, dict[int, float]] = {epoch: {} for epoch in EPOCHS}
+    failures, seen, finished = [], set(), []
+    for result in sorted(results, key=seed_of):
+        seed, status = seed_of(result), str(result.get("status", "unknown"))
+        if seed in seen:
+            raise ValueError(f"results must have each method and seed once, got {name}, seed {seed} twice")
+        seen.add(seed)
+        found = {epoch: value_at(result, epoch, split, metric) for epoch in EPOCHS}
+        if status != "done":
+            failures.append(Failure(seed, status, reason_of(result)))
+        elif None in found.values():
+            failures.append(
+                Failure(seed, "no number", f"{metric} on {SPLITS.get(split, split)} is not a finite number")
+            )
+        else:
+            finished.append(result)
+            for epoch, value in found.items():
+                values[epoch][seed] = float(value or 0.0)
+    return Row(
+        name=name,
+        kind="method",
+        metric=metric,
+        split=split,
+        runs=len(results),
+        failures=tuple(failures),
+        best_values=values["best"],
+        last_values=values["last"],
+        best=summary(list(values["best"].values())),
+        last=summary(list(values["last"].values())),
+        kept="last" if finished and all(result.get("kept") == "last" for result in finished) else "best",
+        seconds=_mean_of(finished, "seconds"),
+        images_per_second=_mean_of(finished, "images_per_second"),
+    )
+
+
+def _teacher_rows(results: Sequence[dict[str, Any]], metric: str, split: str) -> list[Row]:
+    """One row per teacher's name. Equal values everywhere are one teacher; others are summarised over seeds."""
+    values: dict[str, dict[int, float]] = {}
+    for result in results:
+        teacher = result.get("teacher")
+        found = teacher.get(split) if isinstance(teacher, dict) else None
+        value = number(found.get(metric)) if isinstance(found, dict) else None
+        if isinstance(teacher, dict) and value is not None:
+            values.setdefault(str(teacher.get("name", "unnamed")), {})[seed_of(result)] = value
+    rows = []
+    for name, by_seed in values.items():
+        if len(set(by_seed.values())) == 1:
+            by_seed = dict([next(iter(by_seed.items()))])
+        over_seeds = summary(list(by_seed.values()))
+        rows.append(
+            Row(
+                name=f"teacher: {name}",
+                kind="teacher",
+                metric=metric,
+                split=split,
+                runs=len(by_seed),
+                failures=(),
+                best_values=by_seed,
+                last_values=by_seed,
+                best=over_seeds,
+                last=over_seeds,
+            )
+        )
+    return rows
+
+
+def _with_differences(rows: list[Row]) -> list[Row]:
+    """Add every method's paired difference to KD at both epochs."""
+    base = next((row for row in rows if row.name == BASELINE), None)
+    if base is None or len(rows) < 2:
+        return rows
+    best = {row.name: _paired(row.best_values, base.best_values) for row in rows if row is not base}
+    last = {row.name: _paired(row.last_values, base.last_values) for row in rows if row is not base}
+    best_holm = holm({name: found.p for name, found in best.items()})
+    last_holm = holm({name: found.p for name, found in last.items()})
+    return [
+        row
+        if row is base
+        else replace(
+            row,
+            best_difference=best[row.name],
+            last_difference=last[row.name],
+            best_p_holm=best_holm[row.name],
+            last_p_holm=last_holm[row.name],
+        )
+        for row in rows
+    ]
+
+
+def _paired(values: dict[int, float], base: dict[int, float]) -> Paired:
+    common = sorted(values.keys() & base.keys())
+    return paired_test([values[seed] for seed in common], [base[seed] for seed in common])
+
+
+def _mean_of(results: Sequence[dict[str, Any]], key: str) -> float:
+    found = [value for value in (number(result.get(key)) for result in results) if value is not None]
+    return summary(found).mean
