@@ -17,8 +17,9 @@ from pcdistill.errors import InputError, nearest
 
 AUGMENTS = ("auto", "none", "crop", "crop-flip", "randaugment", "imagenet")
 # Columns of the table of uniform numbers; every option has its own, so that turning one on leaves the others' draws.
-CROP_Y, CROP_X, FLIP, AREA, RATIO, OP_1, SIGN_1, OP_2, SIGN_2, CUT_Y, CUT_X = range(11)
-COLUMNS = 11
+CROP_Y, CROP_X, FLIP, OP_1, SIGN_1, OP_2, SIGN_2, CUT_Y, CUT_X, BOX = range(10)
+BOX_DRAWS = 4  # boxes drawn for a sample, of which the first that fits is taken
+COLUMNS = BOX + 2 * BOX_DRAWS
 # torchvision's RandAugment: 2 operations of magnitude 10 on its scale of 31 bins.
 RAND_OPS, MAGNITUDE, BINS = 2, 10, 31
 AREA_RANGE, RATIO_RANGE = (0.08, 1.0), (3 / 4, 4 / 3)
@@ -123,7 +124,7 @@ def augment_image(image: Tensor, augment: Augment | None, size: int, fill: Tenso
         image = v2.RandAugment(RAND_OPS, MAGNITUDE, BINS)(image)
     if augment.cutout:
         u = torch.zeros(1, COLUMNS)
-        u[0, CUT_Y:] = torch.rand(COLUMNS - CUT_Y)
+        u[0, [CUT_Y, CUT_X]] = torch.rand(2)
         image = _cutout(image[None], augment.cutout, u, fill)[0]
     return image
 
@@ -139,11 +140,8 @@ def _shifted_crop(images: Tensor, padding: int, u: Tensor) -> Tensor:
 
 
 def _resized_crop(images: Tensor, u: Tensor) -> Tensor:
-    """A random box, resized to the whole; a box that is longer than the image is cut to it, not drawn again."""
-    log_ratio = math.log(RATIO_RANGE[0]) + u[:, RATIO] * (math.log(RATIO_RANGE[1]) - math.log(RATIO_RANGE[0]))
-    area = AREA_RANGE[0] + u[:, AREA] * (AREA_RANGE[1] - AREA_RANGE[0])
-    wide = (area * log_ratio.exp()).sqrt().clamp(max=1.0)
-    high = (area / log_ratio.exp()).sqrt().clamp(max=1.0)
+    """A random box, resized to the whole."""
+    high, wide = _boxes(u)
     theta = torch.zeros(len(u), 2, 3)
     theta[:, 0, 0], theta[:, 1, 1] = wide, high
     theta[:, 0, 2] = (2 * u[:, CROP_X] - 1) * (1 - wide)
@@ -151,6 +149,19 @@ def _resized_crop(images: Tensor, u: Tensor) -> Tensor:
     grid = F.affine_grid(theta.to(images.device), list(images.shape), align_corners=False)
     sampled = F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
     return sampled.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _boxes(u: Tensor) -> tuple[Tensor, Tensor]:
+    """Heights and widths [N] of random boxes in a square of side 1: the first that fits, else the last cut to fit."""
+    area = AREA_RANGE[0] + u[:, BOX : BOX + BOX_DRAWS] * (AREA_RANGE[1] - AREA_RANGE[0])
+    low, high = (math.log(ratio) for ratio in RATIO_RANGE)
+    ratio = (low + u[:, BOX + BOX_DRAWS :] * (high - low)).exp()
+    boxes = torch.stack([(area / ratio).sqrt(), (area * ratio).sqrt()])
+    fits = (boxes <= 1).all(0)
+    fits[:, -1] = True
+    first = fits.int().argmax(1)
+    tall, wide = boxes[:, torch.arange(len(u)), first].clamp(max=1.0)
+    return tall, wide
 
 
 def _cutout(images: Tensor, side: int, u: Tensor, fill: Tensor) -> Tensor:
@@ -201,11 +212,9 @@ RAND_SPACE = {
 
 def _apply(images: Tensor, name: str, sign: float) -> Tensor:
     """One operation of RandAugment at the fixed magnitude on [N, C, H, W] uint8."""
-    part = MAGNITUDE / (BINS - 1)
     height, width = images.shape[2:]
-    degrees = math.degrees(math.atan(0.3 * part)) * sign
-    factor = 1.0 + 0.9 * part * sign
-    shift = 150.0 / 331.0 * part * sign
+    degrees = math.degrees(math.atan(_strength(0.0, 0.3))) * sign
+    factor = 1.0 + _strength(0.0, 0.9) * sign
     result: Tensor
     match name:
         case "shear_x":
@@ -213,11 +222,23 @@ def _apply(images: Tensor, name: str, sign: float) -> Tensor:
         case "shear_y":
             result = vf.affine(images, angle=0.0, translate=[0, 0], scale=1.0, shear=[0.0, degrees], center=[0, 0])
         case "translate_x":
-            result = vf.affine(images, angle=0.0, translate=[int(shift * width), 0], scale=1.0, shear=[0.0, 0.0])
+            result = vf.affine(
+                images,
+                angle=0.0,
+                translate=[int(_strength(0.0, 150.0 / 331.0 * width) * sign), 0],
+                scale=1.0,
+                shear=[0.0, 0.0],
+            )
         case "translate_y":
-            result = vf.affine(images, angle=0.0, translate=[0, int(shift * height)], scale=1.0, shear=[0.0, 0.0])
+            result = vf.affine(
+                images,
+                angle=0.0,
+                translate=[0, int(_strength(0.0, 150.0 / 331.0 * height) * sign)],
+                scale=1.0,
+                shear=[0.0, 0.0],
+            )
         case "rotate":
-            result = vf.rotate(images, angle=30.0 * part * sign)
+            result = vf.rotate(images, angle=_strength(0.0, 30.0) * sign)
         case "brightness":
             result = vf.adjust_brightness(images, brightness_factor=factor)
         case "color":
@@ -227,11 +248,16 @@ def _apply(images: Tensor, name: str, sign: float) -> Tensor:
         case "sharpness":
             result = vf.adjust_sharpness(images, sharpness_factor=factor)
         case "posterize":
-            result = vf.posterize(images, bits=round(8 - 4 * part))
+            result = vf.posterize(images, bits=round(_strength(8.0, 4.0)))
         case "solarize":
-            result = vf.solarize(images, threshold=255.0 * (1 - part))
+            result = vf.solarize(images, threshold=255.0 * _strength(1.0, 0.0))
         case "auto_contrast":
             result = vf.autocontrast(images)
         case _:
             result = vf.equalize(images)
     return result
+
+
+def _strength(weakest: float, strongest: float) -> float:
+    """The fixed magnitude between two ends, rounded to float32 as in torchvision."""
+    return float(torch.linspace(weakest, strongest, BINS)[MAGNITUDE])

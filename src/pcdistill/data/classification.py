@@ -125,12 +125,14 @@ def build_data(
     val_split, val_rows = source.val, None
     if val_split is None:
         held_out = round(val_fraction * len(train_rows))
-        if not 0 < held_out < len(train_rows):
+        spare = len(train_rows) - len(source.classes)
+        if not 0 < held_out <= spare:
             raise InputError(
-                f"{name}: {len(train_rows)} training images are too few to hold out a share of {val_fraction:g}"
+                f"{name}: {len(train_rows)} training images of {len(source.classes)} classes are too few to hold out a "
+                f"share of {val_fraction:g}"
             )
         val_split = source.train
-        val_rows, train_rows = stratified(source.train.labels, held_out)
+        train_rows, val_rows = stratified(source.train.labels, len(train_rows) - held_out)
     if limit is not None and limit < len(train_rows):
         if limit < len(source.classes):
             raise InputError(f"data.limit must be at least the number of classes, {len(source.classes)}, got {limit}")
@@ -246,7 +248,7 @@ def _fingerprint(source: Source, rows: Tensor) -> str:
     digest.update(source.train.labels.numpy().tobytes())
     digest.update(rows.numpy().tobytes())
     if source.train.images is not None:
-        digest.update(memoryview(source.train.images.numpy()))
+        digest.update(source.train.images.numpy().data)
     elif isinstance(source.train.items, ImageFiles):
         # Names of all files, and sizes of some: reading a million of them would take minutes.
         paths = source.train.items.paths

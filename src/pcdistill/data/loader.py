@@ -238,7 +238,8 @@ class LoaderBatches(Batches):
     The loader yields (images, target), ((first view, second view), target), or a dict with images and target. Its
     randomness (torch, NumPy and Python's, its samplers and its worker processes) is a function of (seed, epoch, batch)
     while it runs, and everybody else's is left as it was; so a run can be repeated, and resumed by passing over the
-    batches that were already taken.
+    batches that were already taken. Worker processes that persist between epochs keep their own state, and are outside
+    this promise.
 
     Args:
         loader: a DataLoader, or anything with a length that can be iterated once for each epoch.

@@ -77,20 +77,26 @@ def open_source(name: str, *, root: str | Path | None = None, download: bool = F
     )
 
 
-def stratified(labels: Tensor, count: int, *, seed: int = SPLIT_SEED) -> tuple[Tensor, Tensor]:
+def stratified(labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Draw `count` positions, from each class its share; returns (drawn, the others), both in ascending order.
 
-    The shares are whole numbers by the largest remainders, and no class loses its last sample while another has two.
+    Shares are whole numbers, by the largest remainders; every class that occurs has at least one sample drawn.
+
+    Args:
+        labels: [N] int64.
+        count: at least the number of classes that occur, at most N.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(SPLIT_SEED)
     shuffled = torch.randperm(len(labels), generator=generator)
     by_class = shuffled[labels[shuffled].argsort(stable=True)]
     sizes = torch.bincount(labels)
     exact = sizes.double() * count / len(labels)
-    take = exact.floor().long()
-    order = (take - exact).argsort(stable=True)
-    take[order[: count - int(take.sum())]] += 1
-    take = take.clamp(max=sizes)
+    take = exact.floor().long().maximum(sizes.clamp(max=1))
+    while (short := count - int(take.sum())) != 0:
+        step = 1 if short > 0 else -1
+        free = take < sizes if step > 0 else take > 1
+        need = torch.where(free, (exact - take) * step, -torch.inf)
+        take[need.argsort(descending=True, stable=True)[: min(abs(short), int(free.sum()))]] += step
     rank = torch.arange(len(labels)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
     drawn = rank < take.repeat_interleave(sizes)
     return by_class[drawn].sort().values, by_class[~drawn].sort().values
@@ -103,7 +109,7 @@ def _digits() -> Source:
     found = load_digits()
     images = torch.from_numpy(np.round(found.images * (255 / 16)).astype(np.uint8))[:, None]
     labels = torch.from_numpy(found.target).long()
-    test, train = stratified(labels, len(labels) // 5)
+    train, test = stratified(labels, len(labels) - len(labels) // 5)
     return Source(
         [str(digit) for digit in range(10)],
         Split(images[train], None, labels[train]),
