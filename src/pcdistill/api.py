@@ -14,7 +14,7 @@ from pcdistill.distill.teacher import Teacher, logits_of
 from pcdistill.engine.console import Console
 from pcdistill.engine.evaluate import evaluate
 from pcdistill.engine.fit import Trainer, make_accelerator
-from pcdistill.engine.prepare import build_distiller, check_teacher
+from pcdistill.engine.prepare import build_distiller, check_losses, check_teacher
 from pcdistill.errors import InputError
 from pcdistill.recipe import make_recipe
 
@@ -115,6 +115,7 @@ def distill(
         num_classes = int(logits_of(student.eval()(first[0][:2].to(accelerator.device))).shape[1])
     student.train(was_training)
     data = _Loaders([str(i) for i in range(num_classes)], train_batches, val_batches)
+    check_losses(recipe, num_classes)
     wrapped = None
     if teacher is not None:
         if (student_stats is None) != (teacher_stats is None):

@@ -28,7 +28,10 @@ Count = Annotated[int, Field(ge=1)]
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images, and how they are fed. `batch_size` is the global batch of one optimiser step."""
+    """Which images, and how they are fed.
+
+    `batch_size` is the global batch of one optimiser step; `views` is by default what the losses compare.
+    """
 
     __pydantic_config__ = FORBID
     name: str = "digits"
@@ -39,7 +42,7 @@ class DataConfig:
     augment: str = "auto"
     mixup: NotNegative = 0.0
     cutmix: NotNegative = 0.0
-    views: Annotated[int, Field(ge=1, le=2)] = 1
+    views: Annotated[int, Field(ge=1, le=2)] | None = None
     workers: Annotated[int, Field(ge=0)] = 0
     limit: Count | None = None
     download: bool = False
@@ -139,7 +142,7 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as YAML and JSON hold them; `Recipe` and back loses nothing."""
-        plain = json.loads(json.dumps(dataclasses.asdict(self)))
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         plain["losses"] = [_flat_term(term) for term in plain["losses"]]
         plain["methods"] = {name: [_flat_term(term) for term in terms] for name, terms in plain["methods"].items()}
         return plain

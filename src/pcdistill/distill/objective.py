@@ -66,8 +66,9 @@ class Objective(nn.Module):
         """Tell every term where training is: `progress` in [0, 1), `epoch` from 0."""
         for i, term in enumerate(self.terms):
             self.factors[i] = term.weight * warmup_factor(epoch, term.warmup_epochs)
-            if hasattr(term.loss, "set_progress"):
-                term.loss.set_progress(progress=progress, epoch=epoch)
+            set_progress: Callable[..., None] | None = getattr(term.loss, "set_progress", None)
+            if set_progress is not None:
+                set_progress(progress=progress, epoch=epoch)
 
     def forward(self, student: Any, teacher: Any, target: Tensor) -> dict[str, Tensor]:
         """Sum the terms.

@@ -75,13 +75,17 @@ class Teacher(nn.Module):
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("shift", shift, persistent=False)
 
+    scale: Tensor | None
+    shift: Tensor | None
+    class_map: Tensor | None
+
     def train(self, mode: bool = True) -> "Teacher":
         """Stay in eval mode, whatever is asked."""
         return super().train(False)
 
     def prepare(self, images: Tensor) -> Tensor:
         """The student's images [N, C, H, W] as the teacher expects them."""
-        if self.scale is not None:
+        if self.scale is not None and self.shift is not None:
             images = images * self.scale + self.shift
         if self.image_size is not None and images.shape[-1] != self.image_size:
             images = F.interpolate(images, size=self.image_size, mode="bilinear", antialias=True, align_corners=False)

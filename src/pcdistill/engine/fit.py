@@ -159,7 +159,7 @@ class Trainer:
             self.student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if train.sync_batchnorm and accelerator.num_processes > 1 and device.type == "cuda":
             distiller.student = nn.SyncBatchNorm.convert_sync_batchnorm(self.student)
-            self.student = distiller.student
+            self.student = distiller.student  # type: ignore[assignment]
         self.ema = None
         if train.ema > 0:
             self.ema = AveragedModel(self.student, multi_avg_fn=get_ema_multi_avg_fn(train.ema), use_buffers=True)

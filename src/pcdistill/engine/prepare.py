@@ -16,6 +16,7 @@ from pcdistill.distill.teacher import Stats, Teacher, align_classes
 from pcdistill.engine.console import Console
 from pcdistill.engine.evaluate import evaluate
 from pcdistill.errors import InputError
+from pcdistill.losses import METHODS
 from pcdistill.recipe import ModelConfig, Recipe, TeacherConfig, TermConfig
 
 GATE_SAMPLES = 2048
@@ -191,12 +192,18 @@ def build_objective(
     return Objective(built)
 
 
-def check_objective(objective: Objective, *, num_classes: int, soft_targets: bool, views: int) -> None:
-    """Run every logit term once on random logits of the run's shape, so that a misfit is known before training.
+def check_losses(recipe: Recipe, num_classes: int) -> None:
+    """Build every logit term and run it once on random logits of the run's shape: a misfit is known before training.
 
     Raises:
         InputError: with the term's own sentence, for example stages > C // 2.
     """
+    terms = [term for term in recipe.losses if _kind(term.method) == "logits"]
+    if not terms:
+        return
+    objective = build_objective(terms, num_classes=num_classes)
+    views = views_of(recipe)
+    soft_targets = recipe.data.mixup > 0 or recipe.data.cutmix > 0
     if objective.views > views:
         term = next(t for t in objective.terms if getattr(t.loss, "views", 1) > views)
         raise InputError(f"{term.name} compares two views of each image; set data.views to 2")
@@ -206,8 +213,6 @@ def check_objective(objective: Objective, *, num_classes: int, soft_targets: boo
     target = torch.arange(n // views).repeat(views) % num_classes
     wanted = torch.nn.functional.one_hot(target, num_classes).float() if soft_targets else target
     for i, term in enumerate(objective.terms):
-        if term.kind != "logits":
-            continue
         try:
             with torch.no_grad():
                 term.loss(student, teacher, wanted)
@@ -257,12 +262,6 @@ def build_distiller(
             }
         student.train(was_training)
     objective = build_objective(recipe.losses, num_classes=num_classes, context=context)
-    check_objective(
-        objective,
-        num_classes=num_classes,
-        soft_targets=recipe.data.mixup > 0 or recipe.data.cutmix > 0,
-        views=recipe.data.views,
-    )
     return ClassificationDistiller(
         student,
         objective,
@@ -272,9 +271,15 @@ def build_distiller(
     )
 
 
-def _kind(method: str) -> str:
-    from pcdistill.losses import METHODS
+def views_of(recipe: Recipe) -> int:
+    """Views of each image: the recipe's number, or as many as its losses compare."""
+    if recipe.data.views is not None:
+        return recipe.data.views
+    classes = [METHODS[term.method].load() for term in recipe.losses if term.method in METHODS]
+    return max((int(getattr(found, "views", 1)) for found in classes), default=1)
 
+
+def _kind(method: str) -> str:
     return METHODS[method].kind if method in METHODS else "logits"
 
 

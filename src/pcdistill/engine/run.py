@@ -27,8 +27,10 @@ from pcdistill.engine.prepare import (
     build_distiller,
     build_student,
     build_teacher,
+    check_losses,
     check_teacher,
     knows_classes,
+    views_of,
     weights_exist,
 )
 from pcdistill.engine.tracking import make_trackers
@@ -86,6 +88,7 @@ def run(
     data = data or data_of(recipe, accelerator)
     classes = list(data.classes)
 
+    check_losses(recipe, len(classes))
     teacher: Teacher | None = None
     teacher_summary: dict[str, Any] | None = None
     set_seed(recipe.train.seed)
@@ -205,7 +208,7 @@ def data_of(recipe: Recipe, accelerator: Accelerator) -> Data:
         augment=config.augment,
         mixup=config.mixup,
         cutmix=config.cutmix,
-        views=config.views,
+        views=views_of(recipe),
         workers=config.workers,
         limit=config.limit,
         download=config.download,
@@ -231,7 +234,6 @@ def teacher_recipe(recipe: Recipe) -> Recipe | None:
     tree = recipe.to_dict()
     tree.update(method="none", losses=[], methods={}, teacher=None, student=_as_student(config))
     tree["train"].update(epochs=config.epochs)
-    tree["data"].update(views=1)
     return make_recipe(tree)
 
 

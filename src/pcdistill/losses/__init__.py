@@ -96,7 +96,7 @@ _EXPORTS = {
     "PCDReleasedLoss": "pcd_released",
 }
 
-__all__ = ["METHODS", "Method", *sorted(_EXPORTS)]  # noqa: PLE0604
+__all__ = ["METHODS", "Method", *sorted(_EXPORTS)]
 
 
 def __getattr__(name: str) -> Any:

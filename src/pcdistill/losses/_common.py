@@ -1,4 +1,4 @@
-"""What every logit loss shares: argument checks, the compute dtype and the reduction. Nothing here reads a value back."""
+"""What every logit loss shares: checks, the compute dtype and the reduction. Nothing here reads a value back."""
 
 import math
 from typing import Literal
@@ -36,7 +36,9 @@ def check_target(target: Tensor | None, logits: Tensor, *, hard_only: bool = Fal
         raise ValueError(f"target must be given to this loss: [{n}] class indices, got None")
     if target.device != logits.device:
         raise ValueError(f"target is on {target.device}, the logits on {logits.device}")
-    if list(target.shape) == [n] and not (target.is_floating_point() or target.is_complex() or target.dtype == torch.bool):
+    if list(target.shape) == [n] and not (
+        target.is_floating_point() or target.is_complex() or target.dtype == torch.bool
+    ):
         return target.long()
     if list(target.shape) == [n, c] and target.is_floating_point():
         if hard_only:
