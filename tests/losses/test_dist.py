@@ -1,4 +1,4 @@
-"""DIST against a loop over its equations, its golden values and torchdistill; what Pearson ignores; its special rows."""
+"""DIST against a loop over its equations, its golden values, torchdistill, what Pearson ignores, its special rows."""
 
 import pytest
 import torch

@@ -1,0 +1,222 @@
+"""CLKD against loops over its equations, its golden values, each term alone, and what its size depends on."""
+
+import pytest
+import torch
+from hypothesis import given
+
+from pcdistill.losses.clkd import CLKDLoss, clkd_loss
+from tests.helpers import GRAD, VALUE, extreme_pair, golden_pair, logit_pairs, make_pair
+from tests.references.clkd import classes, correlation, instance
+from tests.references.scalars import gradient
+
+INSTANCE = {"instance_weight": 1.0, "class_weight": 0.0, "correlation_weight": 0.0}
+CLASS = {"instance_weight": 0.0, "class_weight": 1.0, "correlation_weight": 0.0}
+CORRELATION = {"instance_weight": 0.0, "class_weight": 0.0, "correlation_weight": 1.0}
+KINDS = ["class", "class-norm", "class-cosine", "sample"]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (INSTANCE, 0.065622),
+        (CLASS, 0.168360),
+        ({**CORRELATION, "correlation": "sample"}, 0.786707),
+        ({**CORRELATION, "correlation": "class"}, 1.128344),
+        ({**CORRELATION, "correlation": "class-norm"}, 0.106224),
+    ],
+)
+def test_golden_values_of_each_term_alone(options, expected):
+    student, teacher, target = golden_pair()
+    assert clkd_loss(student, teacher, target, **options).item() == pytest.approx(expected, abs=6e-7)
+
+
+def test_the_defaults_are_the_papers_weights():
+    student, teacher, _ = golden_pair()
+    expected = 0.5 * (0.065622 + 2.0 * 0.168360) + 0.4 * 1.128344
+    assert clkd_loss(student, teacher).item() == pytest.approx(expected, abs=2e-6)
+
+
+def loop(student, teacher, kind):
+    c = correlation(student, teacher, kind)
+    return 2.0 * instance(student, teacher) + 3.0 * classes(student, teacher) + 0.5 * c
+
+
+WEIGHTS = {"instance_weight": 2.0, "class_weight": 3.0, "correlation_weight": 0.5}
+
+
+@pytest.mark.parametrize("dtype", VALUE, ids=str)
+@pytest.mark.parametrize(("n", "c"), [(1, 2), (7, 30), (20, 5)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_value_matches_loop(dtype, n, c, kind):
+    student, teacher = make_pair(n, c, dtype)
+    actual = clkd_loss(student, teacher, correlation=kind, **WEIGHTS)
+    rtol, atol = VALUE[dtype]
+    torch.testing.assert_close(actual.item(), loop(student.tolist(), teacher.tolist(), kind), rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("dtype", GRAD, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_matches_loop(dtype, kind):
+    student, teacher = make_pair(5, 7, dtype)
+    clkd_loss(student, teacher, correlation=kind, **WEIGHTS).backward()
+    rtol, atol = GRAD[dtype]
+    expected = gradient(lambda rows: loop(rows, teacher.tolist(), kind), student)
+    torch.testing.assert_close(student.grad.double(), expected, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradcheck(kind):
+    student, teacher = make_pair(3, 5, torch.float64)
+    assert torch.autograd.gradcheck(lambda z: clkd_loss(z, teacher, correlation=kind), student)
+
+
+@given(logit_pairs(scale=5.0))
+def test_bounds_and_blindness_of_the_two_mean_squares(pair):
+    student, teacher = (x.round(decimals=3) for x in pair)  # rows below the eps are tried elsewhere
+    n, c = student.shape
+    rows, cols = clkd_loss(student, teacher, **INSTANCE), clkd_loss(student, teacher, **CLASS)
+    assert 0 <= rows <= 4 / c + 1e-12
+    assert 0 <= cols <= 4 / n + 1e-12
+    torch.testing.assert_close(clkd_loss(3 * student, 0.5 * teacher, **INSTANCE), rows)
+    torch.testing.assert_close(clkd_loss(3 * student, 0.5 * teacher, **CLASS), cols)
+    if n > 1:
+        torch.testing.assert_close(clkd_loss(student.T, teacher.T, **INSTANCE), cols)
+
+
+@given(logit_pairs(scale=5.0))
+def test_class_and_sample_order_change_nothing_and_equality_is_zero(pair):
+    student, teacher = pair
+    for kind in KINDS:
+        expected = clkd_loss(student, teacher, correlation=kind)
+        torch.testing.assert_close(clkd_loss(student.flip(1), teacher.flip(1), correlation=kind), expected)
+        torch.testing.assert_close(clkd_loss(student.flip(0), teacher.flip(0), correlation=kind), expected)
+        assert clkd_loss(teacher, teacher, correlation=kind) == 0
+
+
+@pytest.mark.parametrize(("kind", "power"), [("class", 4), ("sample", 4), ("class-norm", 2), ("class-cosine", 0)])
+def test_the_correlation_term_grows_with_the_logits_as_documented(kind, power):
+    student, teacher = make_pair(6, 5, torch.float64)
+    one = clkd_loss(student, teacher, correlation=kind, **CORRELATION)
+    two = clkd_loss(2 * student, 2 * teacher, correlation=kind, **CORRELATION)
+    torch.testing.assert_close(two, 2**power * one)
+
+
+def test_the_gradient_at_equal_logits_is_zero():
+    _, teacher = make_pair(4, 5, torch.float64)
+    for kind in KINDS:
+        student = teacher.clone().requires_grad_()
+        clkd_loss(student, teacher, correlation=kind).backward()
+        assert student.grad.eq(0).all()
+
+
+def test_one_sample_compares_rows_and_signs():
+    student, teacher = make_pair(1, 6, torch.float64)
+    for kind in ("class", "class-norm", "sample"):
+        assert clkd_loss(student, teacher, correlation=kind, **CORRELATION) == 0
+    signs = clkd_loss(student, teacher, **CLASS)
+    torch.testing.assert_close(signs, (student.sign() - teacher.sign()).square().mean())
+    signs.backward()
+    assert student.grad.abs().max() < 1e-15
+
+
+def test_a_row_of_zeros_counts_as_zero_and_gets_no_gradient():
+    _, teacher = make_pair(3, 4, torch.float32)
+    student = torch.zeros(3, 4, requires_grad=True)
+    for options in (INSTANCE, CLASS):
+        loss = clkd_loss(student, teacher, **options)
+        loss.backward()
+        assert loss.item() == pytest.approx(1 / 4 if options is INSTANCE else 1 / 3)  # unit vectors against zeros
+        assert student.grad.eq(0).all()
+
+
+def test_module_is_the_function_and_an_empty_batch_is_zero():
+    student, teacher = make_pair(6, 10, torch.float32)
+    torch.testing.assert_close(CLKDLoss()(student, teacher), clkd_loss(student, teacher))
+    options = {**WEIGHTS, "correlation": "sample", "eps": 5.0}
+    torch.testing.assert_close(CLKDLoss(**options)(student, teacher), clkd_loss(student, teacher, **options))
+    assert clkd_loss(student, teacher, eps=5.0) != clkd_loss(student, teacher)
+    for dtype in (torch.float32, torch.float16):
+        empty = torch.zeros(0, 10, dtype=dtype, requires_grad=True)
+        loss = clkd_loss(empty, empty.detach())
+        loss.backward()
+        assert loss == 0
+        assert empty.grad is not None
+
+
+def test_all_weights_zero_is_zero_with_a_graph():
+    student, teacher = make_pair(3, 4, torch.float32)
+    loss = clkd_loss(student, teacher, **{**CORRELATION, "correlation_weight": 0.0})
+    loss.backward()
+    assert loss == 0
+    assert student.grad.eq(0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("c", [2, 9])
+def test_huge_half_precision_logits_give_a_finite_loss_and_gradient(dtype, kind, c):
+    student, teacher, target = extreme_pair(6, c, dtype)
+    with torch.no_grad():
+        student[3] = 0
+    loss = clkd_loss(student, teacher, target, correlation=kind)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert loss.isfinite()
+    assert student.grad.isfinite().all()
+
+
+def test_a_gradient_beyond_float16_keeps_its_direction():
+    student, teacher, _ = extreme_pair(6, 9, torch.float16)
+    clkd_loss(student, teacher).backward()
+    exact = student.detach().double().requires_grad_()
+    clkd_loss(exact, teacher.double()).backward()
+    assert exact.grad.abs().max() > 65504
+    assert student.grad.abs().max() == 65504
+    expected = exact.grad * 65504 / exact.grad.abs().max()
+    torch.testing.assert_close(student.grad.double(), expected, rtol=1e-3, atol=1.0)
+
+
+def test_a_gradient_within_float16_is_left_alone():
+    student, teacher = make_pair(5, 7, torch.float16)
+    clkd_loss(student, teacher).backward()
+    exact = student.detach().double().requires_grad_()
+    clkd_loss(exact, teacher.double()).backward()
+    torch.testing.assert_close(student.grad.double(), exact.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_autocast_changes_nothing():
+    student, teacher = make_pair(6, 10, torch.float32)
+    for kind in KINDS:
+        expected = clkd_loss(student, teacher, correlation=kind)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.testing.assert_close(clkd_loss(student, teacher, correlation=kind), expected)
+
+
+def test_teacher_gets_no_gradient():
+    student, teacher = make_pair(2, 4, torch.float32)
+    teacher.requires_grad_()
+    clkd_loss(student, teacher).backward()
+    assert teacher.grad is None
+
+
+Z = torch.zeros(2, 10)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "options", "error", "says"),
+    [
+        (Z, torch.zeros(2, 9), {}, ValueError, r"\[2, 9\].*\[2, 10\]"),
+        (Z, Z, {"instance_weight": -1.0}, ValueError, "instance_weight must be a finite number >= 0, got -1.0"),
+        (Z, Z, {"class_weight": -2.0}, ValueError, "class_weight must be a finite number >= 0, got -2.0"),
+        (Z, Z, {"correlation_weight": -3.0}, ValueError, "correlation_weight must be .* got -3.0"),
+        (Z, Z, {"correlation": "row"}, ValueError, "correlation must be one of 'class', .* got 'row'"),
+        (Z, Z, {"eps": 0.0}, ValueError, "eps must be a finite number > 0, got 0.0"),
+        (Z.long(), Z.long(), {}, TypeError, "int64"),
+    ],
+)
+def test_bad_input_is_named(student, teacher, options, error, says):
+    with pytest.raises(error, match=says):
+        clkd_loss(student, teacher, **options)
+    if options:
+        with pytest.raises(error, match=says):
+            CLKDLoss(**options)
