@@ -13,7 +13,9 @@ from pcdistill.losses import CELoss, KDLoss
 
 def noisy_net(classes: int = 4) -> nn.Module:
     """A net whose output differs between train and eval mode, and between calls in train mode."""
-    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Dropout(0.5), nn.Flatten(), nn.Linear(8 * 36, classes))
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Dropout(0.5), nn.Flatten(), nn.Linear(8 * 36, classes)
+    )
 
 
 def distiller(teacher: Teacher) -> ClassificationDistiller:
