@@ -23,11 +23,14 @@ def model_info(model: "nn.Module", image_size: int, *, in_channels: int = 3) -> 
     reference = next(model.parameters())
     images = torch.zeros(1, in_channels, image_size, image_size, device=reference.device, dtype=reference.dtype)
     counter = FlopCounterMode(display=False)
+    fused = torch.backends.mha.get_fastpath_enabled()
     model.eval()
+    torch.backends.mha.set_fastpath_enabled(False)  # neither it nor every fused attention is counted
     try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:  # fused attention is not counted on every device
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
             model(images)
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
         for module, mode in modes.items():
             module.training = mode
     return {"parameters": sum(p.numel() for p in model.parameters()), "macs": int(counter.get_total_flops()) // 2}

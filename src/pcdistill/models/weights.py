@@ -3,6 +3,9 @@
 import argparse
 import json
 import os
+import pickle
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,9 +79,7 @@ def load_weights(model: "nn.Module", path: PathLike, *, allow_mismatch: bool = F
     import torch
 
     tensors, key, others = _read_state(Path(path))
-    own = {_plain(k): v for k, v in model.state_dict(keep_vars=True).items()}
-    if all(k.startswith("module.") for k in own):
-        own = {k.removeprefix("module."): v for k, v in own.items()}
+    own = _plain(model.state_dict(keep_vars=True))
     fitting = {k: v for k, v in tensors.items() if k in own and v.shape == own[k].shape}
     present = {id(own[k]) for k in fitting}  # a tied tensor may be stored under one of its names only
     report = WeightReport(
@@ -97,11 +98,15 @@ def load_weights(model: "nn.Module", path: PathLike, *, allow_mismatch: bool = F
         ),
     )  # fmt: skip
     parameters = {id(p) for p in model.parameters()}
+    source = f'{path} (its "{key}")' if key else str(path)
     if parameters and not parameters & present:
-        raise InputError(f"{path} holds no parameter of this model, {type(model).__name__}: {report.problems()}")
+        raise InputError(f"{source} holds no parameter of this model, {type(model).__name__}: {report.problems()}")
     if not report.fits and not allow_mismatch:
         remedy = "allow_mismatch=True (in a recipe: allow mismatched-weights) loads what fits"
-        raise InputError(f"{path} does not fit the model, {type(model).__name__}: {report.problems()}; {remedy}")
+        raise InputError(f"{source} does not fit the model, {type(model).__name__}: {report.problems()}; {remedy}")
+    broken = [k for k, v in fitting.items() if id(own[k]) in parameters and not v.isfinite().all()]
+    if broken:
+        raise InputError(f"{source} holds parameters that are not finite: {_few(broken)}")
     with torch.no_grad():
         for name, value in fitting.items():
             own[name].copy_(value)
@@ -109,8 +114,15 @@ def load_weights(model: "nn.Module", path: PathLike, *, allow_mismatch: bool = F
     return report
 
 
-def _plain(key: str) -> str:
-    return key.replace("_orig_mod.", "")
+def _plain(state: "Mapping[str, Any]") -> "dict[str, Tensor]":
+    """The tensors of a state dict, under the names that they have without torch.compile and parallel wrappers."""
+    import torch
+
+    plain = {k.replace("_orig_mod.", ""): v for k, v in state.items() if isinstance(v, torch.Tensor)}
+    wrapped = [k for k in plain if k != "n_averaged"]  # torch's moving average adds this to its "module"
+    if wrapped and all(k.startswith("module.") for k in wrapped):
+        plain = {k.removeprefix("module."): plain[k] for k in wrapped}
+    return plain
 
 
 def _read_state(path: Path) -> "tuple[dict[str, Tensor], str | None, tuple[str, ...]]":
@@ -123,10 +135,7 @@ def _read_state(path: Path) -> "tuple[dict[str, Tensor], str | None, tuple[str, 
             raise InputError(f"{path} holds no state dict, neither as a whole nor under one of {', '.join(STATE_KEYS)}")
         key, others = found[0], tuple(found[1:])
         content = content[key]
-    state = {_plain(k): v for k, v in content.items() if k != "n_averaged" and not k.endswith("_extra_state")}
-    if all(k.startswith("module.") for k in state):
-        state = {k.removeprefix("module."): v for k, v in state.items()}
-    return state, key, others
+    return _plain(content), key, others
 
 
 def _is_state(content: object) -> bool:
@@ -149,16 +158,24 @@ def _read_file(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):  # holds values only; many checkpoints keep theirs
-            return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)  # a Namespace of values is not code
     except SafetensorError as error:
         raise InputError(f"{path} is not a complete safetensors file: {first_line(error)}") from error
     except Exception as error:  # a damaged pickle fails in any way there is
-        if "GLOBAL" in str(error) or "Unsupported global" in str(error):
-            raise InputError(
-                f"{path} holds pickled code, which was not executed; save its state dict alone, best as safetensors"
-            ) from error
-        raise InputError(f"{path} is not a complete torch checkpoint: {first_line(error)}") from error
+        raise InputError(f"{path} {_why_unreadable(error)}") from error
+
+
+def _why_unreadable(error: Exception) -> str:
+    """One sentence without torch's advice to switch its safety off."""
+    code = re.search(r"GLOBAL (\S+)", str(error))
+    if code:
+        return f"holds pickled code ({code[1]}), which was not executed; save its state dict alone, best as safetensors"
+    if "TorchScript" in str(error):
+        return "is a TorchScript program; save its state dict alone, best as safetensors"
+    if isinstance(error, pickle.UnpicklingError):
+        return "is damaged or a pickle that torch.save did not write; nothing in it was executed"
+    return f"is not a complete torch checkpoint: {first_line(error).split('. ')[0]}"
 
 
 def _check_file(path: Path) -> None:
@@ -172,20 +189,15 @@ def save_weights(model: "nn.Module", path: PathLike, metadata: Mapping[str, Any]
     """Write the model's state as safetensors, complete or not at all.
 
     Args:
-        model: tied tensors are written once under each of their names; compiled modules under their plain names.
+        model: tied tensors are written under each of their names; a compiled or wrapped model like the plain one.
         path: the file; its folder is made if it is not there.
         metadata: plain values. `classes` (names in the order of the logits), `mean`, `std` (per channel, of images in
             [0, 1]) and `image_size` are understood by :func:`class_names` and :func:`input_stats`.
     """
-    import torch
     from safetensors.torch import save_file
 
     path = Path(path)
-    state = {
-        _plain(k): v.detach().to("cpu", copy=True).contiguous()
-        for k, v in model.state_dict().items()
-        if isinstance(v, torch.Tensor)
-    }
+    state = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in _plain(model.state_dict()).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

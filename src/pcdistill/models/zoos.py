@@ -52,7 +52,7 @@ def _build_errors(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise PcdistillError(f'the pretrained weights of "{name}" could not be fetched: {first_line(error)}') from error
+        raise PcdistillError(f'the files of "{name}" could not be fetched: {first_line(error)}') from error
     except (TypeError, ValueError, AssertionError, RuntimeError, KeyError) as error:
         raise InputError(f'model "{name}" could not be built: {first_line(error)}') from error
 
@@ -95,25 +95,45 @@ def _build_torchvision(request: Request) -> Built:
     kwargs = dict(request.kwargs)
     weights = _torchvision_weights(request)
     kwargs.pop("weights", None)
-    if request.name in ("googlenet", "inception_v3"):
-        kwargs.setdefault("aux_logits", False)  # else forward gives a tuple in training
-        if weights is None:
-            kwargs.setdefault("init_weights", True)  # what its default does, without the warning
-    if weights is None:
-        if request.num_classes is not None:
-            kwargs.setdefault("num_classes", request.num_classes)
-        if request.image_size is not None and request.name.startswith("vit_"):
-            kwargs.setdefault("image_size", request.image_size)
-        if request.image_size is not None and request.name == "maxvit_t":
+    inception = request.name in ("googlenet", "inception_v3")
+    if inception and weights is None:
+        kwargs.setdefault("init_weights", True)  # what its default does, without the warning
+    if weights is None and request.num_classes is not None:
+        kwargs.setdefault("num_classes", request.num_classes)
+    sized = request.name.startswith("vit_") or request.name == "maxvit_t"
+    if sized and request.image_size is not None:
+        native = weights.transforms().crop_size[0] if weights is not None else None
+        if native not in (None, request.image_size):
+            raise InputError(
+                f"{full_name} with pretrained weights needs image_size {native}, got {request.image_size}; "
+                "timm's vision transformers adapt theirs"
+            )
+        if request.name == "maxvit_t":
             kwargs.setdefault("input_size", (request.image_size, request.image_size))
+        else:
+            kwargs.setdefault("image_size", request.image_size)
     with _build_errors(full_name):
         model = torchvision.models.get_model(request.name, weights=weights, **kwargs)
+    if inception:
+        _drop_auxiliary_heads(model)
     own_head = weights is not None and request.num_classes in (None, len(weights.meta["categories"]))
     if weights is not None and not own_head:
         _replace_head(model, request.num_classes)
     if request.in_channels != 3:
+        if getattr(model, "transform_input", False):
+            raise InputError(
+                f"{full_name} with pretrained weights reads 3 channels, got in_channels {request.in_channels}"
+            )
         _replace_input(model, request.in_channels, keep=weights is not None)
     return Built(model, own_head)
+
+
+def _drop_auxiliary_heads(model: Any) -> None:
+    """Make forward give logits in training too, where it would give a tuple."""
+    model.aux_logits = False
+    for name in ("AuxLogits", "aux1", "aux2"):
+        if hasattr(model, name):
+            setattr(model, name, None)
 
 
 def _torchvision_weights(request: Request) -> Any:
@@ -174,24 +194,47 @@ def _replace_input(model: "nn.Module", in_channels: int, *, keep: bool) -> None:
 
 def _build_hf(request: Request) -> Built:
     transformers = transformers_package(request.name)
-    kwargs: dict[str, Any] = dict(request.kwargs)
-    if request.num_classes is not None:
-        kwargs["num_labels"] = request.num_classes
-    if request.in_channels != 3:
-        kwargs["num_channels"] = request.in_channels
-    with _build_errors(f"hf/{request.name}"):
+    full_name = f"hf/{request.name}"
+    with _build_errors(full_name):
         config = transformers.AutoConfig.from_pretrained(request.name)
-        own_head = request.num_classes in (None, len(config.id2label))
-        size = getattr(config, "image_size", None)
-        fixed = request.image_size if isinstance(size, int) and not request.pretrained else None
-        if fixed is not None:
-            kwargs["image_size"] = fixed
-        auto = transformers.AutoModelForImageClassification
-        if request.pretrained:
-            model = auto.from_pretrained(request.name, ignore_mismatched_sizes=True, **kwargs)
-        else:
-            model = auto.from_config(transformers.AutoConfig.from_pretrained(request.name, **kwargs))
-    return Built(_logits_only(model), own_head, fixed)
+    unknown = [key for key in request.kwargs if not hasattr(config, key)]
+    if unknown:  # transformers would take it and do nothing with it
+        raise InputError(f'model "{full_name}" has no option "{unknown[0]}"{nearest(unknown[0], vars(config))}')
+    kwargs: dict[str, Any] = {} if request.num_classes is None else {"num_labels": request.num_classes}
+    own_head = request.num_classes in (None, len(config.id2label))
+    channels, size = getattr(config, "num_channels", 3), getattr(config, "image_size", None)
+    resized = request.image_size is not None and isinstance(size, int) and size != request.image_size
+    auto = transformers.AutoModelForImageClassification
+    if request.pretrained:
+        if request.in_channels != channels:  # transformers would start the first layer afresh
+            raise InputError(
+                f"{full_name} with pretrained weights reads {channels} channels, got in_channels {request.in_channels}"
+            )
+        with _build_errors(full_name):
+            model = auto.from_pretrained(request.name, ignore_mismatched_sizes=True, **{**kwargs, **request.kwargs})
+        if resized and not _takes(model, channels, request.image_size):
+            needs = f"needs image_size {size}, got {request.image_size}"
+            raise InputError(f"{full_name} with pretrained weights {needs}")
+        return Built(_logits_only(model), own_head)
+    if request.in_channels != channels:
+        kwargs["num_channels"] = request.in_channels
+    if resized:
+        kwargs["image_size"] = request.image_size
+    with _build_errors(full_name):
+        config = transformers.AutoConfig.from_pretrained(request.name, **{**kwargs, **request.kwargs})
+        return Built(_logits_only(auto.from_config(config)), own_head)
+
+
+def _takes(model: Any, channels: int, image_size: int | None) -> bool:
+    """Whether a pretrained model takes another size than its own: many do, and none of them says so."""
+    import torch
+
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, channels, image_size or 0, image_size or 0))
+    except (RuntimeError, ValueError):
+        return False
+    return True
 
 
 def transformers_package(name: str) -> ModuleType:
@@ -270,7 +313,7 @@ def _user_code(path: str) -> Iterator[None]:
         yield
     except PcdistillError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script without a main guard may exit
         frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).name == Path(path).name]
         line = f", line {frames[-1].lineno}" if frames else ""
         raise PcdistillError(f"{path}{line}: {type(error).__name__}: {first_line(error)}") from error
