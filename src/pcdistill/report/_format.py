@@ -47,11 +47,11 @@ def shown(value: Any, metric: str = "top1") -> str:
 
 
 def count(value: Any) -> str:
-    """1234567 -> "1.23 M"."""
+    """1234567 -> "1.23 M", with a space that does not break."""
     found = number(value)
     if found is None:
         return MISSING
-    for size, letter in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+    for size, letter in ((1e9, "\u00a0G"), (1e6, "\u00a0M"), (1e3, "\u00a0k")):
         if found >= size:
             return f"{found / size:.3g}{letter}"
     return f"{found:g}"

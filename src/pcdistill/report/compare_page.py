@@ -67,8 +67,8 @@ def _page(rows: Sequence[Row], results: Sequence[dict[str, Any]], curves: Curves
     by_method = {row.name: [curves[key] for key in sorted(curves) if key[0] == row.name] for row in methods}
     return render(
         "compare.html.j2",
-        title=f"{len(methods)} methods, one student" if len(methods) != 1 else f"{methods[0].name} over seeds",
-        subtitle=" · ".join(f"{name} {value}" for name, value in _setting(results) if name in ("student", "data")),
+        title=_title(methods, results),
+        subtitle=f"{len(results)} runs: {', '.join(row.name for row in methods)}" if methods else "no runs",
         header=_header(results),
         warned=failure_notes(rows),
         rows=[_html_row(row, rows) for row in rows],
@@ -86,6 +86,12 @@ def _page(rows: Sequence[Row], results: Sequence[dict[str, Any]], curves: Curves
     )
 
 
+def _title(methods: Sequence[Row], results: Sequence[dict[str, Any]]) -> str:
+    data = dict(_setting(results)).get("data")
+    count_of = f"{len(methods)} methods" if len(methods) != 1 else f"{methods[0].name} over seeds"
+    return f"Comparison: {count_of}" + (f" on {data}" if data else "")
+
+
 def _curve_notes(metric: str, methods: int) -> list[str]:
     notes = [
         f"Mean of val/{metric} over seeds; the band is the 95 % confidence interval of the mean, over the runs that "
@@ -93,7 +99,7 @@ def _curve_notes(metric: str, methods: int) -> list[str]:
     ]
     if methods > 6:
         notes.append(
-            f"Dashed grey: {BASELINE}. The axes fit the last three quarters of training; earlier values may lie below."
+            f"Dashed grey: {BASELINE}. The axes fit the second half of training; earlier values may lie below."
         )
     return notes
 
@@ -132,12 +138,12 @@ def _header(results: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
     for who in ("teacher", "student"):
         models = [result[who] for result in results if isinstance(result.get(who), dict)]
         if models and number(models[0].get("parameters")) is not None:
-            macs = f", {count(models[0]['macs'])} MACs" if number(models[0].get("macs")) is not None else ""
-            sizes[who] = f"{count(models[0]['parameters'])} parameters{macs}"
+            macs = f", {count(models[0]['macs'])}\u00a0MACs" if number(models[0].get("macs")) is not None else ""
+            sizes[who] = f"{count(models[0]['parameters'])}\u00a0parameters{macs}"
     items = [(name, value, sizes.get(name, "")) for name, value in _setting(results)]
     seconds = sum(number(result.get("seconds")) or 0.0 for result in results)
     if seconds:
-        items.append(("training time, all runs", duration(seconds), ""))
+        items.append(("time, all runs", duration(seconds), ""))
     return items
 
 

@@ -63,11 +63,12 @@ def write_model_card(run_dir: Path) -> str:
 def _front_matter(run: Run, student: str, teacher: str | None, method: str, alone: bool) -> dict[str, Any]:
     detection = run.result.get("task", run.recipe.get("task")) == "detection"
     pipeline = "object-detection" if detection else "image-classification"
+    student, method = " ".join(student.split()), " ".join(method.split())  # a line of dashes would end the front matter
     tags = ["pcdistill", pipeline, "pytorch", "safetensors"]
     if not alone:
         tags += ["knowledge-distillation", method]
     front: dict[str, Any] = {"library_name": "pcdistill", "pipeline_tag": pipeline, "tags": tags}
-    data, metric = data_name(run), metric_of(run)
+    data, metric = " ".join((data_name(run) or "").split()), metric_of(run)
     kept = _dict(run.result.get(str(run.result.get("kept") or "best")))
     split = "test" if _dict(kept.get("test")) else "val"
     values = [
@@ -142,7 +143,9 @@ def _usage(run: Run, student: str) -> list[str]:
     mean, std = metadata.get("mean"), metadata.get("std")
     image_size = metadata.get("image_size") or _dict(run.recipe.get("data")).get("image_size")
     kwargs = _dict(run.recipe.get("student")).get("kwargs")
-    arguments = [json.dumps(student), f'weights="{WEIGHTS}"']
+    classes = metadata.get("classes")
+    known = f"num_classes={len(classes) if isinstance(classes, list) else None}"
+    arguments = [json.dumps(student), known, f'weights="{WEIGHTS}"']
     if isinstance(mean, list) and len(mean) != 3:
         arguments.append(f"in_channels={len(mean)}")
     if image_size:

@@ -20,7 +20,7 @@ from pcdistill.stats import summary
 
 # Okabe and Ito's palette: distinguishable in the common forms of colour blindness. Grey and black are the baselines'.
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#AA4499", "#E69F00", "#56B4E9"
-INK, GREY, LIGHT = "#22272e", "#8a929c", "#e4e7eb"
+INK, SOFT, GREY, LIGHT = "#22272e", "#5b6470", "#8a929c", "#e4e7eb"
 BASELINES = {"none": GREY, "kd": INK, "pcd": VERMILION}
 OTHERS = (BLUE, GREEN, PURPLE, ORANGE, SKY)
 TOGETHER = 6  # more methods than this get a panel each
@@ -43,8 +43,8 @@ STYLE: Any = {
     "axes.axisbelow": True,
     "grid.color": LIGHT,
     "grid.linewidth": 0.7,
-    "xtick.color": "#5b6470",
-    "ytick.color": "#5b6470",
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
     "xtick.major.size": 0,
     "ytick.major.size": 0,
     "legend.frameon": False,
@@ -142,21 +142,19 @@ def seed_dots(rows: Sequence[Row]) -> Markup | None:
             for y, row in enumerate(methods):
                 _dots(ax, y, row, epoch, colors[row.name])
             for value in near:
-                ax.axvline(value, color=GREEN, linewidth=1.2, linestyle="--", zorder=1)
+                ax.axvline(value, color=SOFT, linewidth=1.2, linestyle="--", zorder=1)
             if teachers:
-                at = teachers[0]
-                side = "" if near else (" (right of the axis)" if at > high else " (left of the axis)")
-                label = f"teacher {at:.2f}{side}"
+                where = "" if near else " (right of the axis)" if teachers[0] > high else " (left of the axis)"
                 ax.annotate(
-                    label,
+                    f"teacher {teachers[0]:.2f}{where}",
                     (1, 1),
                     xycoords="axes fraction",
-                    ha="right",
-                    va="bottom",
-                    color=GREEN,
-                    fontsize=8.5,
                     xytext=(0, 3),
                     textcoords="offset points",
+                    ha="right",
+                    va="bottom",
+                    color=SOFT,
+                    fontsize=8.5,
                 )
             ax.set_title(f"{epoch} epoch")
             ax.set_xlabel(f"{metric_name(methods[0].metric)}, {'validation' if methods[0].split == 'val' else 'test'}")
@@ -164,9 +162,10 @@ def seed_dots(rows: Sequence[Row]) -> Markup | None:
             ax.set_ylim(len(methods) - 0.4, -0.6)
             ax.grid(axis="y", visible=False)
             ax.xaxis.set_major_locator(MaxNLocator(6))
-        axes[0].set_yticks(range(len(methods)), [_shorten(row.name, 28) for row in methods])
-        for label in axes[0].get_yticklabels():
-            label.set_color(INK)
+        labels = [_shorten(row.name, 26) + (f"  {row.finished}/{row.runs}" if row.failures else "") for row in methods]
+        axes[0].set_yticks(range(len(methods)), labels)
+        for label, row in zip(axes[0].get_yticklabels(), methods, strict=True):
+            label.set_color(VERMILION if row.failures else INK)
         return _svg(figure, "every seed's result, by method")
 
 
@@ -194,7 +193,6 @@ def _curves_together(bands: Mapping[str, np.ndarray], colors: Mapping[str, str],
     axes = figure.subplots(1, 2)
     half = max(band[:, 0].max() for band in bands.values()) / 2
     for ax, start in zip(axes, (0.0, half), strict=True):
-        ends = []
         for name, band in bands.items():
             part = band[band[:, 0] >= start]
             _line(
@@ -208,7 +206,6 @@ def _curves_together(bands: Mapping[str, np.ndarray], colors: Mapping[str, str],
                 alpha=0.15,
                 linewidth=0,
             )
-            ends.append(part)
         ax.set_title("all epochs" if start == 0 else "second half")
         _epoch_axis(ax)
     axes[0].set_ylabel(f"{metric_name(metric)}, validation")
@@ -219,10 +216,10 @@ def _curves_together(bands: Mapping[str, np.ndarray], colors: Mapping[str, str],
 
 def _curves_apart(bands: Mapping[str, np.ndarray], colors: Mapping[str, str]) -> Figure:
     figure, grid = _grid(len(bands), across=4, width=2.45, height=1.9, shared=True)
-    late = [band[band[:, 0] >= 0.25 * band[:, 0].max()] for band in bands.values()]
-    low = min((part[:, 1] - part[:, 2]).min() for part in late)
-    high = max((part[:, 1] + part[:, 2]).max() for part in late)
-    pad = 0.06 * max(high - low, 0.5)
+    last = max(band[-1, 0] for band in bands.values())
+    late = np.concatenate([band[band[:, 0] >= last / 2] for band in bands.values()])
+    low, high = late[:, 1].min(), late[:, 1].max()  # of the means: a band of two runs would flatten every curve
+    pad = 0.15 * max(high - low, 0.5)
     for ax, (name, band) in zip(grid, bands.items(), strict=False):
         if name != "kd" and "kd" in bands:
             ax.plot(bands["kd"][:, 0], bands["kd"][:, 1], color=GREY, linewidth=1, linestyle="--")
@@ -232,8 +229,11 @@ def _curves_apart(bands: Mapping[str, np.ndarray], colors: Mapping[str, str]) ->
             band[:, 0], band[:, 1] - band[:, 2], band[:, 1] + band[:, 2], color=color, alpha=0.15, linewidth=0
         )
         ax.set_title(_shorten(name, 26))
+        if band[-1, 0] < last:
+            ax.text(0.97, 0.05, f"ends in epoch {band[-1, 0]:g}", transform=ax.transAxes, ha="right", color=VERMILION)
         ax.set_ylim(low - pad, high + pad)
         _epoch_axis(ax)
+        ax.tick_params(labelbottom=True)
     return figure
 
 
@@ -247,18 +247,6 @@ def _dots(ax: Axes, y: int, row: Row, epoch: str, color: str) -> None:
         if math.isfinite(over.ci95):
             ax.plot([over.mean - over.ci95, over.mean + over.ci95], [y - 0.12] * 2, color=color, linewidth=2, zorder=3)
         ax.scatter([over.mean], [y - 0.12], s=34, marker="D", color=color, edgecolors="white", linewidths=0.8, zorder=4)
-    if row.failures:
-        label = f"× {len(row.failures)} of {row.runs} without a value"
-        ax.annotate(
-            label,
-            (0, y),
-            xycoords=("axes fraction", "data"),
-            xytext=(5, 0),
-            textcoords="offset points",
-            va="center",
-            color=VERMILION,
-            fontsize=8,
-        )
 
 
 def _colors(names: Sequence[str]) -> dict[str, str]:

@@ -72,7 +72,7 @@ def compare_rows(results: Sequence[dict[str, Any]]) -> list[Row]:
     metrics = sorted({str(result.get("metric", "top1")) for result in results})
     if len(metrics) > 1:
         raise ValueError(f"results must have one metric, got {', '.join(metrics)}")
-    metric, split = metrics[0], _common_split(results, metrics[0])
+    metric, split = metrics[0], _common_split(results)
     groups: dict[str, list[dict[str, Any]]] = {}
     for result in results:
         groups.setdefault(str(result.get("method", "unknown")), []).append(result)
@@ -222,9 +222,10 @@ def reason_of(result: dict[str, Any]) -> str:
     return " ".join(str(note) for note in notes) if isinstance(notes, list) and notes else "no reason given"
 
 
-def _common_split(results: Sequence[dict[str, Any]], metric: str) -> str:
-    done = [r for r in results if any(value_at(r, "last", split, metric) is not None for split in SPLITS)]
-    return "test" if done and all(value_at(r, "last", "test", metric) is not None for r in done) else "val"
+def _common_split(results: Sequence[dict[str, Any]]) -> str:
+    """The test set, if every finished run was evaluated on it, with whatever outcome; else validation."""
+    last = [result["last"] for result in results if isinstance(result.get("last"), dict)]
+    return "test" if last and all(isinstance(at.get("test"), dict) for at in last) else "val"
 
 
 def _method_row(name: str, results: Sequence[dict[str, Any]], metric: str, split: str) -> Row:

@@ -41,6 +41,7 @@ def _values(run: Run) -> dict[str, Any]:
     best = _dict(result.get("best"))
     environment = dict(run.environment)
     command = environment.pop("command", None)
+    reached = _best_epoch(run, metric)
     return {
         "title": title_of(run),
         "subtitle": subtitle_of(run),
@@ -48,7 +49,10 @@ def _values(run: Run) -> dict[str, Any]:
         "done": status == "done",
         "header": _header(run, metric),
         "warned": _warnings(run, status),
-        "curves": learning_curves(run.rows, metric, number(best.get("epoch")) or _best_epoch(run, metric)),
+        "curves": learning_curves(run.rows, metric, number(best.get("epoch")) or (reached[0] if reached else None)),
+        "so_far": f"Best on validation so far: {reached[1]:.2f} % {short_metric(metric)}, in epoch {reached[0]:g}."
+        if reached
+        else "",
         "curve_notes": CURVE_NOTES if any("val/loss" in row for row in run.rows) else [],
         "terms": term_curves(run.rows),
         "command": command,
@@ -107,20 +111,21 @@ def _header(run: Run, metric: str) -> list[tuple[str, str, str]]:
     kept = str(result.get("kept") or "best")
     split = "test" if value_at(result, kept, "test", metric) is not None else "val"
     value = value_at(result, kept, split, metric)
+    where = f"{SPLITS[split]} {short_metric(metric)}"
     items = []
     if value is not None:
-        items.append((f"student, {SPLITS[split]} {short_metric(metric)}", f"{value:.2f} %", f"{kept} epoch"))
+        items.append(("student", f"{value:.2f} %", f"{where}, {kept} epoch"))
     teacher = _dict(result.get("teacher"))
     of_teacher = number(_dict(teacher.get(split)).get(metric))
     if of_teacher is not None:
-        gap = "" if value is None else f"student {value - of_teacher:+.2f}"
-        items.append((f"teacher, {SPLITS[split]} {short_metric(metric)}", f"{of_teacher:.2f} %", gap))
+        gap = "" if value is None else f"; student {value - of_teacher:+.2f}".replace("-", "\u2212")
+        items.append(("teacher", f"{of_teacher:.2f} %", where + gap))
     for who in ("student", "teacher"):
         model = _dict(result.get(who))
         if number(model.get("parameters")) is not None:
-            macs = f"{count(model.get('macs'))} MACs" if number(model.get("macs")) is not None else ""
-            items.append((f"{who}'s parameters", count(model["parameters"]), macs))
-    planned = result.get("epochs")
+            macs = f", {count(model.get('macs'))}\u00a0MACs" if number(model.get("macs")) is not None else ""
+            items.append((f"{who}'s size", count(model["parameters"]), f"parameters{macs}"))
+    planned = result.get("epochs") or _dict(run.recipe.get("train")).get("epochs")
     done = f"{len(run.rows)} of {planned}" if planned and len(run.rows) != planned else f"{planned or len(run.rows)}"
     items.append(("epochs", done, ""))
     seconds = number(result.get("seconds")) or sum(row.get("seconds", 0.0) for row in run.rows)
@@ -137,16 +142,16 @@ def _warnings(run: Run, status: str) -> list[str]:
     found = []
     if status != "done":
         ended = f"after epoch {run.rows[-1]['epoch']:g}" if run.rows else "before the end of the first epoch"
-        found.append(f"This run is not finished (status: {status}); its record ends {ended}.")
+        found.append(f"This run was not carried to its end; its record ends {ended}.")
     notes = run.result.get("notes")
     found += [str(note) for note in (notes if isinstance(notes, list) else [])]
     return found + run.problems
 
 
-def _best_epoch(run: Run, metric: str) -> float | None:
-    """The best epoch of a run that has no result, from its metrics."""
-    found = [(row[f"val/{metric}"], row["epoch"]) for row in run.rows if number(row.get(f"val/{metric}")) is not None]
-    return max(found, key=lambda pair: (pair[0], -pair[1]))[1] if found else None
+def _best_epoch(run: Run, metric: str) -> tuple[float, float] | None:
+    """Best epoch so far and its value, for a run that has no result."""
+    found = [(row["epoch"], row[f"val/{metric}"]) for row in run.rows if number(row.get(f"val/{metric}")) is not None]
+    return max(found, key=lambda pair: (pair[1], -pair[0])) if found else None
 
 
 def _result_table(run: Run) -> dict[str, Any]:
