@@ -81,6 +81,20 @@ def test_epochs_and_seeds_differ(kind):
     assert sum(torch.equal(seen[i], again[i]) for i in shared) < len(shared) / 2
 
 
+def test_every_batch_of_every_epoch_and_view_is_augmented_anew():
+    image = torch.randint(0, 256, (1, 3, SIZE, SIZE), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    images = image.repeat(48, 1, 1, 1)  # so that only the augmentation tells batches apart
+    feed = Feed(CLASSES, (0.5,) * 3, (0.25,) * 3, SIZE, 12, train=True)
+    crop = Augment(padding=2, flip=True)
+    found = set()
+    for seed in (0, 1):
+        reader = MemoryReader(images, torch.arange(48), (crop, crop), FILL, seed)
+        for epoch in (0, 1):
+            for batch in SplitBatches(reader, torch.arange(48) % CLASSES, feed).epoch(epoch):
+                found.update(view.numpy().tobytes() for view in batch.images.chunk(2))
+    assert len(found) == 2 * 2 * 4 * 2
+
+
 @MIXES
 @pytest.mark.parametrize(
     ("kind", "size", "ranks"),
