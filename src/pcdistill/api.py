@@ -10,7 +10,7 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from pcdistill.data.classification import LoaderBatches
-from pcdistill.distill.teacher import Teacher, logits_of
+from pcdistill.distillers.teacher import Teacher, logits_of
 from pcdistill.engine.console import Console
 from pcdistill.engine.evaluate import evaluate
 from pcdistill.engine.fit import Trainer, make_accelerator

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from pcdistill.distill.classification import ClassificationDistiller
-from pcdistill.distill.objective import Objective, Term
-from pcdistill.distill.teacher import Teacher
+from pcdistill.distillers.classification import ClassificationDistiller
+from pcdistill.distillers.objective import Objective, Term
+from pcdistill.distillers.teacher import Teacher
 from pcdistill.engine.evaluate import evaluate
 from pcdistill.engine.fit import Trainer, make_accelerator
 from pcdistill.errors import InputError, TrainingStopped

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pcdistill.distill.teacher import logits_of
+from pcdistill.distillers.teacher import logits_of
 
 
 @torch.no_grad()

@@ -10,9 +10,9 @@ from accelerate import Accelerator
 from torch import nn
 
 from pcdistill import models
-from pcdistill.distill.classification import ClassificationDistiller
-from pcdistill.distill.objective import Objective, Term, build_loss
-from pcdistill.distill.teacher import Stats, Teacher, align_classes
+from pcdistill.distillers.classification import ClassificationDistiller
+from pcdistill.distillers.objective import Objective, Term, build_loss
+from pcdistill.distillers.teacher import Stats, Teacher, align_classes
 from pcdistill.engine.console import Console
 from pcdistill.engine.evaluate import evaluate
 from pcdistill.errors import InputError
@@ -237,7 +237,7 @@ def build_distiller(
     if "features" in kinds:
         if teacher is None:
             raise InputError("losses: feature losses need a teacher")
-        from pcdistill.distill.taps import Taps  # only where features are compared
+        from pcdistill.distillers.taps import Taps  # only where features are compared
 
         wanted = recipe.teacher.features if recipe.teacher is not None else None
         student_taps = Taps(student, recipe.student.features)

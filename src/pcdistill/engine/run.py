@@ -18,7 +18,7 @@ from torch import nn
 
 from pcdistill import models
 from pcdistill.data.classification import Data, build_data
-from pcdistill.distill.teacher import Teacher
+from pcdistill.distillers.teacher import Teacher
 from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.console import Console, duration
 from pcdistill.engine.evaluate import evaluate

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from pcdistill.distill.classification import ClassificationDistiller
-from pcdistill.distill.objective import Objective, Term
-from pcdistill.distill.teacher import Teacher, align_classes
+from pcdistill.distillers.classification import ClassificationDistiller
+from pcdistill.distillers.objective import Objective, Term
+from pcdistill.distillers.teacher import Teacher, align_classes
 from pcdistill.errors import InputError
 from pcdistill.losses import CELoss, KDLoss
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pcdistill.distill.objective import Objective
-from pcdistill.distill.teacher import Teacher, logits_of
+from pcdistill.distillers.objective import Objective
+from pcdistill.distillers.teacher import Teacher, logits_of
 from pcdistill.errors import InputError
 
 

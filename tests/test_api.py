@@ -1,0 +1,148 @@
+"""`pcdistill.distill` on plain modules and loaders: what comes back, what the teacher sees, what is refused."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import pcdistill
+from pcdistill.errors import InputError
+
+CLASSES = 4
+
+
+def images(n: int, seed: int) -> TensorDataset:
+    """Separable images of one channel, 4 x 4."""
+    g = torch.Generator().manual_seed(seed)
+    target = torch.arange(n) % CLASSES
+    return TensorDataset(torch.randn(n, 1, 4, 4, generator=g) + 1.5 * target[:, None, None, None], target)
+
+
+def net(width: int, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, width), nn.ReLU(), nn.Linear(width, CLASSES))
+
+
+@pytest.fixture(scope="module")
+def loaders():
+    return DataLoader(images(256, 0), 32, shuffle=True), DataLoader(images(64, 1), 64)
+
+
+@pytest.fixture(scope="module")
+def teacher(loaders):
+    train, val = loaders
+    found = pcdistill.distill(teacher=None, student=net(32), train=train, val=val, epochs=8, lr=0.02, verbose=False)
+    return found.student
+
+
+def run(teacher, loaders, student=None, **options):
+    options = {"epochs": 2, "lr": 0.02, "method": "pcd", "verbose": False, **options}
+    if options["method"] == "pcd":
+        options["losses"] = [{"method": "ce"}, {"method": "pcd", "stages": 2}]
+    return pcdistill.distill(teacher=teacher, student=student or net(4, 1), train=loaders[0], val=loaders[1], **options)
+
+
+def test_student_and_history_come_back(teacher, loaders):
+    own = net(4, 1)
+    student, history = run(teacher, loaders, own)
+    assert student is own
+    assert not student.training
+    assert [row["epoch"] for row in history] == [1, 2]
+    assert {"train/ce", "train/pcd", "val/top1", "lr"} <= set(history[0])
+    best = max(row["val/top1"] for row in history)
+    x, y = loaders[1].dataset.tensors
+    assert 100 * float((student(x).argmax(1) == y).float().mean()) == pytest.approx(best)
+
+
+def test_the_same_seed_gives_the_same_student(teacher, loaders):
+    a, b = (run(teacher, loaders, seed=3).student.state_dict() for _ in range(2))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_permuted_teacher_is_refused_by_the_gate_and_taken_with_a_class_map(teacher, loaders):
+    order = [2, 0, 3, 1]
+
+    class Permuted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = teacher
+
+        def forward(self, x):
+            return self.net(x)[:, order]
+
+    with pytest.raises(InputError, match="the order of its classes"):
+        run(Permuted(), loaders)
+    back = [order.index(c) for c in range(CLASSES)]
+    assert run(Permuted(), loaders, class_map=back).history[-1]["val/top1"] > 50
+
+
+def test_the_gate_names_a_wrong_number_of_classes(loaders):
+    wrong = nn.Sequential(nn.Flatten(), nn.Linear(16, 7))
+    with pytest.raises(InputError, match=r"logits \[7\] per image and the data has 4 classes"):
+        run(wrong, loaders)
+
+
+def test_an_untrained_teacher_is_refused_and_can_be_allowed(loaders):
+    blank = nn.Sequential(nn.Flatten(), nn.Linear(16, CLASSES))
+    nn.init.zeros_(blank[1].weight)
+    nn.init.zeros_(blank[1].bias)
+    with pytest.raises(InputError, match="near chance"):
+        run(blank, loaders)
+    assert len(run(blank, loaders, allow=["weak-teacher"]).history) == 2
+
+
+def test_options_that_do_not_exist_are_named(teacher, loaders):
+    with pytest.raises(InputError, match='unknown key "optim.weight_decai"; did you mean "weight_decay"'):
+        run(teacher, loaders, optim={"weight_decai": 0})
+    with pytest.raises(InputError, match='unknown method "pdc"; did you mean "pcd"'):
+        run(teacher, loaders, method="pdc")
+
+
+def test_stages_that_are_too_many_are_refused_before_training(teacher, loaders):
+    with pytest.raises(InputError, match="stages must be at most C // 2 = 2 for 4 classes, got 3"):
+        pcdistill.distill(teacher=teacher, student=net(4), train=loaders[0], val=loaders[1], verbose=False)
+
+
+def test_two_views_feed_teacher_and_student_alike(teacher, loaders):
+    class Seen(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner, self.seen = inner, []
+
+        def forward(self, x):
+            self.seen.append(x.detach().clone())
+            return self.inner(x)
+
+    base = loaders[0].dataset
+    views = [((x, x + 0.1), y) for x, y in DataLoader(base, 32)]
+    big, small = Seen(teacher), Seen(net(4, 1))
+    pcdistill.distill(
+        teacher=big,
+        student=small,
+        train=views,
+        val=loaders[1],
+        epochs=1,
+        views=2,
+        losses=[{"method": "ce"}, {"method": "kd"}],
+        verbose=False,
+    )
+    big_steps = [x for x in big.seen if len(x) == 64 and not torch.equal(x, loaders[1].dataset.tensors[0])]
+    small_steps = [x for x in small.seen if len(x) == 64 and not torch.equal(x, loaders[1].dataset.tensors[0])]
+    assert len(big_steps) == len(small_steps) == len(views)
+    assert all(torch.equal(a, b) for a, b in zip(big_steps, small_steps, strict=True))
+    torch.testing.assert_close(big_steps[0][32:], big_steps[0][:32] + 0.1)
+
+
+def test_a_run_in_a_folder_continues(teacher, loaders, tmp_path):
+    whole = run(teacher, loaders, epochs=3, out=tmp_path / "a")
+    again = run(teacher, loaders, epochs=3, out=tmp_path / "a")  # finished: nothing is trained
+    assert [row["val/top1"] for row in again.history] == [row["val/top1"] for row in whole.history]
+    assert (tmp_path / "a" / "metrics.csv").exists()
+
+
+def test_importing_the_package_imports_no_torch():
+    import subprocess
+    import sys
+
+    code = "import sys, pcdistill, pcdistill.losses; assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
