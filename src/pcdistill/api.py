@@ -152,7 +152,7 @@ def distill(
         out=None if out is None else Path(out),
         digest=recipe.digest(),
         chance=100 / num_classes,
-        console=Console(method, quiet=not verbose),
+        console=Console(recipe.method, quiet=not verbose),
     )
     set_seed(seed)
     trainer.resume()

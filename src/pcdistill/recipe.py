@@ -43,7 +43,7 @@ class DataConfig:
     mixup: NotNegative = 0.0
     cutmix: NotNegative = 0.0
     views: Annotated[int, Field(ge=1, le=2)] | None = None
-    workers: Annotated[int, Field(ge=0)] = 0
+    workers: Annotated[int, Field(ge=0)] | None = None
     limit: Count | None = None
     download: bool = False
     root: str | None = None
