@@ -79,5 +79,5 @@ def count_correct(logits: Tensor, target: Tensor) -> Tensor:
     loss = F.cross_entropy(logits, target, reduction="sum")
     bad = (~torch.isfinite(logits)).any()
     return torch.stack(
-        [top[:, 0].sum(), top.any(dim=1).sum(), loss, torch.tensor(float(len(hard)), device=logits.device), bad]
+        [top[:, 0].sum(), top.any(dim=1).sum(), loss, torch.full((), len(hard), device=logits.device), bad]
     )

@@ -289,7 +289,7 @@ class Trainer:
         if "logits" in result and isinstance(inputs[1], Tensor):
             counts = count_correct(result["logits"].float(), inputs[1])
             parts["correct"], parts["counted"] = counts[0], counts[3]
-        parts["samples"] = torch.tensor(float(n), device=self.accelerator.device)
+        parts["samples"] = torch.full((), float(n), device=self.accelerator.device)
         for key, value in parts.items():
             old = self.sums.get(key)
             self.sums[key] = value if old is None else old + value

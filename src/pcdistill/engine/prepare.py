@@ -93,11 +93,15 @@ def wrap_teacher(
     image_size = config.image_size
     if config.mean is not None and config.std is not None:
         stats = (config.mean, config.std)
-    elif config.pretrained:
+    elif config.pretrained and config.weights is None:
         found = models.input_stats(model, config.name)
         if found is not None:
             stats = (found[0], found[1])
             image_size = image_size or found[2]
+    elif config.weights is not None:
+        metadata = models.read_metadata(config.weights)  # our own files say how their images were normalised
+        if "mean" in metadata and "std" in metadata and len(metadata["mean"]) == data.in_channels:
+            stats = (metadata["mean"], metadata["std"])
     return Teacher(
         model,
         class_map=class_map,
