@@ -153,6 +153,15 @@ def test_soft_labels_change_nothing():
     )
 
 
+def test_agrees_with_torchdistill_on_the_rest():
+    # torchdistill has no LDRLD, but its last part is a KD on the classes that are not among the best
+    student, teacher, _ = golden_pair()
+    rest = student.argsort(dim=1, descending=True)[:, 7:]
+    expected = checks.torchdistill_kd(student.gather(1, rest), teacher.gather(1, rest), temperature=4.0)
+    actual = ldrld_loss(student, teacher, local_weight=0.0, rest_weight=1.0)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
 @checks.BAD_LOGITS
 def test_bad_logits_are_named(student, teacher, error, says):
     with pytest.raises(error, match=says):

@@ -18,7 +18,7 @@ from pcdistill.losses._common import (
 
 
 def _check_top_classes(top_classes: int) -> None:
-    if isinstance(top_classes, bool) or not isinstance(top_classes, int) or top_classes < 2:
+    if not isinstance(top_classes, int) or top_classes < 2:
         raise ValueError(f"top_classes must be a whole number >= 2, got {top_classes}; one class alone has no relation")
 
 

@@ -223,6 +223,6 @@ class PCDLoss(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        names = ("temperature", "stages", "directions", "ranking", "weighting", "detach_weight", "standardize")
-        names += ("normalize", "schedule", "cumulative", "reduction")
+        names = ["temperature", "stages", "directions", "ranking", "weighting", "detach_weight", "standardize"]
+        names += ["normalize", "schedule", "cumulative", "reduction"]
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)

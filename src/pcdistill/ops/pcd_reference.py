@@ -27,18 +27,20 @@ def pcd_reference(
             order = rank_classes(student, teacher)
         student, teacher = student.gather(1, order), teacher.gather(1, order)
     total = student.new_zeros(len(student))
-    for start, stop, count in groups:
-        log_p = log_softmax(teacher[:, start:stop], temperature)
-        log_q = log_softmax(student[:, start:stop], temperature)
+    for group in groups:
+        part = slice(group.start, group.stop)
+        log_p = log_softmax(teacher[:, part], temperature)
+        log_q = log_softmax(student[:, part], temperature)
         loss = kl_terms(log_p, log_q).sum(dim=1)
         if weighting:
             weight = cosine_distance(log_p, log_q)
             loss = loss * (weight.detach() if detach_weight else weight)
-        total = total + count * loss
+        total = total + group.count * loss
     return total * temperature**2
 
 
 def cosine_distance(log_p: Tensor, log_q: Tensor) -> Tensor:
     """1 - cos(p, q) = |p / |p| - q / |q||^2 / 2 per row: unlike 1 - cos itself, exact to rounding as q nears p."""
-    u, v = (x.exp() / x.exp().norm(dim=1, keepdim=True) for x in (log_p, log_q))
-    return (u - v).square().sum(dim=1) / 2
+    p, q = log_p.exp(), log_q.exp()
+    apart: Tensor = p / p.norm(dim=1, keepdim=True) - q / q.norm(dim=1, keepdim=True)
+    return apart.square().sum(dim=1) / 2

@@ -2,14 +2,15 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
-class Group(NamedTuple):
+@dataclass(frozen=True, order=True)
+class Group:
     """Ranks start to stop - 1 of every sample form one group, whose loss is summed `count` times."""
 
     start: int
