@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from pcdistill.schedules import learning_rate_factor, warmup_factor
+from pcdistill.schedules import learning_rate_factor, moved, warmup_factor
 
 
 def test_warm_up_counts_epochs_from_one():
@@ -38,3 +38,11 @@ def test_constant_and_unknown():
     assert learning_rate_factor(7, steps_per_epoch=3, epochs=4, schedule="constant") == 1.0
     with pytest.raises(ValueError, match="'step'"):
         learning_rate_factor(0, steps_per_epoch=1, epochs=1, schedule="step")
+
+
+def test_a_value_moves_in_equal_steps_from_the_first_epoch_to_the_last():
+    def at(epoch, epochs=5):
+        return moved(8.0, 2.0, progress=epoch / epochs, epoch=epoch)
+
+    assert [at(e) for e in (0, 1, 1.9, 2, 3, 4, 4.9)] == pytest.approx([8, 6.5, 6.5, 5, 3.5, 2, 2])
+    assert moved(8.0, 2.0, progress=0.5, epoch=0.5) == 8.0  # one epoch only

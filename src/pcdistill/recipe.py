@@ -114,11 +114,17 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class TermConfig:
-    """One weighted term of the objective; keys that are not listed here are options of the loss itself."""
+    """One weighted term of the objective; keys that are not listed here are options of the loss itself.
+
+    `weight_to` and `temperature_to`: where weight and temperature move to, epoch by epoch and in equal steps, from
+    `weight` and the loss's `temperature` in the first epoch to these values in the last; none: they stay.
+    """
 
     __pydantic_config__ = FORBID
     method: str
     weight: NotNegative = 1.0
+    weight_to: NotNegative | None = None
+    temperature_to: Positive | None = None
     warmup_epochs: NotNegative = 0.0
     standardize: bool = False
     options: dict[str, Any] = field(default_factory=dict)
@@ -330,7 +336,8 @@ def _nested_term(term: Any, key: str, where: str) -> dict[str, Any]:
 
 
 def _flat_term(term: dict[str, Any]) -> dict[str, Any]:
-    return {**{key: value for key, value in term.items() if key != "options"}, **term["options"]}
+    own = {key: value for key, value in term.items() if key != "options" and value is not None}
+    return {**own, **term["options"]}
 
 
 def _validate(tree: dict[str, Any], where: str) -> Recipe:

@@ -48,7 +48,8 @@ def expand_methods(text: str, recipe: Recipe) -> list[str]:
         if not name:
             continue
         if name in GROUPS:
-            found += [key for key, method in METHODS.items() if method.kind == GROUPS[name] and key != "ce"]
+            group = GROUPS[name]
+            found += [key for key, method in METHODS.items() if (method.group or method.kind) == group and key != "ce"]
         elif name in known or ".py:" in name:
             found.append(name)
         else:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pcdistill.errors import InputError, nearest
 from pcdistill.losses import METHODS, StandardizedLoss
-from pcdistill.schedules import warmup_factor
+from pcdistill.schedules import moved, warmup_factor
 
 
 @dataclass
@@ -25,6 +25,8 @@ class Term:
         weight: its factor after warm-up.
         warmup_epochs: epochs over which the factor rises.
         kind: what it compares: "logits", "features" or "detection".
+        weight_to: the weight moves from `weight` in the first epoch to this in the last.
+        temperature_to: the same of the loss's attribute `temperature`.
     """
 
     name: str
@@ -32,6 +34,8 @@ class Term:
     weight: float = 1.0
     warmup_epochs: float = 0.0
     kind: str = "logits"
+    weight_to: float | None = None
+    temperature_to: float | None = None
 
 
 class Objective(nn.Module):
@@ -44,6 +48,7 @@ class Objective(nn.Module):
         self.terms = list(terms)
         self.losses = nn.ModuleList(term.loss for term in terms)
         self.factors = [term.weight * warmup_factor(0.0, term.warmup_epochs) for term in terms]
+        self._tempered = [_tempered(term) for term in terms]
 
     @property
     def names(self) -> list[str]:
@@ -52,7 +57,10 @@ class Objective(nn.Module):
     @property
     def needs_teacher(self) -> bool:
         """Whether any term with a weight looks at the teacher."""
-        return any(term.weight > 0 and not getattr(term.loss, "ignores_teacher", False) for term in self.terms)
+        return any(
+            (term.weight > 0 or term.weight_to) and not getattr(term.loss, "ignores_teacher", False)
+            for term in self.terms
+        )
 
     @property
     def needs_features(self) -> bool:
@@ -65,7 +73,13 @@ class Objective(nn.Module):
     def set_progress(self, *, progress: float, epoch: float) -> None:
         """Tell every term where training is: `progress` in [0, 1), `epoch` from 0."""
         for i, term in enumerate(self.terms):
-            self.factors[i] = term.weight * warmup_factor(epoch, term.warmup_epochs)
+            end = term.weight if term.weight_to is None else term.weight_to
+            weight = moved(term.weight, end, progress=progress, epoch=epoch)
+            self.factors[i] = weight * warmup_factor(epoch, term.warmup_epochs)
+            tempered = self._tempered[i]
+            if tempered is not None and term.temperature_to is not None:
+                loss, start = tempered
+                loss.temperature = moved(start, term.temperature_to, progress=progress, epoch=epoch)
             set_progress: Callable[..., None] | None = getattr(term.loss, "set_progress", None)
             if set_progress is not None:
                 set_progress(progress=progress, epoch=epoch)
@@ -96,6 +110,17 @@ class Objective(nn.Module):
             total = factor * value if total is None else total + factor * value
         assert total is not None
         return {"loss": total, **parts}
+
+
+def _tempered(term: Term) -> tuple[Any, float] | None:
+    """The module whose temperature moves, and where it starts; under standardisation the inner loss."""
+    if term.temperature_to is None:
+        return None
+    loss: Any = term.loss.loss if isinstance(term.loss, StandardizedLoss) else term.loss
+    start = getattr(loss, "temperature", None)
+    if not isinstance(start, int | float):
+        raise InputError(f"{term.name}: temperature_to needs a loss with one temperature, which {term.name} has not")
+    return loss, float(start)
 
 
 def build_loss(

@@ -1,5 +1,6 @@
 """From a recipe to models that are checked: weights that fit, classes that match, a teacher that can teach."""
 
+import inspect
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -192,7 +193,7 @@ def build_objective(
         name = term.method.rsplit(":", 1)[-1] if ".py:" in term.method else term.method
         if any(other.name == name for other in built):
             name = f"{name}_{i}"
-        built.append(Term(name, loss, term.weight, term.warmup_epochs, kind))
+        built.append(Term(name, loss, term.weight, term.warmup_epochs, kind, term.weight_to, term.temperature_to))
     return Objective(built)
 
 
@@ -279,8 +280,17 @@ def views_of(recipe: Recipe) -> int:
     """Views of each image: the recipe's number, or as many as its losses compare."""
     if recipe.data.views is not None:
         return recipe.data.views
-    classes = [METHODS[term.method].load() for term in recipe.losses if term.method in METHODS]
-    return max((int(getattr(found, "views", 1)) for found in classes), default=1)
+    return max((_views(term) for term in recipe.losses), default=1)
+
+
+def _views(term: TermConfig) -> int:
+    """Views that one term compares: its own option, else its class's default."""
+    if term.method not in METHODS:
+        return 1
+    loss_class = METHODS[term.method].load()
+    option = inspect.signature(loss_class).parameters.get("views")
+    default = option.default if option is not None else getattr(loss_class, "views", 1)
+    return int(term.options.get("views", default))
 
 
 def _kind(method: str) -> str:

@@ -11,14 +11,46 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from pcdistill.losses.ce import CELoss as CELoss
     from pcdistill.losses.ce import ce_loss as ce_loss
+    from pcdistill.losses.clkd import CLKDLoss as CLKDLoss
+    from pcdistill.losses.clkd import clkd_loss as clkd_loss
+    from pcdistill.losses.cskd import CSKDLoss as CSKDLoss
+    from pcdistill.losses.cskd import CSKDNoAugLoss as CSKDNoAugLoss
+    from pcdistill.losses.cskd import cskd_loss as cskd_loss
+    from pcdistill.losses.ctkd import CTKDLoss as CTKDLoss
+    from pcdistill.losses.ctkd import ctkd_loss as ctkd_loss
+    from pcdistill.losses.dist import DISTLoss as DISTLoss
+    from pcdistill.losses.dist import dist_loss as dist_loss
+    from pcdistill.losses.dkd import DKDLoss as DKDLoss
+    from pcdistill.losses.dkd import dkd_loss as dkd_loss
     from pcdistill.losses.kd import KDLoss as KDLoss
     from pcdistill.losses.kd import kd_loss as kd_loss
+    from pcdistill.losses.ldrld import LDRLDLoss as LDRLDLoss
+    from pcdistill.losses.ldrld import ldrld_loss as ldrld_loss
     from pcdistill.losses.lskd import StandardizedLoss as StandardizedLoss
     from pcdistill.losses.lskd import standardize_logits as standardize_logits
+    from pcdistill.losses.mlkd import MLKDLoss as MLKDLoss
+    from pcdistill.losses.mlkd import MLKDNoAugLoss as MLKDNoAugLoss
+    from pcdistill.losses.mlkd import mlkd_loss as mlkd_loss
+    from pcdistill.losses.nkd import NKDLoss as NKDLoss
+    from pcdistill.losses.nkd import nkd_loss as nkd_loss
     from pcdistill.losses.pcd import PCDLoss as PCDLoss
     from pcdistill.losses.pcd import pcd_loss as pcd_loss
     from pcdistill.losses.pcd_released import PCDReleasedLoss as PCDReleasedLoss
     from pcdistill.losses.pcd_released import pcd_released_loss as pcd_released_loss
+    from pcdistill.losses.rc import RCLoss as RCLoss
+    from pcdistill.losses.rc import rc_loss as rc_loss
+    from pcdistill.losses.revision import RevisionLoss as RevisionLoss
+    from pcdistill.losses.revision import revision_loss as revision_loss
+    from pcdistill.losses.rld import RLDLoss as RLDLoss
+    from pcdistill.losses.rld import rld_loss as rld_loss
+    from pcdistill.losses.sdd import SDDLoss as SDDLoss
+    from pcdistill.losses.sdd import sdd_loss as sdd_loss
+    from pcdistill.losses.swap import SwapLoss as SwapLoss
+    from pcdistill.losses.swap import swap_loss as swap_loss
+    from pcdistill.losses.ttm import TTMLoss as TTMLoss
+    from pcdistill.losses.ttm import WTTMLoss as WTTMLoss
+    from pcdistill.losses.ttm import ttm_loss as ttm_loss
+    from pcdistill.losses.ttm import wttm_loss as wttm_loss
 
 
 @dataclass(frozen=True)
@@ -31,6 +63,7 @@ class Method:
         source: the paper.
         summary: one line for `pcdistill list`.
         terms: the whole objective that the method's name stands for in `--method NAME`: recipe terms.
+        group: the methods it is compared with (`compare --methods all-logit`), where that is not its kind.
     """
 
     path: str
@@ -38,6 +71,7 @@ class Method:
     source: str
     summary: str
     terms: tuple[dict[str, Any], ...] = field(default=())
+    group: Literal["logits", "features", "detection"] | None = None
 
     def load(self) -> type:
         """The class; imports its module."""
@@ -80,6 +114,126 @@ METHODS: dict[str, Method] = {
         "what the released code of PCD computes, for comparison",
         (CE, {"method": "pcd-released", "weight": 1.0, "warmup_epochs": 20}),
     ),
+    "dkd": Method(
+        "pcdistill.losses.dkd:DKDLoss",
+        "logits",
+        "arXiv 2203.08679",
+        "KD split into target against rest and classes within the rest",
+        (CE, {"method": "dkd", "weight": 1.0, "warmup_epochs": 20}),
+    ),
+    "nkd": Method(
+        "pcdistill.losses.nkd:NKDLoss",
+        "logits",
+        "arXiv 2303.13005",
+        "soft target cross-entropy, and the rest normalised",
+        (CE, {"method": "nkd", "weight": 1.0}),
+    ),
+    "mlkd": Method(
+        "pcdistill.losses.mlkd:MLKDLoss",
+        "logits",
+        "CVPR 2023",
+        "instance, batch and class level at five temperatures; two views of each image",
+        ({"method": "ce", "weight": 0.2}, {"method": "mlkd", "weight": 0.9}),
+    ),
+    "mlkd-noaug": Method(
+        "pcdistill.losses.mlkd:MLKDNoAugLoss",
+        "logits",
+        "CVPR 2023",
+        "MLKD on one view, at the cost of the other methods",
+        ({"method": "ce", "weight": 0.1}, {"method": "mlkd-noaug", "weight": 0.9}),
+    ),
+    "ctkd": Method(
+        "pcdistill.losses.ctkd:CTKDLoss",
+        "logits",
+        "arXiv 2211.16231",
+        "KD at a temperature learned against the student",
+        ({"method": "ce", "weight": 0.1}, {"method": "ctkd", "weight": 0.9}),
+    ),
+    "dist": Method(
+        "pcdistill.losses.dist:DISTLoss",
+        "logits",
+        "arXiv 2205.10536",
+        "correlation of rows and of columns instead of KL",
+        (CE, {"method": "dist", "weight": 2.0}),
+    ),
+    "ttm": Method(
+        "pcdistill.losses.ttm:TTMLoss",
+        "logits",
+        "arXiv 2402.11148",
+        "the teacher's probabilities to a power, the student without temperature",
+        (CE, {"method": "ttm", "weight": 45.0}),
+    ),
+    "wttm": Method(
+        "pcdistill.losses.ttm:WTTMLoss",
+        "logits",
+        "arXiv 2402.11148",
+        "TTM with samples weighted by how smooth the teacher is",
+        (CE, {"method": "wttm", "weight": 4.0}),
+    ),
+    "clkd": Method(
+        "pcdistill.losses.clkd:CLKDLoss",
+        "logits",
+        "arXiv 2211.14773",
+        "normalised rows and columns of logits, and class correlation",
+        ({"method": "ce", "weight": 0.1}, {"method": "clkd", "weight": 1.0}),
+    ),
+    "ldrld": Method(
+        "pcdistill.losses.ldrld:LDRLDLoss",
+        "logits",
+        "arXiv 2507.15911",
+        "the student's best classes compared pair by pair",
+        (CE, {"method": "ldrld", "weight": 1.0}),
+    ),
+    "cskd": Method(
+        "pcdistill.losses.cskd:CSKDLoss",
+        "logits",
+        "arXiv 2311.14307",
+        "cosine similarity over the batch, with a temperature per sample; two views of each image",
+        ({"method": "ce", "weight": 2.0}, {"method": "cskd", "weight": 1.0}),
+    ),
+    "cskd-noaug": Method(
+        "pcdistill.losses.cskd:CSKDNoAugLoss",
+        "logits",
+        "arXiv 2311.14307",
+        "CSKD on one view, at the cost of the other methods",
+        (CE, {"method": "cskd-noaug", "weight": 1.0}),
+    ),
+    "sdd": Method(
+        "pcdistill.losses.sdd:SDDLoss",
+        "features",
+        "arXiv 2403.13512",
+        "KD, DKD or NKD on the logits of regions of the image",
+        ({"method": "ce", "weight": 0.1}, {"method": "sdd", "weight": 0.9}),
+        group="logits",
+    ),
+    "rld": Method(
+        "pcdistill.losses.rld:RLDLoss",
+        "logits",
+        "arXiv 2408.07703",
+        "the teacher's confidence for the true class, and the classes it ranks below",
+        (CE, {"method": "rld", "weight": 1.0, "warmup_epochs": 20}),
+    ),
+    "rc": Method(
+        "pcdistill.losses.rc:RCLoss",
+        "logits",
+        "arXiv 2408.07703, baseline",
+        "KD from the teacher and from the student's own corrected logits",
+        (CE, {"method": "rc", "weight": 1.0}),
+    ),
+    "swap": Method(
+        "pcdistill.losses.swap:SwapLoss",
+        "logits",
+        "arXiv 2408.07703, baseline LA",
+        "KD after the teacher's mistakes are exchanged away; no cross-entropy",
+        ({"method": "swap", "weight": 1.0},),
+    ),
+    "revision": Method(
+        "pcdistill.losses.revision:RevisionLoss",
+        "logits",
+        "arXiv 2404.03693",
+        "logits of a right teacher, revised probabilities of a wrong one",
+        ({"method": "revision", "weight": 1.0},),
+    ),
 }
 
 _EXPORTS = {
@@ -94,6 +248,38 @@ _EXPORTS = {
     "PCDLoss": "pcd",
     "pcd_released_loss": "pcd_released",
     "PCDReleasedLoss": "pcd_released",
+    "dkd_loss": "dkd",
+    "DKDLoss": "dkd",
+    "nkd_loss": "nkd",
+    "NKDLoss": "nkd",
+    "mlkd_loss": "mlkd",
+    "MLKDLoss": "mlkd",
+    "MLKDNoAugLoss": "mlkd",
+    "ctkd_loss": "ctkd",
+    "CTKDLoss": "ctkd",
+    "dist_loss": "dist",
+    "DISTLoss": "dist",
+    "ttm_loss": "ttm",
+    "TTMLoss": "ttm",
+    "wttm_loss": "ttm",
+    "WTTMLoss": "ttm",
+    "clkd_loss": "clkd",
+    "CLKDLoss": "clkd",
+    "ldrld_loss": "ldrld",
+    "LDRLDLoss": "ldrld",
+    "cskd_loss": "cskd",
+    "CSKDLoss": "cskd",
+    "CSKDNoAugLoss": "cskd",
+    "sdd_loss": "sdd",
+    "SDDLoss": "sdd",
+    "rld_loss": "rld",
+    "RLDLoss": "rld",
+    "rc_loss": "rc",
+    "RCLoss": "rc",
+    "swap_loss": "swap",
+    "SwapLoss": "swap",
+    "revision_loss": "revision",
+    "RevisionLoss": "revision",
 }
 
 __all__ = ["METHODS", "Method", *sorted(_EXPORTS)]
