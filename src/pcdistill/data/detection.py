@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +26,8 @@ DIGITS_SIZE = 96
 CACHE_BYTES = 512 * 2**20  # decoded images are kept when a split is no larger than this
 
 
-class DetectionBatch(NamedTuple):
+@dataclass(frozen=True)
+class DetectionBatch:
     """One batch.
 
     Attributes:
@@ -182,7 +183,7 @@ class DetectionBatches:
             order = order[: len(self) * self.batch_size].view(len(self), self.batch_size)
             indices = list(order[:, self.rank :: self.world_size])
         else:
-            indices = list(torch.arange(self.rank, len(self.split), self.world_size).split(self._share))
+            indices = list(torch.split(torch.arange(self.rank, len(self.split), self.world_size), self._share))
         plan = _Plan(self, epoch, indices[start:])
         if self.workers:
             yield from DataLoader(plan, batch_size=None, shuffle=False, num_workers=self.workers)
@@ -244,7 +245,7 @@ def build_detection_data(
             which images and boxes are scaled down before anything else (AP by size is then of the scaled boxes).
         limit: at most this many training images.
         augment: "none", "auto", or names out of flip, photometric and crop joined by "+". Auto is flip for folders and
-            crop+photometric for digits, which must not be mirrored.
+            photometric for digits, which must not be mirrored.
         val_fraction: share of the training images that are set aside where a split is missing.
         workers: worker processes.
         root: a folder that relative names are looked up in.
@@ -260,7 +261,7 @@ def build_detection_data(
             raise InputError(f"data.image_size must be at least 48 for digits-detection, got {image_size}")
         classes = digits_detection.CLASSES
         splits = {split: _digits(split, image_size) for split in ("train", "val", "test")}
-        auto = "crop+photometric"
+        auto = "photometric"
     else:
         kind, folder = _place(name, root)
         found = read_folder(folder, kind)
@@ -273,7 +274,7 @@ def build_detection_data(
     fingerprint = _fingerprint(classes, splits)
     if limit is not None:
         splits["train"] = _limited(splits["train"], limit)
-    share = {"rank": rank, "world_size": world_size, "workers": workers, "seed": seed}
+    share: dict[str, Any] = {"rank": rank, "world_size": world_size, "workers": workers, "seed": seed}
     test = DetectionBatches(splits["test"], batch_size=eval_batch_size or batch_size, **share)
     val = DetectionBatches(splits["val"], batch_size=eval_batch_size or batch_size, **share)
     train = DetectionBatches(splits["train"], batch_size=batch_size, train=True, augment=names, **share)

@@ -16,7 +16,7 @@ VERSION = 1  # to be raised with any change to what is drawn
 CLASSES = tuple("0123456789")
 IMAGES = {"train": 1200, "val": 200, "test": 400}
 DIGITS = {"train": (0, 1197), "val": (1197, 1397), "test": (1397, 1797)}  # ranges of one fixed permutation
-SMALLEST, LARGEST = 0.15, 0.45  # a digit's side as a share of the image's
+SMALLEST, LARGEST = 0.25, 0.6  # a digit's side as a share of the image's
 MOST_DIGITS = 4
 EMPTY_SHARE = 0.05
 INK = 0.35  # a pixel belongs to the digit's box where its ink is above this share of the darkest
@@ -69,7 +69,7 @@ def _texture(rng: np.random.Generator, size: int) -> np.ndarray:
         noise = Image.fromarray(rng.uniform(0, 255, (cells, cells, 3)).astype(np.uint8))
         smooth = np.asarray(noise.resize((size, size), Image.Resampling.BICUBIC), dtype=np.float32)
         image += (smooth / 255 - 0.5) * np.float32(rng.uniform(0.1, 0.35))
-    return np.clip(image, 0, 1)
+    return np.asarray(np.clip(image, 0, 1))
 
 
 def _paste(
