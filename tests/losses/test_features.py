@@ -47,7 +47,8 @@ def test_no_stages_cannot_be_paired():
 def test_pick_stage_counts_from_both_ends():
     pairs = [(0, 1), (1, 2), (2, 3)]
     assert pick_stage(pairs, 0) == (0, 1)
-    assert pick_stage(pairs, -1) == (2, 3)
+    assert pick_stage(pairs, -1) == pick_stage(pairs, 2) == (2, 3)
+    assert pick_stage(pairs, -3) == (0, 1)
     for stage in (3, -4):
         with pytest.raises(ValueError, match=rf"stage must be in \[-3, 2\].*got {stage}"):
             pick_stage(pairs, stage)

@@ -83,8 +83,8 @@ def pair_stages(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) 
     """Positions of the stages that are compared, shallow to deep.
 
     Equal numbers of stages are paired in order. Otherwise every stage of the network with fewer gets a stage of the
-    other: the order is kept, the deepest are paired, and among the choices left the resolutions, relative to the
-    deepest stage's, agree best; ties go to the most even spacing.
+    other so that the order is kept and the resolutions, relative to the deepest stage's, agree best; ties go to the
+    most even spacing. So the deepest are always paired.
 
     Args:
         student_maps: [N, D, H, W] each; only shapes are used.
@@ -105,8 +105,7 @@ def pair_stages(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) 
         spacing = sum(abs((i + 1) * len(many) / len(few) - 1 - j) for i, j in enumerate(chosen))
         return round(resolution, 6), spacing
 
-    choices = (c for c in combinations(range(len(many)), len(few)) if c[-1] == len(many) - 1)
-    best = min(choices, key=misfit)
+    best = min(combinations(range(len(many)), len(few)), key=misfit)
     return list(enumerate(best)) if n < m else [(j, i) for i, j in enumerate(best)]
 
 
