@@ -18,16 +18,22 @@ if TYPE_CHECKING:
     from pcdistill.losses.cskd import cskd_loss as cskd_loss
     from pcdistill.losses.ctkd import CTKDLoss as CTKDLoss
     from pcdistill.losses.ctkd import ctkd_loss as ctkd_loss
+    from pcdistill.losses.detector import DetectorLoss as DetectorLoss
+    from pcdistill.losses.dfmsd import DFMSDLoss as DFMSDLoss
     from pcdistill.losses.dist import DISTLoss as DISTLoss
     from pcdistill.losses.dist import dist_loss as dist_loss
     from pcdistill.losses.dkd import DKDLoss as DKDLoss
     from pcdistill.losses.dkd import dkd_loss as dkd_loss
+    from pcdistill.losses.dmkd import DMKDLoss as DMKDLoss
+    from pcdistill.losses.fgd import FGDLoss as FGDLoss
+    from pcdistill.losses.fpn_fitnet import FPNFitNetLoss as FPNFitNetLoss
     from pcdistill.losses.kd import KDLoss as KDLoss
     from pcdistill.losses.kd import kd_loss as kd_loss
     from pcdistill.losses.ldrld import LDRLDLoss as LDRLDLoss
     from pcdistill.losses.ldrld import ldrld_loss as ldrld_loss
     from pcdistill.losses.lskd import StandardizedLoss as StandardizedLoss
     from pcdistill.losses.lskd import standardize_logits as standardize_logits
+    from pcdistill.losses.mgd import MGDLoss as MGDLoss
     from pcdistill.losses.mlkd import MLKDLoss as MLKDLoss
     from pcdistill.losses.mlkd import MLKDNoAugLoss as MLKDNoAugLoss
     from pcdistill.losses.mlkd import mlkd_loss as mlkd_loss
@@ -37,6 +43,8 @@ if TYPE_CHECKING:
     from pcdistill.losses.pcd import pcd_loss as pcd_loss
     from pcdistill.losses.pcd_released import PCDReleasedLoss as PCDReleasedLoss
     from pcdistill.losses.pcd_released import pcd_released_loss as pcd_released_loss
+    from pcdistill.losses.pkd import PKDLoss as PKDLoss
+    from pcdistill.losses.pkd import pkd_loss as pkd_loss
     from pcdistill.losses.rc import RCLoss as RCLoss
     from pcdistill.losses.rc import rc_loss as rc_loss
     from pcdistill.losses.revision import RevisionLoss as RevisionLoss
@@ -81,6 +89,7 @@ class Method:
 
 
 CE = {"method": "ce", "weight": 1.0}
+DETECTOR = {"method": "detector", "weight": 1.0}
 
 METHODS: dict[str, Method] = {
     "ce": Method(
@@ -234,9 +243,66 @@ METHODS: dict[str, Method] = {
         "logits of a right teacher, revised probabilities of a wrong one",
         ({"method": "revision", "weight": 1.0},),
     ),
+    "detector": Method(
+        "pcdistill.losses.detector:DetectorLoss",
+        "detection",
+        "torchvision",
+        "the detector's own losses, the term that every recipe for detectors has",
+        (DETECTOR,),
+    ),
+    "fpn-fitnet": Method(
+        "pcdistill.losses.fpn_fitnet:FPNFitNetLoss",
+        "detection",
+        "arXiv 1412.6550",
+        "squared error of pyramid levels (FitNet)",
+        (DETECTOR, {"method": "fpn-fitnet", "weight": 1.0}),
+    ),
+    "mgd": Method(
+        "pcdistill.losses.mgd:MGDLoss",
+        "detection",
+        "arXiv 2205.01529",
+        "pyramid levels generated from randomly masked ones",
+        (DETECTOR, {"method": "mgd", "weight": 5e-7}),
+    ),
+    "dmkd": Method(
+        "pcdistill.losses.dmkd:DMKDLoss",
+        "detection",
+        "arXiv 2309.02719, abstract",
+        "pyramid levels generated from ones masked by spatial and by channel attention",
+        (DETECTOR, {"method": "dmkd", "weight": 5e-7}),
+    ),
+    "fgd": Method(
+        "pcdistill.losses.fgd:FGDLoss",
+        "detection",
+        "arXiv 2111.11837",
+        "pyramid levels, foreground and background apart, attention and global relations",
+        (DETECTOR, {"method": "fgd", "weight": 1.0}),
+    ),
+    "pkd": Method(
+        "pcdistill.losses.pkd:PKDLoss",
+        "detection",
+        "arXiv 2207.02039",
+        "correlation of pyramid levels",
+        (DETECTOR, {"method": "pkd", "weight": 6.0}),
+    ),
+    "dfmsd": Method(
+        "pcdistill.losses.dfmsd:DFMSDLoss",
+        "detection",
+        "arXiv 2407.13147, abstract",
+        "dual masking of pyramid levels, object-aware, aligned, in stages; our equations",
+        (DETECTOR, {"method": "dfmsd", "weight": 6.0}),
+    ),
 }
 
 _EXPORTS = {
+    "DetectorLoss": "detector",
+    "FPNFitNetLoss": "fpn_fitnet",
+    "MGDLoss": "mgd",
+    "DMKDLoss": "dmkd",
+    "FGDLoss": "fgd",
+    "PKDLoss": "pkd",
+    "pkd_loss": "pkd",
+    "DFMSDLoss": "dfmsd",
     "ce_loss": "ce",
     "CELoss": "ce",
     "kd_loss": "kd",
