@@ -13,7 +13,7 @@ from pcdistill.data.classification import LoaderBatches
 from pcdistill.distillers.teacher import Teacher, logits_of
 from pcdistill.engine.console import Console
 from pcdistill.engine.evaluate import evaluate
-from pcdistill.engine.fit import Trainer, make_accelerator
+from pcdistill.engine.fit import Trainer, make_accelerator, uses_channels_last
 from pcdistill.engine.prepare import build_distiller, check_losses, check_teacher
 from pcdistill.errors import InputError
 from pcdistill.recipe import make_recipe
@@ -38,6 +38,8 @@ class _Loaders:
     classes: list[str]
     train: LoaderBatches
     val: LoaderBatches
+    in_channels: int
+    image_size: int
 
 
 def distill(
@@ -114,7 +116,8 @@ def distill(
     with torch.no_grad():
         num_classes = int(logits_of(student.eval()(first[0][:2].to(accelerator.device))).shape[1])
     student.train(was_training)
-    data = _Loaders([str(i) for i in range(num_classes)], train_batches, val_batches)
+    shape = first[0].shape
+    data = _Loaders([str(i) for i in range(num_classes)], train_batches, val_batches, shape[1], shape[-1])
     check_losses(recipe, num_classes)
     wrapped = None
     if teacher is not None:
@@ -138,8 +141,10 @@ def distill(
         )
     distiller = build_distiller(recipe, student, wrapped, data=data)
 
+    channels_last = first[0].ndim == 4 and uses_channels_last(recipe.train, accelerator.device)
+
     def validate(model: nn.Module) -> dict[str, float]:
-        found = evaluate(model, val_batches.epoch(0), accelerator, channels_last=recipe.train.channels_last)
+        found = evaluate(model, val_batches.epoch(0), accelerator, channels_last=channels_last)
         return {key: found[key] for key in ("loss", "top1", "top5")}
 
     trainer = Trainer(

@@ -95,7 +95,11 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Length, precision and bookkeeping of a run. `ema` is the decay of the weights' moving average, 0 for none."""
+    """Length, precision and bookkeeping of a run. `ema` is the decay of the weights' moving average, 0 for none.
+
+    `channels_last` is by default on but for Apple's GPUs; `fold_teacher` folds the teacher's batch normalisation into
+    its convolutions where features are not compared. Both change rounding alone.
+    """
 
     __pydantic_config__ = FORBID
     epochs: Count = 30
@@ -105,7 +109,8 @@ class TrainConfig:
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     keep: Literal["best", "last"] = "best"
     compile: bool = False
-    channels_last: bool = False
+    channels_last: bool | None = None
+    fold_teacher: bool = True
     sync_batchnorm: bool = True
     checkpoint_seconds: NotNegative = 60.0
     device: str = "auto"
@@ -205,6 +210,11 @@ def load_recipe(
     method = text.get("method", given.get("method"))
     if method is not None and "losses" not in text:
         tree.pop("losses", None)  # a method that is asked for brings its own terms
+    for owner in ("student", "teacher"):
+        name = text.get(f"{owner}.name", given.get(f"{owner}.name"))
+        old = tree.get(owner)
+        if name is not None and isinstance(old, dict) and old.get("name") != name:
+            tree[owner] = {key: value for key, value in old.items() if key == "epochs"}  # the rest fits the old model
     for key, value in {**given, **{k: v for k, v in text.items() if not k.startswith("losses.")}}.items():
         _put(tree, key, value, "--set" if key in text else where)
     return make_recipe(tree, where, {k: v for k, v in text.items() if k.startswith("losses.")})

@@ -22,7 +22,7 @@ from pcdistill.distillers.teacher import Teacher
 from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.console import Console, duration
 from pcdistill.engine.evaluate import evaluate
-from pcdistill.engine.fit import Fit, Interrupted, Trainer, make_accelerator
+from pcdistill.engine.fit import Fit, Interrupted, Trainer, make_accelerator, uses_channels_last
 from pcdistill.engine.prepare import (
     build_distiller,
     build_student,
@@ -132,7 +132,7 @@ def run(
         atomic_write(out / "environment.json", json.dumps(environment(accelerator, command), indent=2) + "\n")
     accelerator.wait_for_everyone()
 
-    channels_last = recipe.train.channels_last
+    channels_last = uses_channels_last(recipe.train, accelerator.device)
 
     def validate(model: nn.Module) -> dict[str, float]:
         found = evaluate(model, data.val.epoch(0), accelerator, channels_last=channels_last)
