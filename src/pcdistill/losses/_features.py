@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from pcdistill.losses._common import shape, upcast
@@ -24,6 +25,7 @@ class Features(NamedTuple):
         classifier: the network's last linear layer; None if it has none.
         index: [N] positions of the samples in the data set, for the losses that keep a memory.
         norms: the batch normalisation before each stage's last activation, None where there is none.
+        projected: the deepest map in the teacher's space, where a new head made the logits from it (SimKD).
     """
 
     maps: list[Tensor]
@@ -33,6 +35,7 @@ class Features(NamedTuple):
     classifier: nn.Module | None = None
     index: Tensor | None = None  # type: ignore[assignment]  # hides tuple.index, which nobody wants here
     norms: list[nn.Module | None] | None = None
+    projected: Tensor | None = None
 
 
 def check_map_pair(student_map: Tensor, teacher_map: Tensor, *, same_width: bool = False) -> None:
@@ -161,6 +164,21 @@ def mse_per_sample(a: Tensor, b: Tensor) -> Tensor:
 def nothing(features: Features) -> Tensor:
     """The loss of no samples: 0, with a graph."""
     return sum((upcast(x).sum() for x in features.maps), upcast(features.pooled).sum())
+
+
+def call_frozen(module: nn.Module, x: Tensor) -> Tensor:
+    """module(x) in the precision of x, with a gradient to x and none to the module's own parameters."""
+    own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    state = {name: v.detach().to(x.dtype) if v.is_floating_point() else v for name, v in own.items()}
+    out: Tensor = functional_call(module, state, (x,))
+    return out
+
+
+def classifier_of(teacher: Features, method: str) -> nn.Module:
+    """The teacher's last linear layer; raise if it has none."""
+    if teacher.classifier is None:
+        raise ValueError(f"{method} needs the teacher's classifier, a last linear layer, and this teacher shows none")
+    return teacher.classifier
 
 
 @contextmanager
