@@ -1,11 +1,15 @@
 """What the feature losses share: the pairing of stages, pooling to one size, safe unit vectors."""
 
+import copy
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from pcdistill.losses._features import (
+    AdapterNorm,
     Features,
+    call_frozen,
     full_precision,
     match_size,
     nothing,
@@ -111,3 +115,28 @@ def test_features_can_be_replaced_in_part():
     moved = features._replace(logits=features.logits + 1)
     assert isinstance(moved, Features)
     assert moved.maps is features.maps
+
+
+def test_adapter_norm_takes_one_value_per_channel():
+    norm, right = AdapterNorm(3), torch.nn.BatchNorm2d(3)
+    x = torch.randn(1, 3, 1, 1, requires_grad=True)
+    state = {name: value.clone() for name, value in norm.state_dict().items()}
+    torch.testing.assert_close(norm(x), right.eval()(x))
+    norm(x).sum().backward()
+    assert x.grad.abs().max() > 0
+    assert all(torch.equal(value, state[name]) for name, value in norm.state_dict().items())
+    right.train()
+    for y in (torch.randn(2, 3, 1, 1), torch.randn(1, 3, 1, 2), torch.randn(1, 3, 2, 1)):
+        torch.testing.assert_close(norm(y), right(y))
+    torch.testing.assert_close(norm.running_var, right.running_var)
+
+
+def test_call_frozen_gives_gradients_to_the_input_alone():
+    layer = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4)).eval()
+    x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    out = call_frozen(layer, x)
+    assert out.dtype == torch.float64
+    torch.testing.assert_close(out, copy.deepcopy(layer).double()(x))
+    out.sum().backward()
+    assert x.grad.abs().max() > 0
+    assert all(p.grad is None for p in layer.parameters())

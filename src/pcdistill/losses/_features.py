@@ -166,6 +166,18 @@ def nothing(features: Features) -> Tensor:
     return sum((upcast(x).sum() for x in features.maps), upcast(features.pooled).sum())
 
 
+class AdapterNorm(nn.BatchNorm2d):
+    """Batch normalisation that also takes one value per channel, where a batch has no statistics: by the running ones.
+
+    The last batch of an epoch may hold one image, and ReviewKD normalises maps of one place.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and x.shape[0] * x.shape[2] * x.shape[3] == 1:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(x)
+
+
 def call_frozen(module: nn.Module, x: Tensor) -> Tensor:
     """module(x) in the precision of x, with a gradient to x and none to the module's own parameters."""
     own = {**dict(module.named_parameters()), **dict(module.named_buffers())}

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from pcdistill.losses._common import Reduction, reduce_loss, upcast
 from pcdistill.losses._features import (
+    AdapterNorm,
     Features,
     check_map_pair,
     full_precision,
@@ -72,7 +73,7 @@ class Regressor(nn.Module):
         else:
             conv = nn.Conv2d(d_s, d_t, 1)
         self.conv = conv
-        self.bn = nn.BatchNorm2d(d_t)
+        self.bn = AdapterNorm(d_t)
         self.relu = nn.ReLU() if relu else nn.Identity()
 
     def forward(self, student_map: Tensor, size: tuple[int, int]) -> Tensor:

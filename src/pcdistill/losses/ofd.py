@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pcdistill.losses._common import Reduction, reduce_loss, shape, upcast
 from pcdistill.losses._features import (
+    AdapterNorm,
     Features,
     check_map_lists,
     check_map_pair,
@@ -119,7 +120,7 @@ class OFDLoss(nn.Module):
             width = before_t[j].shape[1]
             conv = nn.Conv2d(before_s[i].shape[1], width, 1, bias=False)
             nn.init.normal_(conv.weight, std=math.sqrt(2 / width))
-            self.connectors.append(nn.Sequential(conv, nn.BatchNorm2d(width)).to(before_s[i].device))
+            self.connectors.append(nn.Sequential(conv, AdapterNorm(width)).to(before_s[i].device))
             norm = None if teacher.norms is None else teacher.norms[j]
             self.register_buffer(f"margin_{n}", stage_margin(norm, before_t[j]))
 

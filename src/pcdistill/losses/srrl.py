@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pcdistill.losses._common import Reduction, check_logits, check_weight, reduce_loss, upcast
 from pcdistill.losses._features import (
+    AdapterNorm,
     Features,
     call_frozen,
     check_map_pair,
@@ -90,7 +91,7 @@ class SRRLLoss(nn.Module):
         student_map = student.maps[-1]
         check_map_pair(student_map, student_map)
         width = teacher.pooled.shape[1]
-        layers = [nn.Conv2d(student_map.shape[1], width, 1, bias=False), nn.BatchNorm2d(width)]
+        layers = [nn.Conv2d(student_map.shape[1], width, 1, bias=False), AdapterNorm(width)]
         self.connector = nn.Sequential(*layers, nn.ReLU() if relu else nn.Identity()).to(student_map.device)
         self.feature_weight = feature_weight
         self.regression_weight = regression_weight
