@@ -279,15 +279,16 @@ def _one_run(args: Any, recipe: Recipe, kind: str, command: str) -> None:
 def _result_text(summary: dict[str, Any], out: Path) -> str:
     split = "test" if summary["last"]["test"] else "val"
     lines = []
+    metric, label = summary["metric"], "AP" if summary["metric"] == "map" else "top-1"
     if summary["teacher"]:
-        values = summary["teacher"][split]
+        value = summary["teacher"][split][metric]
         size = summary["teacher"]["parameters"] / 1e6
-        lines.append(f"teacher   {size:8.2f} M parameters  {split} top-1 {values['top1']:.2f} %")
+        lines.append(f"teacher   {size:8.2f} M parameters  {split} {label} {value:.2f} %")
     for which in ("best", "last"):
         one = summary[which]
         lines.append(
-            f"student   {summary['student']['parameters'] / 1e6:8.2f} M parameters  {split} top-1 "
-            f"{one[split]['top1']:.2f} %  ({which} epoch, {one['epoch']})"
+            f"student   {summary['student']['parameters'] / 1e6:8.2f} M parameters  {split} {label} "
+            f"{one[split][metric]:.2f} %  ({which} epoch, {one['epoch']})"
         )
     lines.append(f"kept the {summary['kept']} epoch: {out / 'student.safetensors'}; report: {out / 'report.html'}")
     return "\n".join(lines)

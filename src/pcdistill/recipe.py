@@ -118,6 +118,17 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class DetectionConfig:
+    """Where dense detectors (RetinaNet, FCOS) compare logits: on the `top_k` anchors of an image that the teacher rates
+    highest, if it rates them `threshold` at least. Two-stage detectors compare them on the student's proposals.
+    """
+
+    __pydantic_config__ = FORBID
+    top_k: Count = 100
+    threshold: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+@dataclass(frozen=True)
 class TermConfig:
     """One weighted term of the objective; keys that are not listed here are options of the loss itself.
 
@@ -149,6 +160,7 @@ class Recipe:
     teacher: TeacherConfig | None = field(default_factory=TeacherConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    detection: DetectionConfig = field(default_factory=DetectionConfig)
     allow: tuple[Literal["weak-teacher", "mismatched-weights", "class-order"], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -168,6 +180,8 @@ class Recipe:
         for key in ("checkpoint_seconds", "trackers", "device"):
             plain["train"].pop(key)
         plain.pop("methods")
+        if self.task != "detection":
+            plain.pop("detection")
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -229,7 +243,7 @@ def make_recipe(
     plain["method"] = method
     named = plain.get("methods") or {}
     if not plain.get("losses"):
-        plain["losses"] = method_terms(method, named, where)
+        plain["losses"] = method_terms(method, named, where, task=plain.get("task", Recipe.task))
     for key, value in (term_overrides or {}).items():
         _put_term(plain["losses"], key, value)
     plain["losses"] = [_nested_term(term, f"losses.{i}", where) for i, term in enumerate(plain["losses"])]
@@ -240,16 +254,26 @@ def make_recipe(
     return _validate(plain, where)
 
 
-def method_terms(method: str, named: Mapping[str, Any], where: str = "recipe") -> list[dict[str, Any]]:
-    """The terms that a method's name stands for: the recipe's own, else the registry's; "none" is cross-entropy."""
+def method_terms(
+    method: str, named: Mapping[str, Any], where: str = "recipe", *, task: str = "classification"
+) -> list[dict[str, Any]]:
+    """The terms that a method's name stands for: the recipe's own, else the registry's; "none" is the task's own loss.
+
+    In detection the detector's own losses stand, with weight 1, where classification has cross-entropy, and the
+    distillation term of a logit method keeps its weight and options.
+    """
+    own = {"method": "detector" if task == "detection" else "ce", "weight": 1.0}
     if method in named:
         return copy.deepcopy(list(named[method]))
     if method == "none":
-        return [{"method": "ce", "weight": 1.0}]
+        return [own]
     if method in METHODS:
-        return copy.deepcopy(list(METHODS[method].terms))
+        terms = copy.deepcopy(list(METHODS[method].terms))
+        if task == "detection" and not any(term["method"] == "detector" for term in terms):
+            return [own, *(term for term in terms if term["method"] != "ce")]
+        return terms
     if ".py:" in method:
-        return [{"method": "ce", "weight": 1.0}, {"method": method, "weight": 1.0}]
+        return [own, {"method": method, "weight": 1.0}]
     known = ["none", *METHODS, *named]
     raise InputError(f'{where}: method: unknown method "{method}"{nearest(method, known)}; known: {", ".join(known)}')
 
@@ -368,7 +392,7 @@ def _keys_at(path: list[str]) -> list[str]:
     """Names of the fields of the dataclass at a path of field names."""
     at: Any = Recipe
     nested = {"data": DataConfig, "student": ModelConfig, "teacher": TeacherConfig, "optim": OptimConfig}
-    nested["train"] = TrainConfig
+    nested.update(train=TrainConfig, detection=DetectionConfig)
     if path:
         at = nested.get(path[0], TermConfig)
     return [f.name for f in dataclasses.fields(at)]

@@ -11,15 +11,14 @@ from typing import Any
 from pcdistill import models, report
 from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.console import Console, duration
-from pcdistill.engine.evaluate import evaluate
 from pcdistill.engine.fit import make_accelerator
-from pcdistill.engine.prepare import knows_classes
-from pcdistill.engine.run import RunResult, data_of, finished, run, teacher_recipe
+from pcdistill.engine.run import RunResult, finished, run, teacher_recipe
+from pcdistill.engine.tasks import data_of, task_of
 from pcdistill.errors import InputError, TrainingStopped, nearest
 from pcdistill.losses import METHODS
 from pcdistill.recipe import Recipe, make_recipe, with_method
 
-GROUPS = {"all-logit": "logits", "all-feature": "features"}
+GROUPS = {"all-logit": "logits", "all-feature": "features", "all-detection": "detection"}
 
 
 def run_with_report(
@@ -49,7 +48,11 @@ def expand_methods(text: str, recipe: Recipe) -> list[str]:
             continue
         if name in GROUPS:
             group = GROUPS[name]
-            found += [key for key, method in METHODS.items() if (method.group or method.kind) == group and key != "ce"]
+            found += [
+                key
+                for key, method in METHODS.items()
+                if (method.group or method.kind) == group and key not in ("ce", "detector")
+            ]
         elif name in known or ".py:" in name:
             found.append(name)
         else:
@@ -112,7 +115,9 @@ def compare(
         curves[method, seed] = read_metrics(run_out / "metrics.csv")
         left = console.time_left((done + 1) / total)
         last = summary.get("last")
-        shown = f"{(last['test'] or last['val'])['top1']:.2f} % top-1" if last else summary["status"]
+        task = task_of(recipe)
+        value = (last["test"] or last["val"])[task.metric] if last else None
+        shown = summary["status"] if value is None else f"{value:.2f} % {task.label}"
         tail = f"  ({duration(left)} left)" if left and done + 1 < total else ""
         console.say(f"[{done + 1}/{total}] {method}, seed {seed}: {shown}{tail}")
     report.write_compare_report(out, results, curves, command or "")
@@ -128,39 +133,31 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 def evaluate_model(recipe: Recipe, weights: str | None, *, split: str = "test") -> dict[str, Any]:
-    """Top-1, top-5 and loss of `recipe.student` with weights on a split of the recipe's data.
+    """The task's metrics of `recipe.student` with weights on a split of the recipe's data.
 
     Raises:
         InputError: there is no such split, or the weights do not fit.
     """
     accelerator = make_accelerator(recipe.train)
+    task = task_of(recipe)
     data = data_of(recipe, accelerator)
-    batches = {"test": data.test, "val": data.val, "train": data.train_eval}.get(split)
+    batches = task.splits(data).get(split)
     if batches is None:
         raise InputError(f"the data {recipe.data.name} has no {split} split; use --split val")
-    model = models.build_model(
-        recipe.student.name,
-        num_classes=len(data.classes),
-        in_channels=data.in_channels,
-        image_size=data.image_size,
-        pretrained=recipe.student.pretrained and weights is None,
-        kwargs=recipe.student.kwargs,
-    )
+    bare = replace(recipe.student, weights=None, pretrained=recipe.student.pretrained and weights is None)
+    model = task.student(replace(recipe, student=bare), data)
     if weights is not None:
         models.load_weights(model, weights)
     model.to(accelerator.device)
-    values = evaluate(model, batches.epoch(0), accelerator)
-    info = models.model_info(model, data.image_size, in_channels=data.in_channels)
+    values = task.evaluate(model, batches, data, recipe, accelerator)
     return {
         "model": recipe.student.name,
         "weights": weights,
         "data": recipe.data.name,
         "split": split,
+        **values,
         "samples": int(values["samples"]),
-        "top1": values["top1"],
-        "top5": values["top5"],
-        "loss": values["loss"],
-        **info,
+        **task.info(model, data),
     }
 
 
@@ -179,7 +176,7 @@ def _covers(recipe: Recipe) -> bool:
     teacher = recipe.teacher
     if teacher is None or teacher.weights is not None or not teacher.pretrained:
         return False
-    return knows_classes(teacher, data_of(recipe, make_accelerator(recipe.train)))
+    return task_of(recipe).knows_classes(teacher, data_of(recipe, make_accelerator(recipe.train)))
 
 
 def _labelled(console: Console, label: str) -> Console:

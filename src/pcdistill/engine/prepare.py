@@ -205,7 +205,7 @@ def check_losses(recipe: Recipe, num_classes: int) -> None:
     Raises:
         InputError: with the term's own sentence, for example stages > C // 2.
     """
-    terms = [term for term in recipe.losses if _kind(term.method) == "logits"]
+    terms = [term for term in recipe.losses if method_kind(term.method) == "logits"]
     if not terms:
         return
     objective = build_objective(terms, num_classes=num_classes)
@@ -238,7 +238,7 @@ def build_distiller(
     num_classes = len(data.classes)
     student_taps = teacher_taps = None
     context: dict[str, Any] = {}
-    kinds = {_kind(term.method) for term in recipe.losses}
+    kinds = {method_kind(term.method) for term in recipe.losses}
     if "detection" in kinds:
         raise InputError("losses: a detection loss needs task: detection")
     if "features" in kinds:
@@ -310,7 +310,8 @@ def _views(term: TermConfig) -> int:
     return int(term.options.get("views", default))
 
 
-def _kind(method: str) -> str:
+def method_kind(method: str) -> str:
+    """What a method compares: "logits", "features" or "detection"."""
     return METHODS[method].kind if method in METHODS else "logits"
 
 

@@ -17,22 +17,11 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from pcdistill import models
-from pcdistill.data.classification import Data, build_data
-from pcdistill.distillers.teacher import Teacher
 from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.console import Console, duration
-from pcdistill.engine.evaluate import evaluate
-from pcdistill.engine.fit import Fit, Interrupted, Trainer, make_accelerator, uses_channels_last
-from pcdistill.engine.prepare import (
-    build_distiller,
-    build_student,
-    build_teacher,
-    check_losses,
-    check_teacher,
-    knows_classes,
-    views_of,
-    weights_exist,
-)
+from pcdistill.engine.fit import Fit, Interrupted, Trainer, make_accelerator
+from pcdistill.engine.prepare import weights_exist
+from pcdistill.engine.tasks import Task, data_of, numbers, task_of
 from pcdistill.engine.tracking import make_trackers
 from pcdistill.errors import InputError, TrainingStopped
 from pcdistill.recipe import Recipe, TeacherConfig, make_recipe
@@ -56,7 +45,7 @@ def run(
     console: Console | None = None,
     command: str | None = None,
     fresh: bool = False,
-    data: Data | None = None,
+    data: Any = None,
 ) -> RunResult:
     """Carry out a recipe in a folder; the same call after an interruption continues, and after the end does nothing.
 
@@ -74,6 +63,7 @@ def run(
         Interrupted: stopped by a signal; the same call continues.
     """
     console = console or Console(quiet=True)
+    task = task_of(recipe)
     digest = recipe.digest()
     _claim_folder(out, digest, fresh)
     weights_exist(recipe.student.weights)
@@ -86,45 +76,29 @@ def run(
         console = Console(quiet=True)
     set_seed(recipe.train.seed)
     data = data or data_of(recipe, accelerator)
-    classes = list(data.classes)
 
-    check_losses(recipe, len(classes))
-    teacher: Teacher | None = None
+    task.check(recipe, data)
+    teacher: Any = None
     teacher_summary: dict[str, Any] | None = None
     set_seed(recipe.train.seed)
-    student = build_student(recipe.student, classes=classes, data=data, allow=recipe.allow)
-    image_size = data.image_size
-    student_summary = {
-        "name": recipe.student.name,
-        **models.model_info(student, image_size, in_channels=data.in_channels),
-    }
+    student = task.student(recipe, data)
+    student_summary = {"name": recipe.student.name, **task.info(student, data)}
     student.to(accelerator.device)
     if recipe.teacher is not None and recipe.method != "none":
         config = recipe.teacher
-        trained = None if knows_classes(config, data) else teacher_recipe(recipe)
+        trained = None if task.knows_classes(config, data) else teacher_recipe(recipe)
         if trained is not None:
             console.say(f"no weights for the teacher {config.name}: training it first, {trained.train.epochs} epochs")
             teacher_console = Console("teacher", quiet=console.quiet, stream=console.stream)
             run(trained, out / "teacher", console=teacher_console, command=command, data=data)
             config = replace(config, weights=str(out / "teacher" / "student.safetensors"), pretrained=False)
-        teacher = build_teacher(config, data=data, allow=recipe.allow)
+        teacher = task.teacher(config, student, data, recipe.allow)
         teacher.to(accelerator.device)
-        teacher_size = teacher.image_size or image_size
-        teacher_summary = {
-            "name": config.name,
-            **models.model_info(teacher.model, teacher_size, in_channels=data.in_channels),
-        }
-        gate = check_teacher(
-            teacher,
-            student if recipe.student.weights is not None else None,
-            data.val,
-            accelerator,
-            num_classes=len(classes),
-            allow=recipe.allow,
-            console=console,
-        )
-        console.say(f"teacher {config.name}: {gate['top1']:.2f} % top-1 on held-out images")
-    distiller = build_distiller(recipe, student, teacher, data=data)
+        teacher_summary = {"name": config.name, **task.info(teacher, data)}
+        weighted = student if recipe.student.weights is not None else None
+        gate = task.gate(teacher, weighted, data, accelerator, recipe.allow, console)
+        console.say(f"teacher {config.name}: {gate[task.metric]:.2f} % {task.label} on held-out images")
+    distiller = task.distiller(recipe, student, teacher, data)
 
     if accelerator.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
@@ -132,11 +106,8 @@ def run(
         atomic_write(out / "environment.json", json.dumps(environment(accelerator, command), indent=2) + "\n")
     accelerator.wait_for_everyone()
 
-    channels_last = uses_channels_last(recipe.train, accelerator.device)
-
     def validate(model: nn.Module) -> dict[str, float]:
-        found = evaluate(model, data.val.epoch(0), accelerator, channels_last=channels_last)
-        return {key: found[key] for key in ("loss", "top1", "top5")}
+        return numbers(task.evaluate(model, data.val, data, recipe, accelerator))
 
     trainer = Trainer(
         distiller,
@@ -147,7 +118,9 @@ def run(
         accelerator=accelerator,
         out=out,
         digest=digest,
-        chance=100 / len(classes),
+        metric=task.metric,
+        chance=task.chance(data),
+        unpack=task.unpack,
         console=console,
         trackers=make_trackers(recipe, out, enabled=accelerator.is_main_process),
     )
@@ -169,54 +142,25 @@ def run(
 
     summary = _summary(recipe, "done", teacher_summary, student_summary, trainer.history)
     summary["seconds_this_session"] = time.monotonic() - started
-    _final_evaluation(summary, fit, student, teacher, data, accelerator, channels_last)
+    _final_evaluation(summary, task, recipe, fit, student, teacher, data, accelerator)
     kept = fit.best_state if recipe.train.keep == "best" else fit.last_state
     student.load_state_dict(kept)
     if accelerator.is_main_process:
         models.save_weights(
             student,
             out / "student.safetensors",
-            {"model": recipe.student.name, "classes": classes, "mean": data.mean, "std": data.std, "digest": digest},
+            {"model": recipe.student.name, "classes": list(data.classes), **task.metadata(data), "digest": digest},
         )
         _write_summary(out, summary)
     accelerator.wait_for_everyone()
     chosen = summary[recipe.train.keep]
     console.say(
-        f"{console.label}  done: best epoch {summary['best']['epoch']} has {summary['best']['val']['top1']:.2f} % "
-        f"top-1 on validation; kept the {recipe.train.keep}"
-        + (f", {chosen['test']['top1']:.2f} % on test" if chosen["test"] else "")
+        f"{console.label}  done: best epoch {summary['best']['epoch']} has "
+        f"{summary['best']['val'][task.metric]:.2f} % {task.label} on validation; kept the {recipe.train.keep}"
+        + (f", {chosen['test'][task.metric]:.2f} % on test" if chosen["test"] else "")
         + f"; {duration(summary['seconds'])}"
     )
     return RunResult(out, summary, student)
-
-
-def data_of(recipe: Recipe, accelerator: Accelerator) -> Data:
-    """The recipe's data, this process's share. A batch of the loader is one micro-batch of gradient accumulation."""
-    config = recipe.data
-    micro = recipe.train.accumulate * accelerator.num_processes
-    if config.batch_size % micro != 0:
-        raise InputError(
-            f"data.batch_size {config.batch_size} must be divisible by train.accumulate x processes = {micro}"
-        )
-    return build_data(
-        config.name,
-        batch_size=config.batch_size // recipe.train.accumulate,
-        eval_batch_size=config.eval_batch_size,
-        val_fraction=config.val_fraction,
-        seed=recipe.train.seed,
-        image_size=config.image_size,
-        augment=config.augment,
-        mixup=config.mixup,
-        cutmix=config.cutmix,
-        views=views_of(recipe),
-        workers=config.workers,
-        limit=config.limit,
-        download=config.download,
-        root=config.root,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        device=accelerator.device,
-    )
 
 
 def teacher_recipe(recipe: Recipe) -> Recipe | None:
@@ -333,7 +277,7 @@ def _summary(
         "method": recipe.method,
         "seed": recipe.train.seed,
         "data": recipe.data.name,
-        "metric": "top1",
+        "metric": task_of(recipe).metric,
         "digest": recipe.digest(),
         "teacher": teacher,
         "student": student,
@@ -349,12 +293,13 @@ def _summary(
 
 def _final_evaluation(
     summary: dict[str, Any],
+    task: Task,
+    recipe: Recipe,
     fit: Fit,
     student: nn.Module,
-    teacher: Teacher | None,
-    data: Data,
+    teacher: Any,
+    data: Any,
     accelerator: Accelerator,
-    channels_last: bool,
 ) -> None:
     """Evaluate best and last on validation and, here only, on the test set."""
 
@@ -364,8 +309,8 @@ def _final_evaluation(
             if batches is None:
                 found[name] = None
                 continue
-            values = evaluate(model, batches.epoch(0), accelerator, channels_last=channels_last)
-            found[name] = {key: values[key] for key in ("top1", "top5", "loss")}
+            values = task.evaluate(model, batches, data, recipe, accelerator)
+            found[name] = {key: value for key, value in values.items() if key != "samples"}
         return found
 
     for name, epoch, state in (

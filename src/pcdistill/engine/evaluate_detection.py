@@ -1,0 +1,163 @@
+"""COCO mAP of a detector over a split, by faster-coco-eval: whole, by IoU, by size and per class."""
+
+import contextlib
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from pcdistill.errors import InputError
+
+SUMMARY = {  # name of the metric -> its place among the twelve numbers of COCO
+    "map": 0,
+    "map_50": 1,
+    "map_75": 2,
+    "map_small": 3,
+    "map_medium": 4,
+    "map_large": 5,
+    "mar_100": 8,
+}
+SHOWN = tuple(name for name in SUMMARY if name.startswith("map"))
+
+
+@torch.no_grad()
+def evaluate_detection(
+    model: nn.Module,
+    batches: Iterable[Any],
+    accelerator: Accelerator,
+    *,
+    classes: Sequence[str],
+    limit: int | None = None,
+) -> dict[str, Any]:
+    """Evaluate a detector in eval mode and give it back in the mode that it came in.
+
+    Args:
+        model: list of images [3, H, W] -> list of {"boxes" [M, 4], "labels" [M], "scores" [M]}.
+        batches: of DetectionBatch, on any device; one pass over the split, shared among the processes.
+        accelerator: where to compute, in which precision, and over which processes to gather.
+        classes: names of the labels 1..K.
+        limit: stop after the batch that reaches this many images in this process.
+
+    Returns:
+        As :func:`coco_map`, and "samples".
+    """
+    was_training = model.training
+    model.eval()
+    found: list[dict[str, Any]] = []
+    truth: list[dict[str, Any]] = []
+    try:
+        for batch in batches:
+            batch = batch.to(accelerator.device)
+            with accelerator.autocast():
+                predictions = model(batch.images)
+            for image, target, prediction in zip(batch.images, batch.targets, predictions, strict=True):
+                size = (int(image.shape[1]), int(image.shape[2]))
+                truth.append({"size": size, **_plain(target)})
+                found.append(_plain(prediction))
+            if limit is not None and len(truth) >= limit:
+                break
+    finally:
+        model.train(was_training)
+    if accelerator.num_processes > 1:
+        truth, found = gather_object(truth), gather_object(found)
+    return {**coco_map(found, truth, classes), "samples": float(len(truth))}
+
+
+def coco_map(
+    predictions: Sequence[Mapping[str, Any]], targets: Sequence[Mapping[str, Any]], classes: Sequence[str]
+) -> dict[str, Any]:
+    """Average precision by COCO's rules, in percent; the numbers are pycocotools' to the last bit.
+
+    Args:
+        predictions: per image "boxes" [M, 4] xyxy, "labels" [M] from 1, "scores" [M], as arrays.
+        targets: per image "boxes", "labels", "area" [M] (small is below 32^2, large above 96^2), "iscrowd" [M], and
+            "size", height and width.
+        classes: names of the labels 1..K.
+
+    Returns:
+        "map" (mean over IoU 0.50 to 0.95), "map_50", "map_75", "map_small", "map_medium", "map_large", "mar_100";
+        without those of a size that no box has. "per_class": {name: AP, None if it has no box}.
+
+    Raises:
+        InputError: neither faster-coco-eval nor pycocotools is installed.
+    """
+    stats, precision = coco_numbers(predictions, targets, len(classes))
+    result: dict[str, Any] = {name: 100 * stats[at] for name, at in SUMMARY.items() if stats[at] >= 0}
+    result.setdefault("map", 0.0)  # no box in the whole split
+    result["per_class"] = {}
+    for k, name in enumerate(classes):
+        valid = precision[:, :, k, 0, -1]
+        valid = valid[valid > -1]
+        result["per_class"][name] = 100 * float(valid.mean()) if valid.size else None
+    return result
+
+
+def coco_numbers(
+    predictions: Sequence[Mapping[str, Any]], targets: Sequence[Mapping[str, Any]], num_classes: int, tool: Any = None
+) -> tuple[list[float], np.ndarray]:
+    """COCO's twelve numbers, and precision [IoU, recall, class, area, detections]; `tool` is :func:`_tool`."""
+    coco_class, evaluation_class = tool or _tool()
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    detections: list[dict[str, Any]] = []
+    for i, (target, prediction) in enumerate(zip(targets, predictions, strict=True)):
+        images.append({"id": i, "height": target["size"][0], "width": target["size"][1], "file_name": ""})
+        columns = (target["boxes"], target["labels"], target["area"], target["iscrowd"])
+        for box, label, area, crowd in zip(*columns, strict=True):
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": i,
+                    "category_id": int(label),
+                    "bbox": _xywh(box),
+                    "area": float(area),
+                    "iscrowd": int(crowd),
+                }
+            )
+        for box, label, score in zip(prediction["boxes"], prediction["labels"], prediction["scores"], strict=True):
+            detections.append({"image_id": i, "category_id": int(label), "bbox": _xywh(box), "score": float(score)})
+    categories = [{"id": k, "name": str(k)} for k in range(1, num_classes + 1)]
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = coco_class()
+        truth.dataset = {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+        truth.createIndex()
+        if not detections:  # the tools do not take an empty list
+            shape = (10, 101, num_classes, 4, 3)
+            present = {int(label) for target in targets for label in target["labels"]}
+            precision = np.full(shape, -1.0)
+            for label in present:
+                precision[:, :, label - 1] = 0.0
+            return [0.0 if present else -1.0] * 12, precision
+        evaluation = evaluation_class(truth, truth.loadRes(detections), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return [float(value) for value in evaluation.stats[:12]], np.asarray(evaluation.eval["precision"])
+
+
+def _tool() -> tuple[Any, Any]:
+    """The classes that read annotations and that evaluate: faster-coco-eval's, else pycocotools'."""
+    try:
+        from faster_coco_eval import COCO, COCOeval_faster
+    except ImportError:
+        try:
+            from pycocotools.coco import COCO
+            from pycocotools.cocoeval import COCOeval
+        except ImportError:
+            raise InputError("detection needs faster-coco-eval: pip install pcdistill[detection]") from None
+        return COCO, COCOeval
+    return COCO, COCOeval_faster
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v.detach().float().cpu().numpy() if isinstance(v, Tensor) else v for k, v in values.items()}
+
+
+def _xywh(box: Any) -> list[float]:
+    x0, y0, x1, y1 = (float(v) for v in box)
+    return [x0, y0, x1 - x0, y1 - y0]
