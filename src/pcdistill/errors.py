@@ -18,5 +18,6 @@ class TrainingStopped(PcdistillError):
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """A hint to append to a message: the closest of `names`, or an empty string if none is close."""
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f'; did you mean "{close[0]}"?' if close else ""
+    close = difflib.get_close_matches(name, list(names), n=5, cutoff=0.5)
+    swapped = [other for other in close if sorted(other) == sorted(name)]  # letters in the wrong order
+    return f'; did you mean "{(swapped or close)[0]}"?' if close else ""
