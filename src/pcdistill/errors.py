@@ -19,5 +19,10 @@ class TrainingStopped(PcdistillError):
 def nearest(name: str, names: Iterable[str]) -> str:
     """A hint to append to a message: the closest of `names`, or an empty string if none is close."""
     close = difflib.get_close_matches(name, list(names), n=5, cutoff=0.5)
-    swapped = [other for other in close if sorted(other) == sorted(name)]  # letters in the wrong order
-    return f'; did you mean "{(swapped or close)[0]}"?' if close else ""
+    if not close:
+        return ""
+
+    def likeness(other: str) -> tuple[float, bool]:  # of equally close names, the one with the same letters
+        return difflib.SequenceMatcher(None, other, name).ratio(), sorted(other) == sorted(name)
+
+    return f'; did you mean "{max(close, key=likeness)}"?'
