@@ -9,10 +9,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from pcdistill.losses.at import ATLoss as ATLoss
+    from pcdistill.losses.at import at_loss as at_loss
     from pcdistill.losses.ce import CELoss as CELoss
     from pcdistill.losses.ce import ce_loss as ce_loss
     from pcdistill.losses.clkd import CLKDLoss as CLKDLoss
     from pcdistill.losses.clkd import clkd_loss as clkd_loss
+    from pcdistill.losses.crd import CRDLoss as CRDLoss
+    from pcdistill.losses.crd import crd_loss as crd_loss
     from pcdistill.losses.cskd import CSKDLoss as CSKDLoss
     from pcdistill.losses.cskd import CSKDNoAugLoss as CSKDNoAugLoss
     from pcdistill.losses.cskd import cskd_loss as cskd_loss
@@ -26,6 +30,8 @@ if TYPE_CHECKING:
     from pcdistill.losses.dkd import dkd_loss as dkd_loss
     from pcdistill.losses.dmkd import DMKDLoss as DMKDLoss
     from pcdistill.losses.fgd import FGDLoss as FGDLoss
+    from pcdistill.losses.fitnet import FitNetLoss as FitNetLoss
+    from pcdistill.losses.fitnet import fitnet_loss as fitnet_loss
     from pcdistill.losses.fpn_fitnet import FPNFitNetLoss as FPNFitNetLoss
     from pcdistill.losses.kd import KDLoss as KDLoss
     from pcdistill.losses.kd import kd_loss as kd_loss
@@ -39,26 +45,44 @@ if TYPE_CHECKING:
     from pcdistill.losses.mlkd import mlkd_loss as mlkd_loss
     from pcdistill.losses.nkd import NKDLoss as NKDLoss
     from pcdistill.losses.nkd import nkd_loss as nkd_loss
+    from pcdistill.losses.nst import NSTLoss as NSTLoss
+    from pcdistill.losses.nst import nst_loss as nst_loss
+    from pcdistill.losses.ofd import OFDLoss as OFDLoss
+    from pcdistill.losses.ofd import ofd_loss as ofd_loss
     from pcdistill.losses.pcd import PCDLoss as PCDLoss
     from pcdistill.losses.pcd import pcd_loss as pcd_loss
     from pcdistill.losses.pcd_released import PCDReleasedLoss as PCDReleasedLoss
     from pcdistill.losses.pcd_released import pcd_released_loss as pcd_released_loss
     from pcdistill.losses.pkd import PKDLoss as PKDLoss
     from pcdistill.losses.pkd import pkd_loss as pkd_loss
+    from pcdistill.losses.pkt import PKTLoss as PKTLoss
+    from pcdistill.losses.pkt import pkt_loss as pkt_loss
     from pcdistill.losses.rc import RCLoss as RCLoss
     from pcdistill.losses.rc import rc_loss as rc_loss
+    from pcdistill.losses.reviewkd import ReviewKDLoss as ReviewKDLoss
+    from pcdistill.losses.reviewkd import reviewkd_loss as reviewkd_loss
     from pcdistill.losses.revision import RevisionLoss as RevisionLoss
     from pcdistill.losses.revision import revision_loss as revision_loss
+    from pcdistill.losses.rkd import RKDLoss as RKDLoss
+    from pcdistill.losses.rkd import rkd_loss as rkd_loss
     from pcdistill.losses.rld import RLDLoss as RLDLoss
     from pcdistill.losses.rld import rld_loss as rld_loss
     from pcdistill.losses.sdd import SDDLoss as SDDLoss
     from pcdistill.losses.sdd import sdd_loss as sdd_loss
+    from pcdistill.losses.simkd import SimKDLoss as SimKDLoss
+    from pcdistill.losses.simkd import simkd_loss as simkd_loss
+    from pcdistill.losses.sp import SPLoss as SPLoss
+    from pcdistill.losses.sp import sp_loss as sp_loss
+    from pcdistill.losses.srrl import SRRLLoss as SRRLLoss
+    from pcdistill.losses.srrl import srrl_loss as srrl_loss
     from pcdistill.losses.swap import SwapLoss as SwapLoss
     from pcdistill.losses.swap import swap_loss as swap_loss
     from pcdistill.losses.ttm import TTMLoss as TTMLoss
     from pcdistill.losses.ttm import WTTMLoss as WTTMLoss
     from pcdistill.losses.ttm import ttm_loss as ttm_loss
     from pcdistill.losses.ttm import wttm_loss as wttm_loss
+    from pcdistill.losses.vid import VIDLoss as VIDLoss
+    from pcdistill.losses.vid import vid_loss as vid_loss
 
 
 @dataclass(frozen=True)
@@ -243,6 +267,90 @@ METHODS: dict[str, Method] = {
         "logits of a right teacher, revised probabilities of a wrong one",
         ({"method": "revision", "weight": 1.0},),
     ),
+    "fitnet": Method(
+        "pcdistill.losses.fitnet:FitNetLoss",
+        "features",
+        "arXiv 1412.6550",
+        "one stage's feature map through a regressor",
+        (CE, {"method": "fitnet", "weight": 100.0}),
+    ),
+    "at": Method(
+        "pcdistill.losses.at:ATLoss",
+        "features",
+        "arXiv 1612.03928",
+        "where each stage's feature map is active",
+        (CE, {"method": "at", "weight": 1000.0}),
+    ),
+    "nst": Method(
+        "pcdistill.losses.nst:NSTLoss",
+        "features",
+        "arXiv 1707.01219",
+        "how each stage's channels are spread over places",
+        (CE, {"method": "nst", "weight": 50.0}),
+    ),
+    "pkt": Method(
+        "pcdistill.losses.pkt:PKTLoss",
+        "features",
+        "arXiv 1803.10837",
+        "which samples are neighbours, as probabilities",
+        (CE, {"method": "pkt", "weight": 30000.0}),
+    ),
+    "rkd": Method(
+        "pcdistill.losses.rkd:RKDLoss",
+        "features",
+        "arXiv 1904.05068",
+        "distances and angles between samples",
+        (CE, {"method": "rkd", "weight": 1.0}),
+    ),
+    "sp": Method(
+        "pcdistill.losses.sp:SPLoss",
+        "features",
+        "arXiv 1907.09682",
+        "similarities of the samples of a batch",
+        (CE, {"method": "sp", "weight": 3000.0}),
+    ),
+    "vid": Method(
+        "pcdistill.losses.vid:VIDLoss",
+        "features",
+        "arXiv 1904.05835",
+        "each stage's feature map predicted with a learned variance",
+        (CE, {"method": "vid", "weight": 1.0}),
+    ),
+    "ofd": Method(
+        "pcdistill.losses.ofd:OFDLoss",
+        "features",
+        "arXiv 1904.01866",
+        "feature maps before the activation, where they matter after it",
+        (CE, {"method": "ofd", "weight": 1e-3}),
+    ),
+    "crd": Method(
+        "pcdistill.losses.crd:CRDLoss",
+        "features",
+        "arXiv 1910.10699",
+        "the same image told from images of other classes, with a memory",
+        (CE, {"method": "crd", "weight": 0.8}),
+    ),
+    "reviewkd": Method(
+        "pcdistill.losses.reviewkd:ReviewKDLoss",
+        "features",
+        "arXiv 2104.09044",
+        "each stage's feature map from fusions of all deeper ones",
+        (CE, {"method": "reviewkd", "weight": 1.0, "warmup_epochs": 20}),
+    ),
+    "srrl": Method(
+        "pcdistill.losses.srrl:SRRLLoss",
+        "features",
+        "ICLR 2021",
+        "features, and what the teacher's classifier makes of them",
+        (CE, {"method": "srrl", "weight": 1.0}),
+    ),
+    "simkd": Method(
+        "pcdistill.losses.simkd:SimKDLoss",
+        "features",
+        "arXiv 2203.14001",
+        "the teacher's classifier on projected features, alone; the student ships with it",
+        ({"method": "simkd", "weight": 1.0},),
+    ),
     "detector": Method(
         "pcdistill.losses.detector:DetectorLoss",
         "detection",
@@ -295,6 +403,30 @@ METHODS: dict[str, Method] = {
 }
 
 _EXPORTS = {
+    "at_loss": "at",
+    "ATLoss": "at",
+    "crd_loss": "crd",
+    "CRDLoss": "crd",
+    "fitnet_loss": "fitnet",
+    "FitNetLoss": "fitnet",
+    "nst_loss": "nst",
+    "NSTLoss": "nst",
+    "ofd_loss": "ofd",
+    "OFDLoss": "ofd",
+    "pkt_loss": "pkt",
+    "PKTLoss": "pkt",
+    "reviewkd_loss": "reviewkd",
+    "ReviewKDLoss": "reviewkd",
+    "rkd_loss": "rkd",
+    "RKDLoss": "rkd",
+    "simkd_loss": "simkd",
+    "SimKDLoss": "simkd",
+    "sp_loss": "sp",
+    "SPLoss": "sp",
+    "srrl_loss": "srrl",
+    "SRRLLoss": "srrl",
+    "vid_loss": "vid",
+    "VIDLoss": "vid",
     "DetectorLoss": "detector",
     "FPNFitNetLoss": "fpn_fitnet",
     "MGDLoss": "mgd",

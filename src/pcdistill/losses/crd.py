@@ -215,7 +215,7 @@ def _shift(x: Tensor, bits: int) -> Tensor:
 
 def _rank() -> int:
     distributed = torch.distributed
-    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
+    return int(distributed.get_rank()) if distributed.is_available() and distributed.is_initialized() else 0
 
 
 def _of_all_processes(x: Tensor) -> Tensor:
