@@ -210,7 +210,8 @@ def _random(seed: Tensor, counter: Tensor) -> Tensor:
 
 def _shift(x: Tensor, bits: int) -> Tensor:
     """To the right, filling with zeros: int64 stands for unsigned numbers."""
-    return (x >> bits) & (2 ** (64 - bits) - 1)
+    out: Tensor = (x >> bits) & (2 ** (64 - bits) - 1)
+    return out
 
 
 def _rank() -> int:
