@@ -45,6 +45,7 @@ RESNETS = (
     "wide_resnet50_2",
 )
 MOBILENETS = ("mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large")
+GROUPS_OF_FCOS = 32  # of the group normalisation in torchvision's FCOS heads
 OWN_OPTIONS = ("fpn_channels", "anchor_scale", "head_width", "pool_size", "trainable_layers", "norm")
 # What torchvision's defaults for photographs would waste on images of 100 pixels.
 SMALL_TWO_STAGE = {
@@ -83,10 +84,10 @@ def build_detector(
             backbones 96.
         pretrained: COCO weights for a whole detector, ImageNet weights for a backbone. With another number of classes
             than COCO's, a whole detector keeps all but its last layer.
-        kwargs: arguments of the torchvision class or, for FAMILY/BACKBONE, also fpn_channels (256; tiny: twice W),
-            anchor_scale (anchor side over stride), head_width (1024; tiny: 128) and pool_size (7; tiny: 5) of RoI
-            heads, trainable_layers of a pretrained ResNet (3), norm ("batch", "frozen", or "auto": frozen if
-            pretrained).
+        kwargs: arguments of the torchvision class or, for FAMILY/BACKBONE, also fpn_channels (256; tiny: twice W, for
+            fcos the next multiple of 32), anchor_scale (anchor side over stride), head_width (1024; tiny: 128) and
+            pool_size (7; tiny: 5) of RoI heads, trainable_layers of a pretrained ResNet (3), norm ("batch", "frozen",
+            or "auto": frozen if pretrained).
 
     Raises:
         InputError: unknown name or argument, with the nearest known one.
@@ -199,24 +200,26 @@ def _backbone(family: str, name: str, pretrained: bool, options: dict[str, Any])
         width = int(tiny.group(1) or 16)
         if pretrained or width < 1:
             raise InputError(f"{family}/{name}: tiny backbones have a width of at least 1 and no pretrained weights")
-        body, channels, strides = TinyBody(width), [width, 2 * width, 4 * width], [4, 8, 16]
+        body, channels, strides = TinyBody(width, frozen=frozen), [width, 2 * width, 4 * width], [4, 8, 16]
     elif name.startswith("timm/"):
         body, channels, strides = _timm_body(name.removeprefix("timm/"), wanted, pretrained, frozen)
     elif name in RESNETS or name in MOBILENETS:
-        return _torchvision_backbone(name, two_stage, wanted, pretrained, frozen, trainable, options)
+        return _torchvision_backbone(name, family, wanted, pretrained, frozen, trainable, options)
     else:
         known = ["tiny", *RESNETS, *MOBILENETS]
         raise InputError(
             f'unknown backbone "{name}"{nearest(name, known)}; known: {", ".join(known)}, timm/NAME for others'
         )
-    out = options.pop("fpn_channels", channels[1] if tiny else 256)
+    groups = GROUPS_OF_FCOS if family == "fcos" else 1
+    out = options.pop("fpn_channels", -(-channels[1] // groups) * groups if tiny else 256)
+    _check_width(family, out)
     p6p7 = not two_stage and not tiny
     return PyramidBackbone(body, channels, strides, out, LastLevelP6P7(out, out) if p6p7 else LastLevelMaxPool())
 
 
 def _torchvision_backbone(
     name: str,
-    two_stage: bool,
+    family: str,
     wanted: tuple[int, ...],
     pretrained: bool,
     frozen: bool,
@@ -225,9 +228,11 @@ def _torchvision_backbone(
 ) -> Any:
     from torchvision.models import get_model
 
+    two_stage = family == "fasterrcnn"
     norm_layer = FrozenBatchNorm2d if frozen else nn.BatchNorm2d
     net: Any = get_model(name, weights="DEFAULT" if pretrained else None, norm_layer=norm_layer)
     out = options.pop("fpn_channels", 256)
+    _check_width("" if two_stage else family, out)
     extra = LastLevelMaxPool() if two_stage else LastLevelP6P7(out, out)
     if isinstance(net, resnet.ResNet):
         if pretrained:
@@ -315,12 +320,13 @@ class PyramidBackbone(nn.Module):
 class TinyBody(nn.Module):
     """A ResNet of seven convolutions: a stem of stride 2 and one basic block at each of the strides 4, 8 and 16."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, frozen: bool = False) -> None:
         super().__init__()
+        norm = FrozenBatchNorm2d if frozen else nn.BatchNorm2d
         self.stem = nn.Conv2d(3, width, 3, 2, 1, bias=False)
-        self.norm = nn.BatchNorm2d(width)
+        self.norm = norm(width)
         widths = [width, width, 2 * width, 4 * width]
-        self.stages = nn.ModuleList(_Block(a, b) for a, b in pairwise(widths))
+        self.stages = nn.ModuleList(_Block(a, b, norm) for a, b in pairwise(widths))
 
     def forward(self, images: Tensor) -> list[Tensor]:
         x = F.relu(self.norm(self.stem(images)))
@@ -334,17 +340,25 @@ class TinyBody(nn.Module):
 class _Block(nn.Module):
     """A basic residual block of stride 2."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, norm: Callable[[int], nn.Module]) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False)
-        self.norm1 = nn.BatchNorm2d(outputs)
+        self.norm1 = norm(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(outputs)
-        self.short = nn.Sequential(nn.Conv2d(inputs, outputs, 1, 2, bias=False), nn.BatchNorm2d(outputs))
+        self.norm2 = norm(outputs)
+        self.short = nn.Sequential(nn.Conv2d(inputs, outputs, 1, 2, bias=False), norm(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.norm1(self.conv1(x)))
         return F.relu(self.norm2(self.conv2(y)) + self.short(x))
+
+
+def _check_width(family: str, channels: int) -> None:
+    if family == "fcos" and channels % GROUPS_OF_FCOS != 0:
+        raise InputError(
+            f"fpn_channels must be a multiple of {GROUPS_OF_FCOS} for fcos, whose heads normalise in groups, got "
+            f"{channels}"
+        )
 
 
 def _sizes(image_size: int | None) -> dict[str, Any]:
