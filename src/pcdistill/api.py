@@ -23,7 +23,8 @@ class Distilled(NamedTuple):
     """What :func:`distill` gives back.
 
     Attributes:
-        student: the module that was passed in, on the device it was trained on, in eval mode, with the kept weights.
+        student: the module that was passed in, on the device it was trained on, in eval mode, with the kept weights;
+            with SimKD a module around it that has the teacher's classifier.
         history: one dict per epoch: "epoch", "lr", "train/loss", "train/NAME" per term, "val/top1", "seconds", ...
     """
 
@@ -140,6 +141,7 @@ def distill(
             console=Console(quiet=not verbose),
         )
     distiller = build_distiller(recipe, student, wrapped, data=data)
+    student = distiller.student  # the one that came, unless the method gave it a new head
 
     channels_last = first[0].ndim == 4 and uses_channels_last(recipe.train, accelerator.device)
 

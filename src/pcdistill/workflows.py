@@ -12,6 +12,7 @@ from pcdistill import models, report
 from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.console import Console, duration
 from pcdistill.engine.fit import make_accelerator
+from pcdistill.engine.prepare_features import with_head
 from pcdistill.engine.run import RunResult, finished, run, teacher_recipe
 from pcdistill.engine.tasks import data_of, task_of
 from pcdistill.errors import InputError, TrainingStopped, nearest
@@ -147,6 +148,7 @@ def evaluate_model(recipe: Recipe, weights: str | None, *, split: str = "test") 
     bare = replace(recipe.student, weights=None, pretrained=recipe.student.pretrained and weights is None)
     model = task.student(replace(recipe, student=bare), data)
     if weights is not None:
+        model = with_head(model, weights)
         models.load_weights(model, weights)
     model.to(accelerator.device)
     values = task.evaluate(model, batches, data, recipe, accelerator)

@@ -19,8 +19,8 @@ class ClassificationDistiller(nn.Module):
         student: images [N, C, H, W] -> logits [N, K].
         objective: the weighted terms; its parameters are trained with the student.
         teacher: None trains the student alone.
-        student_taps: runs the student and returns its Features, when a term compares features.
-        teacher_taps: the same for the teacher.
+        student_taps: images, positions in the data set -> the student's Features, when a term compares features.
+        teacher_taps: images -> the teacher's.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class ClassificationDistiller(nn.Module):
         objective: Objective,
         teacher: Teacher | None = None,
         *,
-        student_taps: Callable[[Tensor], Any] | None = None,
+        student_taps: Callable[[Tensor, Tensor | None], Any] | None = None,
         teacher_taps: Callable[[Tensor], Any] | None = None,
     ) -> None:
         super().__init__()
@@ -43,13 +43,25 @@ class ClassificationDistiller(nn.Module):
     def teacher(self) -> Teacher | None:
         return self._hidden[0]
 
-    def forward(self, images: Tensor, target: Tensor, teacher_logits: Tensor | None = None) -> dict[str, Tensor]:
+    @property
+    def wants_index(self) -> bool:
+        """Whether the samples' positions in the data set are of use."""
+        return self._hidden[1] is not None
+
+    def forward(
+        self,
+        images: Tensor,
+        target: Tensor,
+        teacher_logits: Tensor | None = None,
+        index: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """One pass.
 
         Args:
             images: [N, C, H, W] as the student expects them; with two views [2N, ...], view-major.
             target: [N] (or [2N]) class indices, or probabilities [N, K].
             teacher_logits: [N, K] already known (a cache), in place of a pass through the teacher.
+            index: [N] positions of the samples in the data set, for losses with a memory; of two views once.
 
         Returns:
             "loss" (scalar with a graph), "loss/NAME" (detached, unweighted), "logits" [N, K] (detached).
@@ -58,7 +70,9 @@ class ClassificationDistiller(nn.Module):
         student_out: Any
         teacher_out: Any = teacher_logits
         if student_taps is not None and teacher_taps is not None:
-            student_out = student_taps(images)
+            if index is not None and 0 < len(index) < len(images):
+                index = index.repeat(len(images) // len(index))  # view-major, as the images
+            student_out = student_taps(images, index)
             logits = student_out.logits
             teacher_out = teacher_taps(images)
         else:

@@ -153,6 +153,7 @@ class Trainer:
         self.console = console or Console(quiet=True)
         self.trackers = trackers
         self.unpack = unpack or self._unpack_images
+        self.wants_index = bool(getattr(distiller, "wants_index", False))
         if len(train_batches) == 0:
             raise InputError("the training data gives no batch; lower data.batch_size")
 
@@ -348,7 +349,11 @@ class Trainer:
         images = batch[0].to(device, non_blocking=True)
         if self.channels_last and images.ndim == 4:
             images = images.contiguous(memory_format=torch.channels_last)
-        return (images, batch[1].to(device, non_blocking=True)), len(images)
+        target = batch[1].to(device, non_blocking=True)
+        index = getattr(batch, "index", None)
+        if index is None or not self.wants_index:
+            return (images, target), len(images)
+        return (images, target, None, index.to(device, non_blocking=True)), len(images)
 
     # Checkpoints
 

@@ -18,6 +18,7 @@ from pcdistill.distillers.teacher import Stats, Teacher, align_classes
 from pcdistill.engine.console import Console
 from pcdistill.engine.evaluate import evaluate
 from pcdistill.engine.fit import uses_channels_last
+from pcdistill.engine.prepare_features import tap, with_head
 from pcdistill.errors import InputError
 from pcdistill.losses import METHODS
 from pcdistill.recipe import ModelConfig, Recipe, TeacherConfig, TermConfig
@@ -36,6 +37,7 @@ def build_student(config: ModelConfig, *, classes: Sequence[str], data: Any, all
         kwargs=config.kwargs,
     )
     if config.weights is not None:
+        model = with_head(model, config.weights)
         models.load_weights(model, config.weights, allow_mismatch="mismatched-weights" in allow)
     return model
 
@@ -80,6 +82,7 @@ def build_teacher(config: TeacherConfig, *, data: Any, allow: Iterable[str] = ()
             kwargs=config.kwargs,
         )
     if config.weights is not None:
+        model = with_head(model, config.weights)
         models.load_weights(model, config.weights, allow_mismatch="mismatched-weights" in allow)
     return wrap_teacher(model, config, data=data, named=named, allow=allow)
 
@@ -236,7 +239,7 @@ def build_distiller(
 ) -> ClassificationDistiller:
     """Student, teacher and objective as one module; feature terms are built from the shapes of one batch."""
     num_classes = len(data.classes)
-    student_taps = teacher_taps = None
+    tapped = None
     context: dict[str, Any] = {}
     kinds = {method_kind(term.method) for term in recipe.losses}
     if "detection" in kinds:
@@ -244,39 +247,16 @@ def build_distiller(
     if "features" in kinds:
         if teacher is None:
             raise InputError("losses: feature losses need a teacher")
-        from pcdistill.distillers.taps import Taps  # only where features are compared
-
-        wanted = recipe.teacher.features if recipe.teacher is not None else None
-        student_taps = Taps(student, recipe.student.features)
-        inner_taps = Taps(teacher.model, wanted)
-
-        def run_teacher(images: torch.Tensor) -> Any:
-            with torch.no_grad():
-                features = inner_taps.run(teacher.prepare(images))
-            return features._replace(logits=teacher.select(features.logits))
-
-        teacher_taps = run_teacher
-        device = next(student.parameters()).device
-        images = next(iter(data.train.epoch(0)))[0][:4].to(device)
-        teacher.to(device)
-        was_training = student.training
-        student.eval()
-        with torch.no_grad():
-            context = {
-                "student": student_taps.run(images),
-                "teacher": teacher_taps(images),
-                "n_data": data.train.num_samples,
-            }
-        student.train(was_training)
+        tapped = tap(recipe, student, teacher, data)
+        student, context = tapped.student, tapped.context
     elif teacher is not None:
         _speed_up(teacher, recipe, next(student.parameters()).device, data)
     objective = build_objective(recipe.losses, num_classes=num_classes, context=context)
+    if tapped is None:
+        return ClassificationDistiller(student, objective, teacher)
+    tapped.adopt(objective)
     return ClassificationDistiller(
-        student,
-        objective,
-        teacher,
-        student_taps=None if student_taps is None else student_taps.run,
-        teacher_taps=teacher_taps,
+        student, objective, teacher, student_taps=tapped.run_student, teacher_taps=tapped.run_teacher
     )
 
 

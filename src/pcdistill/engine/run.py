@@ -21,6 +21,7 @@ from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.console import Console, duration
 from pcdistill.engine.fit import Fit, Interrupted, Trainer, make_accelerator
 from pcdistill.engine.prepare import weights_exist
+from pcdistill.engine.prepare_features import head_metadata
 from pcdistill.engine.tasks import Task, data_of, numbers, task_of
 from pcdistill.engine.tracking import make_trackers
 from pcdistill.errors import InputError, TrainingStopped
@@ -99,6 +100,9 @@ def run(
         gate = task.gate(teacher, weighted, data, accelerator, recipe.allow, console)
         console.say(f"teacher {config.name}: {gate[task.metric]:.2f} % {task.label} on held-out images")
     distiller = task.distiller(recipe, student, teacher, data)
+    if distiller.student is not student:  # a method gave it a new head
+        student = distiller.student  # type: ignore[assignment]
+        student_summary.update(task.info(student, data))
 
     if accelerator.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
@@ -149,7 +153,13 @@ def run(
         models.save_weights(
             student,
             out / "student.safetensors",
-            {"model": recipe.student.name, "classes": list(data.classes), **task.metadata(data), "digest": digest},
+            {
+                "model": recipe.student.name,
+                "classes": list(data.classes),
+                **task.metadata(data),
+                **head_metadata(student),
+                "digest": digest,
+            },
         )
         _write_summary(out, summary)
     accelerator.wait_for_everyone()
