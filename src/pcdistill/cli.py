@@ -27,6 +27,7 @@ FLAGS = {
     "teacher_weights": "teacher.weights",
     "teacher_pretrained": "teacher.pretrained",
     "teacher_epochs": "teacher.epochs",
+    "teacher_cache": "teacher.cache",
     "method": "method",
     "epochs": "train.epochs",
     "batch_size": "data.batch_size",
@@ -101,6 +102,8 @@ class Pair:
     """Train the teacher first for so many epochs, when it has no weights for these classes."""
     teacher_pretrained: bool | None = None
     """Start the teacher from its zoo's pretrained weights (default: yes for timm, torchvision and hf)."""
+    teacher_cache: Annotated[str | None, arg(metavar="FOLDER")] = None
+    """What `pcdistill cache` made: its logits stand in for the teacher's in training."""
     student_weights: Annotated[str | None, arg(metavar="FILE")] = None
     """Weights that the student starts from."""
     student_pretrained: bool | None = None
@@ -135,6 +138,24 @@ class Compare(Common, Pair):
     """Names with commas between; all-logit and all-feature stand for all of a kind."""
     seeds: int = 3
     """How many seeds each method gets."""
+
+
+@dataclass(frozen=True)
+class Cache(Common, Seeded):
+    """Store a teacher's logits for some epochs of augmented batches, so that students need not run it."""
+
+    teacher: Annotated[str | None, arg(metavar="MODEL")] = None
+    """timm/NAME, torchvision/NAME, cifar/NAME, hf/NAME or path/to/file.py:function."""
+    teacher_weights: Annotated[str | None, arg(metavar="FILE")] = None
+    """The teacher's weights: .safetensors, or a state dict (.pt, .pth)."""
+    teacher_pretrained: bool | None = None
+    """Take its zoo's pretrained weights (default: yes for timm, torchvision and hf)."""
+    views: Literal[1, 2] = 1
+    """Views of each image: 2 for mlkd and cskd."""
+    top_k: int | None = None
+    """Store only so many logits of each image, and one value for the rest: smaller, not exact."""
+    temperature: float = 4.0
+    """With --top-k: where the probability of the rest is kept."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +208,7 @@ COMMANDS: dict[str, Any] = {
     "train": Train,
     "distill": Distill,
     "compare": Compare,
+    "cache": Cache,
     "evaluate": Evaluate,
     "list": List,
     "demo": Demo,
@@ -310,6 +332,27 @@ def _compare(args: Compare, command: str) -> None:
     print(f"written: {out / 'report.html'}, {out / 'table.md'}, {out / 'results.csv'}")
 
 
+def _cache(args: Cache, command: str) -> None:
+    recipe = _recipe(args, method="kd", **{"data.views": args.views})
+    out = args.out or Path("runs") / f"cache-{Path(recipe.data.name).stem}-seed{recipe.train.seed}"
+    if args.print_config:
+        print(recipe.to_yaml(), end="")
+        return
+    from pcdistill.engine.caching import make_cache
+    from pcdistill.engine.console import Console
+
+    info = make_cache(
+        recipe,
+        out,
+        epochs=recipe.train.epochs,
+        top_k=args.top_k,
+        temperature=args.temperature,
+        console=Console("cache", quiet=args.quiet),
+    )
+    size = info.epochs * info.batches * info.rows * info.row.itemsize / 1e6
+    print(f"cached {info.epochs} epochs of {info.batches * info.rows} images, {size:.1f} MB: --teacher-cache {out}")
+
+
 def _demo(args: Demo, command: str) -> None:
     if args.task == "detection":
         raise InputError("demo --task detection is not built yet")
@@ -376,6 +419,7 @@ RUN: dict[type, Any] = {
     Train: _train,
     Distill: _distill,
     Compare: _compare,
+    Cache: _cache,
     Demo: _demo,
     Evaluate: _evaluate,
     List: _list,

@@ -30,7 +30,8 @@ Count = Annotated[int, Field(ge=1)]
 class DataConfig:
     """Which images, and how they are fed.
 
-    `batch_size` is the global batch of one optimiser step; `views` is by default what the losses compare.
+    `batch_size` is the global batch of one optimiser step; `views` is by default what the losses compare; `seed`, of
+    split, order and augmentation, is by default the teacher cache's, else the run's.
     """
 
     __pydantic_config__ = FORBID
@@ -47,6 +48,7 @@ class DataConfig:
     limit: Count | None = None
     download: bool = False
     root: str | None = None
+    seed: Annotated[int, Field(ge=0)] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ class ModelConfig:
 class TeacherConfig(ModelConfig):
     """The teacher; `epochs` > 0 trains it first, with the student's recipe, when it has no weights for these classes.
 
-    `classes` names its outputs when the weights do not; `mean`, `std` and `image_size` are its own input's.
+    `classes` names its outputs when the weights do not; `mean`, `std` and `image_size` are its own input's; `cache` is
+    a folder that `pcdistill cache` made, whose logits stand in for the teacher's in training.
     """
 
     name: str = "cifar/resnet20"
@@ -74,6 +77,7 @@ class TeacherConfig(ModelConfig):
     mean: tuple[float, ...] | None = None
     std: tuple[Positive, ...] | None = None
     image_size: Count | None = None
+    cache: str | None = None
 
 
 @dataclass(frozen=True)

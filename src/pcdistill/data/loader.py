@@ -23,11 +23,13 @@ class Batch(NamedTuple):
         images: float32, normalised, [N, C, H, W]; with two views [2N, C, H, W], the first view's rows first.
         target: [N] int64, or [N, K] float32 under mixup and cutmix; with two views [2N] or [2N, K].
         index: [N] int64, the samples' positions in their split; -1 where a user's loader does not tell.
+        teacher_logits: [N, K] (with two views [2N, K]) out of a cache, None where there is none.
     """
 
     images: Tensor
     target: Tensor
     index: Tensor  # type: ignore[assignment]  # the name is also a method of tuple, which nobody calls here
+    teacher_logits: Tensor | None = None
 
 
 class Batches(ABC):

@@ -350,10 +350,11 @@ class Trainer:
         if self.channels_last and images.ndim == 4:
             images = images.contiguous(memory_format=torch.channels_last)
         target = batch[1].to(device, non_blocking=True)
+        cached = getattr(batch, "teacher_logits", None)
         index = getattr(batch, "index", None)
         if index is None or not self.wants_index:
-            return (images, target), len(images)
-        return (images, target, None, index.to(device, non_blocking=True)), len(images)
+            return (images, target) if cached is None else (images, target, cached), len(images)
+        return (images, target, cached, index.to(device, non_blocking=True)), len(images)
 
     # Checkpoints
 

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from pcdistill import models
+from pcdistill.distillers.cache import read_state
 from pcdistill.distillers.classification import ClassificationDistiller
 from pcdistill.distillers.folding import fold_batchnorm
 from pcdistill.distillers.objective import Objective, Term, build_loss
@@ -250,7 +251,7 @@ def build_distiller(
         tapped = tap(recipe, student, teacher, data)
         student, context = tapped.student, tapped.context
     elif teacher is not None:
-        _speed_up(teacher, recipe, next(student.parameters()).device, data)
+        speed_up(teacher, recipe, next(student.parameters()).device, data)
     objective = build_objective(recipe.losses, num_classes=num_classes, context=context)
     if tapped is None:
         return ClassificationDistiller(student, objective, teacher)
@@ -260,7 +261,7 @@ def build_distiller(
     )
 
 
-def _speed_up(teacher: Teacher, recipe: Recipe, device: torch.device, data: Any) -> None:
+def speed_up(teacher: Teacher, recipe: Recipe, device: torch.device, data: Any) -> None:
     """Fold and compile the teacher, as far as the recipe allows; its logits stay the same up to rounding."""
     teacher.to(device)
     memory_format = torch.channels_last if uses_channels_last(recipe.train, device) else torch.contiguous_format
@@ -271,6 +272,15 @@ def _speed_up(teacher: Teacher, recipe: Recipe, device: torch.device, data: Any)
     teacher.model.to(memory_format=memory_format)  # type: ignore[call-overload]
     if recipe.train.compile:
         teacher.model.compile()
+
+
+def stream_seed(recipe: Recipe) -> int:
+    """The seed of order, augmentation and split: data.seed, else the cache's, else train.seed."""
+    if recipe.data.seed is not None:
+        return recipe.data.seed
+    if recipe.teacher is not None and recipe.teacher.cache is not None and recipe.method != "none":
+        return int(read_state(Path(recipe.teacher.cache))["info"]["seed"])
+    return recipe.train.seed
 
 
 def views_of(recipe: Recipe) -> int:

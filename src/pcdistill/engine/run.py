@@ -17,6 +17,7 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from pcdistill import models
+from pcdistill.engine.caching import replayed
 from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.console import Console, duration
 from pcdistill.engine.fit import Fit, Interrupted, Trainer, make_accelerator
@@ -99,6 +100,8 @@ def run(
         weighted = student if recipe.student.weights is not None else None
         gate = task.gate(teacher, weighted, data, accelerator, recipe.allow, console)
         console.say(f"teacher {config.name}: {gate[task.metric]:.2f} % {task.label} on held-out images")
+        if config.cache is not None:
+            data = replayed(recipe, teacher, data, accelerator)
     distiller = task.distiller(recipe, student, teacher, data)
     if distiller.student is not student:  # a method gave it a new head
         student = distiller.student  # type: ignore[assignment]

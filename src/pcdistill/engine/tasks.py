@@ -81,7 +81,7 @@ class Classification:
             batch_size=config.batch_size // recipe.train.accumulate,
             eval_batch_size=config.eval_batch_size,
             val_fraction=config.val_fraction,
-            seed=recipe.train.seed,
+            seed=prepare.stream_seed(recipe),
             image_size=config.image_size,
             augment=config.augment,
             mixup=config.mixup,
