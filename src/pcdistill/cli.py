@@ -42,41 +42,51 @@ FLAGS = {
 }
 
 
+FLAG = arg(help_behavior_hint="")
+
+
+def flag(metavar: str) -> Any:
+    """How a flag that may be left out is shown: its metavar alone, no "(default: None)"."""
+    return arg(metavar=metavar, help_behavior_hint="")
+
+
 @dataclass(frozen=True)
 class Common:
     """Flags that every training command has; all else of a recipe by --set."""
 
-    recipe: Annotated[Positional[str | None], arg(metavar="RECIPE")] = None
+    recipe: Annotated[Positional[str | None], flag("RECIPE")] = None
     """A shipped recipe's name (`pcdistill list recipes`) or a YAML file; by default one that fits the data."""
-    data: Annotated[str | None, arg(metavar="NAME|FOLDER|FILE.npz")] = None
+    data: Annotated[str | None, flag("NAME|FOLDER|FILE.npz")] = None
     """digits, cifar10, cifar100, torchvision/NAME, a folder of class folders, or an .npz file."""
-    epochs: int | None = None
+    epochs: Annotated[int | None, flag("N")] = None
     """Length of the training."""
-    batch_size: int | None = None
+    batch_size: Annotated[int | None, flag("N")] = None
     """Images in one step, over all processes."""
-    lr: float | None = None
+    lr: Annotated[float | None, flag("X")] = None
     """Base learning rate."""
-    image_size: int | None = None
+    image_size: Annotated[int | None, flag("N")] = None
     """Side of the images in pixels."""
-    limit: int | None = None
+    limit: Annotated[int | None, flag("N")] = None
     """Use only so many training images."""
-    workers: int | None = None
+    workers: Annotated[int | None, flag("N")] = None
     """Processes that load images (folders only)."""
-    download: bool | None = None
+    download: Annotated[bool | None, flag("True|False")] = None
     """Download the data set if it is not there."""
-    precision: Literal["auto", "float32", "bfloat16", "float16"] | None = None
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"] | None, flag("auto|float32|bfloat16|float16")
+    ] = None
     """Arithmetic of the models."""
-    device: Literal["auto", "cpu", "cuda", "mps"] | None = None
+    device: Annotated[Literal["auto", "cpu", "cuda", "mps"] | None, flag("auto|cpu|cuda|mps")] = None
     """Where to compute."""
     set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE")] = ()
     """Any other key of the recipe, as often as needed: --set losses.pcd.stages=5 --set optim.clip_norm=1."""
     allow: UseAppendAction[tuple[Literal["weak-teacher", "mismatched-weights", "class-order"], ...]] = ()
     """Go on although the named check fails."""
-    out: Path | None = None
+    out: Annotated[Path | None, flag("FOLDER")] = None
     """Folder of the run; the same command continues an interrupted one."""
-    print_config: bool = False
+    print_config: Annotated[bool, FLAG] = False
     """Print the resolved recipe and stop."""
-    quiet: bool = False
+    quiet: Annotated[bool, FLAG] = False
     """Show warnings and results only."""
 
 
@@ -84,7 +94,7 @@ class Common:
 class Seeded:
     """The seed of a single run."""
 
-    seed: int | None = None
+    seed: Annotated[int | None, flag("N")] = None
     """Seed of initialisation, order and augmentation."""
 
 
@@ -92,21 +102,21 @@ class Seeded:
 class Pair:
     """Teacher and student."""
 
-    teacher: Annotated[str | None, arg(metavar="MODEL")] = None
+    teacher: Annotated[str | None, flag("MODEL")] = None
     """timm/NAME, torchvision/NAME, cifar/NAME, hf/NAME or path/to/file.py:function."""
-    student: Annotated[str | None, arg(metavar="MODEL")] = None
+    student: Annotated[str | None, flag("MODEL")] = None
     """The same for the student."""
-    teacher_weights: Annotated[str | None, arg(metavar="FILE")] = None
+    teacher_weights: Annotated[str | None, flag("FILE")] = None
     """The teacher's weights: .safetensors, or a state dict (.pt, .pth)."""
-    teacher_epochs: int | None = None
+    teacher_epochs: Annotated[int | None, flag("N")] = None
     """Train the teacher first for so many epochs, when it has no weights for these classes."""
-    teacher_pretrained: bool | None = None
+    teacher_pretrained: Annotated[bool | None, flag("True|False")] = None
     """Start the teacher from its zoo's pretrained weights (default: yes for timm, torchvision and hf)."""
-    teacher_cache: Annotated[str | None, arg(metavar="FOLDER")] = None
+    teacher_cache: Annotated[str | None, flag("FOLDER")] = None
     """What `pcdistill cache` made: its logits stand in for the teacher's in training."""
-    student_weights: Annotated[str | None, arg(metavar="FILE")] = None
+    student_weights: Annotated[str | None, flag("FILE")] = None
     """Weights that the student starts from."""
-    student_pretrained: bool | None = None
+    student_pretrained: Annotated[bool | None, flag("True|False")] = None
     """Start the student from its zoo's pretrained weights."""
 
 
@@ -114,11 +124,11 @@ class Pair:
 class Train(Common, Seeded):
     """Train a model without a teacher (a teacher, for instance)."""
 
-    model: Annotated[str | None, arg(metavar="MODEL")] = None
+    model: Annotated[str | None, flag("MODEL")] = None
     """timm/NAME, torchvision/NAME, cifar/NAME, hf/NAME or path/to/file.py:function."""
-    weights: Annotated[str | None, arg(metavar="FILE")] = None
+    weights: Annotated[str | None, flag("FILE")] = None
     """Weights to start from."""
-    pretrained: bool | None = None
+    pretrained: Annotated[bool | None, flag("True|False")] = None
     """Start from the zoo's pretrained weights."""
 
 
@@ -126,7 +136,7 @@ class Train(Common, Seeded):
 class Distill(Common, Seeded, Pair):
     """Distil a teacher into a student."""
 
-    method: Annotated[str | None, arg(metavar="METHOD")] = None
+    method: Annotated[str | None, flag("METHOD")] = None
     """A method's name (`pcdistill list methods`) or path/to/file.py:Class."""
 
 
@@ -144,15 +154,15 @@ class Compare(Common, Pair):
 class Cache(Common, Seeded):
     """Store a teacher's logits for some epochs of augmented batches, so that students need not run it."""
 
-    teacher: Annotated[str | None, arg(metavar="MODEL")] = None
+    teacher: Annotated[str | None, flag("MODEL")] = None
     """timm/NAME, torchvision/NAME, cifar/NAME, hf/NAME or path/to/file.py:function."""
-    teacher_weights: Annotated[str | None, arg(metavar="FILE")] = None
+    teacher_weights: Annotated[str | None, flag("FILE")] = None
     """The teacher's weights: .safetensors, or a state dict (.pt, .pth)."""
-    teacher_pretrained: bool | None = None
+    teacher_pretrained: Annotated[bool | None, flag("True|False")] = None
     """Take its zoo's pretrained weights (default: yes for timm, torchvision and hf)."""
     views: Literal[1, 2] = 1
     """Views of each image: 2 for mlkd and cskd."""
-    top_k: int | None = None
+    top_k: Annotated[int | None, flag("N")] = None
     """Store only so many logits of each image, and one value for the rest: smaller, not exact."""
     temperature: float = 4.0
     """With --top-k: where the probability of the rest is kept."""
@@ -170,7 +180,7 @@ class Demo:
     """Folder of the results."""
     set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE")] = ()
     """Any key of the demo's recipe."""
-    quiet: bool = False
+    quiet: Annotated[bool, FLAG] = False
     """Show results only."""
 
 
@@ -178,19 +188,19 @@ class Demo:
 class Evaluate:
     """Top-1 and top-5 of a run's student, or of any model with weights."""
 
-    run: Annotated[Positional[Path | None], arg(metavar="RUN")] = None
+    run: Annotated[Positional[Path | None], flag("RUN")] = None
     """A run's folder; data, model and weights are then its own."""
-    data: Annotated[str | None, arg(metavar="NAME|FOLDER|FILE.npz")] = None
+    data: Annotated[str | None, flag("NAME|FOLDER|FILE.npz")] = None
     """The data, if no run is named, or other data than the run's."""
-    model: Annotated[str | None, arg(metavar="MODEL")] = None
+    model: Annotated[str | None, flag("MODEL")] = None
     """The model, if no run is named."""
-    weights: Annotated[str | None, arg(metavar="FILE")] = None
+    weights: Annotated[str | None, flag("FILE")] = None
     """Its weights."""
     split: Literal["test", "val", "train"] = "test"
     """Which images."""
-    image_size: int | None = None
+    image_size: Annotated[int | None, flag("N")] = None
     """Side of the images in pixels."""
-    device: Literal["auto", "cpu", "cuda", "mps"] | None = None
+    device: Annotated[Literal["auto", "cpu", "cuda", "mps"] | None, flag("auto|cpu|cuda|mps")] = None
     """Where to compute."""
 
 
@@ -221,7 +231,11 @@ def main(argv: list[str] | None = None) -> None:
     command = shlex.join(["pcdistill", *argv])
     try:
         args = tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, prog="pcdistill", description="Distil a big model into a small one.", args=argv
+            COMMANDS,
+            prog="pcdistill",
+            description="Distil a big model into a small one.",
+            args=argv,
+            config=(tyro.conf.FlagCreatePairsOff,),
         )
         RUN[type(args)](args, command)
     except InputError as error:
