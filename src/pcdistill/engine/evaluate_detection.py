@@ -13,16 +13,16 @@ from torch import Tensor, nn
 
 from pcdistill.errors import InputError
 
-SUMMARY = {  # name of the metric -> its place among the twelve numbers of COCO
-    "map": 0,
-    "map_50": 1,
-    "map_75": 2,
-    "map_small": 3,
-    "map_medium": 4,
-    "map_large": 5,
-    "mar_100": 8,
+# Name of the metric -> which array of COCO, and of it which IoU thresholds and which sizes (all, small, medium, large).
+SUMMARY: dict[str, tuple[str, slice, int]] = {
+    "map": ("precision", slice(None), 0),
+    "map_50": ("precision", slice(0, 1), 0),
+    "map_75": ("precision", slice(5, 6), 0),
+    "map_small": ("precision", slice(None), 1),
+    "map_medium": ("precision", slice(None), 2),
+    "map_large": ("precision", slice(None), 3),
+    "mar_100": ("recall", slice(None), 0),
 }
-SHOWN = tuple(name for name in SUMMARY if name.startswith("map"))
 
 
 @torch.no_grad()
@@ -71,7 +71,7 @@ def evaluate_detection(
 def coco_map(
     predictions: Sequence[Mapping[str, Any]], targets: Sequence[Mapping[str, Any]], classes: Sequence[str]
 ) -> dict[str, Any]:
-    """Average precision by COCO's rules, in percent; the numbers are pycocotools' to the last bit.
+    """Average precision by COCO's rules, in percent; the same numbers whichever of the two tools counts.
 
     Args:
         predictions: per image "boxes" [M, 4] xyxy, "labels" [M] from 1, "scores" [M], as arrays.
@@ -86,21 +86,22 @@ def coco_map(
     Raises:
         InputError: neither faster-coco-eval nor pycocotools is installed.
     """
-    stats, precision = coco_numbers(predictions, targets, len(classes))
-    result: dict[str, Any] = {name: 100 * stats[at] for name, at in SUMMARY.items() if stats[at] >= 0}
+    arrays = coco_arrays(predictions, targets, len(classes))
+    found = {name: _mean(arrays[array][ious][..., size, -1]) for name, (array, ious, size) in SUMMARY.items()}
+    result: dict[str, Any] = {name: 100 * value for name, value in found.items() if value is not None}
     result.setdefault("map", 0.0)  # no box in the whole split
-    result["per_class"] = {}
-    for k, name in enumerate(classes):
-        valid = precision[:, :, k, 0, -1]
-        valid = valid[valid > -1]
-        result["per_class"][name] = 100 * float(valid.mean()) if valid.size else None
+    by_class = [_mean(arrays["precision"][:, :, k, 0, -1]) for k in range(len(classes))]
+    result["per_class"] = {n: None if v is None else 100 * v for n, v in zip(classes, by_class, strict=True)}
     return result
 
 
-def coco_numbers(
+def coco_arrays(
     predictions: Sequence[Mapping[str, Any]], targets: Sequence[Mapping[str, Any]], num_classes: int, tool: Any = None
-) -> tuple[list[float], np.ndarray]:
-    """COCO's twelve numbers, and precision [IoU, recall, class, area, detections]; `tool` is :func:`_tool`."""
+) -> dict[str, np.ndarray]:
+    """COCO's "precision" [10 IoU, 101 recall, K, 4 sizes, 3 detections] and "recall" [10, K, 4, 3], -1 where no box is.
+
+    `tool` is a pair of classes as :func:`_tool` gives it.
+    """
     coco_class, evaluation_class = tool or _tool()
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -127,17 +128,30 @@ def coco_numbers(
         truth.dataset = {"info": {}, "images": images, "annotations": annotations, "categories": categories}
         truth.createIndex()
         if not detections:  # the tools do not take an empty list
-            shape = (10, 101, num_classes, 4, 3)
-            present = {int(label) for target in targets for label in target["labels"]}
-            precision = np.full(shape, -1.0)
-            for label in present:
-                precision[:, :, label - 1] = 0.0
-            return [0.0 if present else -1.0] * 12, precision
+            return _none_found(targets, num_classes)
         evaluation = evaluation_class(truth, truth.loadRes(detections), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
-        evaluation.summarize()
-    return [float(value) for value in evaluation.stats[:12]], np.asarray(evaluation.eval["precision"])
+    # pycocotools adds 2^-52 to a count, so that a precision of 1 can be 1 - 2^-52 there: rounded, both tools are equal
+    return {name: np.asarray(evaluation.eval[name]).round(12) for name in ("precision", "recall")}
+
+
+def _none_found(targets: Sequence[Mapping[str, Any]], num_classes: int) -> dict[str, np.ndarray]:
+    """The arrays when there is no detection at all: 0 for every class and size that has boxes."""
+    precision, recall = np.full((10, 101, num_classes, 4, 3), -1.0), np.full((10, num_classes, 4, 3), -1.0)
+    for target in targets:
+        for label, area, crowd in zip(target["labels"], target["area"], target["iscrowd"], strict=True):
+            if not crowd:
+                sizes = [0, 1 if area < 32**2 else 2 if area < 96**2 else 3]
+                precision[:, :, int(label) - 1, sizes] = 0.0
+                recall[:, int(label) - 1, sizes] = 0.0
+    return {"precision": precision, "recall": recall}
+
+
+def _mean(values: np.ndarray) -> float | None:
+    """Mean of what is not -1, summed in pycocotools' order; None if there is nothing."""
+    valid = values[values > -1]
+    return float(np.mean(valid)) if valid.size else None
 
 
 def _tool() -> tuple[Any, Any]:
