@@ -17,7 +17,7 @@ from pcdistill.losses._common import (
     upcast,
 )
 from pcdistill.losses.lskd import standardize_logits
-from pcdistill.ops.pcd_reference import pcd_reference
+from pcdistill.ops.pcd import Backend, check_backend, pcd
 from pcdistill.ops.segments import check_stages, summed_groups
 
 Directions = Literal["both", "f2cl", "c2fl"]
@@ -31,12 +31,15 @@ def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be {allowed}, got {value!r}")
 
 
-def _check_options(temperature: float, stages: int, directions: str, normalize: str, reduction: str) -> None:
+def _check_options(
+    temperature: float, stages: int, directions: str, normalize: str, reduction: str, backend: str
+) -> None:
     check_temperature(temperature)
     check_stages(stages)
     _check_choice("directions", directions, ("both", "f2cl", "c2fl"))
     _check_choice("normalize", normalize, ("none", "groups"))
     check_reduction(reduction)
+    check_backend(backend)
 
 
 def stage_sizes(stages: int, directions: Directions) -> list[int]:
@@ -57,6 +60,7 @@ def _distil(
     standardize: bool,
     normalize: Normalize,
     reduction: Reduction,
+    backend: Backend,
 ) -> Tensor:
     """PCD over the stages with these numbers of groups; all arguments but the logits are checked already."""
     check_logits(student_logits, teacher_logits)
@@ -65,7 +69,7 @@ def _distil(
     if standardize:
         student, teacher = standardize_logits(student), standardize_logits(teacher)
     dtype = torch.promote_types(student.dtype, teacher.dtype)
-    per_sample = pcd_reference(
+    per_sample = pcd(
         student.to(dtype),
         teacher.to(dtype),
         summed_groups(student.shape[1], sizes),
@@ -73,6 +77,7 @@ def _distil(
         ranking=ranking,
         weighting=weighting,
         detach_weight=detach_weight,
+        backend=backend,
     )
     if normalize == "groups":
         per_sample = per_sample / sum(sizes)
@@ -93,6 +98,7 @@ def pcd_loss(
     standardize: bool = False,
     normalize: Normalize = "none",
     reduction: Reduction = "mean",
+    backend: Backend = "auto",
 ) -> Tensor:
     """KD inside every group of every stage, each group weighted by the cosine distance of its probabilities.
 
@@ -121,19 +127,24 @@ def pcd_loss(
             clip gradients or lower the weight. "groups" divides by the number of groups summed, so that the step
             hardly depends on S; at equal weight it distils S (S + 1) times less than the plain sum.
         reduction: "mean" over samples, "sum", or "none".
+        backend: which program computes it; the numbers agree to rounding. "auto" chooses: "triton" on CUDA, else
+            "eager", one pass whatever S is, or "reference", group by group, where S is so large that one pass costs
+            more. "compile" is the eager pass through torch.compile. All but the reference keep the gradient, in
+            closed form, for the backward pass, and turn to the reference when that is to be differentiated again.
 
     Returns:
         Loss in nats (times T^2): a scalar, or [N] for "none". Zero if and only if p = q in every group. N = 0 gives 0.
 
     Raises:
-        ValueError: a shape, device, temperature, number of stages or option that does not fit.
+        ValueError: a shape, device, temperature, number of stages or option that does not fit, or a backend that cannot
+            run on these logits.
         TypeError: logits that are not floating point.
 
     Source:
         arXiv 2505.24310. Our choices: ties in the ranking go to the lower class index; differences are compared as
         rounded to the compute dtype; group j of k holds ranks j * C // k to (j + 1) * C // k - 1.
     """
-    _check_options(temperature, stages, directions, normalize, reduction)
+    _check_options(temperature, stages, directions, normalize, reduction, backend)
     return _distil(
         student_logits,
         teacher_logits,
@@ -145,6 +156,7 @@ def pcd_loss(
         standardize=standardize,
         normalize=normalize,
         reduction=reduction,
+        backend=backend,
     )
 
 
@@ -172,9 +184,10 @@ class PCDLoss(nn.Module):
         schedule: Schedule = "joint",
         cumulative: bool = False,
         reduction: Reduction = "mean",
+        backend: Backend = "auto",
     ) -> None:
         super().__init__()
-        _check_options(temperature, stages, directions, normalize, reduction)
+        _check_options(temperature, stages, directions, normalize, reduction, backend)
         _check_choice("schedule", schedule, ("joint", "progressive"))
         if cumulative and schedule == "joint":
             raise ValueError('cumulative must be False with schedule="joint", which sums every stage at every step')
@@ -189,6 +202,7 @@ class PCDLoss(nn.Module):
         self.schedule: Schedule = schedule
         self.cumulative = cumulative
         self.reduction: Reduction = reduction
+        self.backend: Backend = backend
         self.progress = 0.0
 
     def set_progress(self, *, progress: float, epoch: float) -> None:
@@ -220,9 +234,10 @@ class PCDLoss(nn.Module):
             standardize=self.standardize,
             normalize=self.normalize,
             reduction=self.reduction,
+            backend=self.backend,
         )
 
     def extra_repr(self) -> str:
         names = ["temperature", "stages", "directions", "ranking", "weighting", "detach_weight", "standardize"]
-        names += ["normalize", "schedule", "cumulative", "reduction"]
+        names += ["normalize", "schedule", "cumulative", "reduction", "backend"]
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)

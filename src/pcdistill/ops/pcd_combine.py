@@ -1,6 +1,8 @@
 """PCD's groups from the statistics of their segments: losses, and the four coefficients of the gradient."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,13 +40,7 @@ class Statistics:
 
 
 def combine(stats: Statistics, plan: Plan, tables: Tables, options: Options) -> tuple[Tensor, Tensor]:
-    """Loss [N] and gradient coefficients [4, K, N] (only two of the four without the gradient of a weight).
-
-    With P = a p and Q = b q the probabilities in a group that holds the segment, A and B the norms of P and Q:
-
-        KL = sum a gap - (log sum exp log_p - log sum exp log_q)      cos = sum a b norm_p norm_q (1 - angle) / (A B)
-        d D / d z_s = T [ lambda (Q - P) - KL Q (P / (A B) - cos Q / B^2) ]
-                    = q (c0 + c2 p + c3 q) + c1 p    for coefficients that depend on the segment alone
+    """Loss [N] and coefficients [4, K, N] of the gradient (the first two without the gradient of a weight).
 
     Sums over the segments of a group are taken relative to the largest segment of that same group, in float64: its
     matrix products are what neither autocast nor TensorFloat-32 touches, and 1 - cos needs the digits.
@@ -60,6 +56,7 @@ def combine(stats: Statistics, plan: Plan, tables: Tables, options: Options) -> 
         return torch.bmm(tables.member, x).view(-1, x.shape[2]).index_select(0, tables.rows)
 
     logs = torch.cat((stats.log_p, stats.log_q), dim=1)
+    # Maxima over runs of 1, 2, 4, ... segments; two runs, which may overlap, cover any group.
     level, width, levels = logs, 1, [logs]
     while 2 * width <= segments:
         level = torch.maximum(level[:-width], level[width:])
@@ -71,30 +68,48 @@ def combine(stats: Statistics, plan: Plan, tables: Tables, options: Options) -> 
     share_p, share_q = shares[..., :n], shares[..., n:]
 
     parts = [shares, share_p * stats.gap]
-    weighted = stats.norm_p is not None and stats.norm_q is not None and stats.angle is not None
-    if weighted:
+    if stats.norm_p is not None and stats.norm_q is not None and stats.angle is not None:
         x, y = share_p * stats.norm_p, share_q * stats.norm_q
         parts += [x * x, y * y, x * y * (1 - stats.angle)]
     sums = to_groups(torch.cat(parts, dim=2)).split(n, dim=1)
-    mass_p, mass_q = sums[:2]
-    # Rounding can leave a KL of -1e-16; the loss is never negative.
-    kl = (sums[2] / mass_p - (top[:, :n] - top[:, n:]) - (mass_p / mass_q).log()).clamp_min(0.0)
-    if weighted:
-        norms = (sums[3] * sums[4]).sqrt()
-        cosine = sums[5] / norms
-        weight = (1 - cosine).clamp_min(0.0)
-        loss = (tables.count * weight * kl).sum(dim=0)
-    else:
-        weight = torch.ones_like(kl)
-        loss = (tables.count * kl).sum(dim=0)
-
-    scale = tables.count * options.temperature
-    per_group = [scale * weight / mass_q, -scale * weight / mass_p]
-    if weighted and not options.detach_weight:
-        per_group += [-scale * kl / norms, scale * kl * cosine / sums[4]]
+    loss, per_group = distil_groups(torch, sums, top[:, :n] - top[:, n:], tables.count, options)
     factors = to_segments(torch.cat(per_group, dim=1)).split(n, dim=2)
     coefficients = [(factors[0] * share_q).sum(dim=0), (factors[1] * share_p).sum(dim=0)]
     if len(factors) == 4:
         coefficients.append((factors[2] * share_p * share_q).sum(dim=0))
         coefficients.append((factors[3] * share_q * share_q).sum(dim=0))
-    return loss * options.temperature**2, torch.stack(coefficients)
+    return loss, torch.stack(coefficients)
+
+
+def distil_groups(xp: Any, sums: Sequence[Any], shift: Any, count: Any, options: Options) -> tuple[Any, list[Any]]:
+    """Loss [N] and the group's factors of the gradient's coefficients, 4 or 2 of [G, N].
+
+    With p and q unnormalised, P = p / sum p and Q = q / sum q:
+
+        KL = sum p (log p - log q) / sum p - log(sum p / sum q) - shift        cos = sum p q / (|p| |q|)
+        d (lambda KL T^2) / d z_s = T [ lambda (Q - P) - KL Q (P / (|P| |Q|) - cos Q / |Q|^2) ]
+                                  = q (c0 + c2 p + c3 q) + c1 p
+
+    Args:
+        xp: torch or numpy, whichever the arrays belong to.
+        sums: over every group, [G, N] float64 each: p, q, p (log p - log q), and with weighting p^2, q^2, p q.
+        shift: log of what p was divided by, less that of q.
+        count: [G, 1].
+        options: of the loss.
+    """
+    mass_p, mass_q, gap = sums[:3]
+    # Rounding can leave a KL of -1e-16, and the loss is never negative.
+    kl = xp.clip(gap / mass_p - xp.log(mass_p / mass_q) - shift, 0.0, None)
+    scale = count * options.temperature
+    if not options.weighting:
+        return (count * kl).sum(0) * options.temperature**2, [scale / mass_q, -scale / mass_p]
+    norms = xp.sqrt(sums[3] * sums[4])
+    cosine = sums[5] / norms
+    weight = xp.clip(1.0 - cosine, 0.0, None)
+    loss = (count * weight * kl).sum(0) * options.temperature**2
+    weight = scale * weight
+    factors = [weight / mass_q, -weight / mass_p]
+    if not options.detach_weight:
+        kl = scale * kl
+        factors += [-kl / norms, kl * cosine / sums[4]]
+    return loss, factors

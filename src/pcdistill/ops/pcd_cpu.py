@@ -14,160 +14,181 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pcdistill.ops.pcd_combine import Options, Statistics, combine
+from pcdistill.ops.pcd_combine import Options, Statistics, combine, distil_groups
 from pcdistill.ops.pcd_plan import Plan, Tables
 
 Array = npt.NDArray[np.float32]
 
-CHUNK = 131072  # elements of a matrix that one thread works on at a time: half a megabyte of float32
-NARROW = 16.0  # logits / T within this of each other need no maximum per segment; rounding then stays below 1e-6
-
-
-def _each_chunk(rows: int, classes: int, work: Callable[[int, int], None]) -> None:
-    """work(start, stop) over chunks of rows, on as many threads as torch may use."""
-    step = max(1, CHUNK // classes)
-    starts = range(0, rows, step)
-    threads = min(torch.get_num_threads(), len(starts))
-    failures: list[BaseException] = []
-
-    def run(first: int) -> None:
-        try:
-            for start in starts[first::threads]:
-                work(start, min(start + step, rows))
-        except BaseException as error:  # a thread must not die alone: the caller would return garbage
-            failures.append(error)
-
-    others = [Thread(target=run, args=(i,)) for i in range(1, threads)]
-    for thread in others:
-        thread.start()
-    if starts:
-        run(0)
-    for thread in others:
-        thread.join()
-    if failures:
-        raise failures[0]
+CHUNK = 32768  # elements of a matrix that a thread works on at a time: they stay in its cache
+THREADED = 131072  # fewer elements are not worth a second thread
+NARROW = 24.0  # logits / T within this of the middle need no maximum: exp(2 * 24) and exp(-2 * 24) are float32's
 
 
 def loss_and_gradient(
     student: Tensor, teacher: Tensor, plan: Plan, tables: Tables, options: Options
 ) -> tuple[Tensor, Tensor]:
     """Loss [N] and its gradient with respect to the student's logits [N, C], both float32."""
+    student, teacher = student.contiguous(), teacher.contiguous()
     n, classes = student.shape
     starts, sizes = np.array(plan.edges[:-1]), np.array(plan.sizes)
     inverse_t = np.float32(1.0 / options.temperature)
-    student_rows, teacher_rows = student.contiguous().numpy(), teacher.contiguous().numpy()
-    # Probabilities in ranked order, up to a factor per segment; p becomes the gradient in the end.
-    p_tensor = torch.empty_like(student, memory_format=torch.contiguous_format)
-    q_tensor = torch.empty_like(p_tensor)
+    student_rows, teacher_rows = student.numpy(), teacher.numpy()
+    # exp(z / T) in ranked order, up to a factor per row or segment; p becomes the gradient in the end.
+    p_tensor, q_tensor = torch.empty_like(student), torch.empty_like(student)
     p_rows, q_rows = p_tensor.numpy(), q_tensor.numpy()
     order = torch.empty(n, classes, dtype=torch.int32).numpy() if options.ranking else None
-    raw: Array = np.empty((8 if options.weighting else 5, n, plan.segments), np.float32)
+    raw: Array = np.empty((6 if options.weighting else 3, n, plan.segments), np.float32)
+    # Each segment's own maximum is taken off before exp, unless the logits are so close that it may as well be one
+    # number for the whole batch. On a CPU, looking costs nothing.
+    middles, reach = zip(*(_middle(logits) for logits in (teacher, student)), strict=True)
+    narrow = max(reach) <= NARROW * options.temperature
+    tops: list[Array] = [] if narrow else [np.empty((n, plan.segments), np.float32) for _ in range(2)]
 
     def spread(x: Array) -> Array:
         """[n, K] -> [n, C]: the value of its segment for every rank."""
         return np.repeat(x, sizes, axis=1)
 
-    def total(x: Array) -> Array:
+    def total(x: Array, out: Array) -> None:
         """[n, C] -> [n, K]: sums over the segments."""
-        sums: Array = np.add.reduceat(x, starts, axis=1)
-        return sums
+        np.add.reduceat(x, starts, axis=1, out=out)
 
-    def shift(x: Array, out: Array) -> None:
-        """Subtract, in place, a maximum from the logits of each segment."""
-        if plan.segments > 8:
-            top = x.max(axis=1, keepdims=True)
-            if np.max(top - x.min(axis=1, keepdims=True)) * inverse_t <= NARROW:
-                out[:] = top
-                np.subtract(x, top, out=x)
-                return
-        np.maximum.reduceat(x, starts, axis=1, out=out)
-        np.subtract(x, spread(out), out=x)
-
-    def statistics(start: int, stop: int) -> None:
-        s, t, p, q = (rows[start:stop] for rows in (student_rows, teacher_rows, p_rows, q_rows))
+    def statistics(start: int, stop: int, work: Array, keys: npt.NDArray[np.int64]) -> None:
+        p, q = p_rows[start:stop], q_rows[start:stop]
         if order is None:
-            p[:], q[:] = t, s
+            p[:], q[:] = teacher_rows[start:stop], student_rows[start:stop]
         else:
-            keys = rank_keys(s, t, p)
+            rank_keys(student_rows[start:stop], teacher_rows[start:stop], work, keys)
             keys.sort(axis=1)
             keys &= 0xFFFFFFFF
             order[start:stop] = keys
-            np.take(t, keys, out=p, mode="clip")
-            np.take(s, keys, out=q, mode="clip")
-            del keys
-        columns = raw[:, start:stop]
-        shift(p, columns[0])
-        shift(q, columns[1])
-        work = p - q
+            index = torch.from_numpy(keys)
+            torch.gather(teacher[start:stop], 1, index, out=p_tensor[start:stop])
+            torch.gather(student[start:stop], 1, index, out=q_tensor[start:stop])
+        if narrow:
+            for x, middle in zip((p, q), middles, strict=True):
+                np.subtract(x, middle, out=x)
+        else:
+            for x, top in zip((p, q), tops, strict=True):
+                np.maximum.reduceat(x, starts, axis=1, out=top[start:stop])
+                np.subtract(x, spread(top[start:stop]), out=x)
+        np.subtract(p, q, out=work)
         for x in (p, q):
             np.multiply(x, inverse_t, out=x)
             np.exp(x, out=x)
-        columns[2], columns[3] = total(p), total(q)
-        np.multiply(work, p, out=work)
-        columns[4] = total(work)
+        columns = raw[:, start:stop]
+        total(p, columns[0])
+        total(q, columns[1])
+        total(np.multiply(work, p, out=work), columns[2])
         if options.weighting:
-            columns[5], columns[6] = total(np.multiply(p, p, out=work)), total(np.multiply(q, q, out=work))
-            # Half the squared distance of the unit vectors: 1 - p.q / (|p| |q|) would cancel in float32.
-            np.multiply(spread(np.sqrt(columns[5] / columns[6])), q, out=work)
+            pp, qq, apart = columns[3:]
+            total(np.multiply(p, p, out=work), pp)
+            total(np.multiply(q, q, out=work), qq)
+            # The squared distance of p and q at one norm: 1 - p.q / (|p| |q|) itself would cancel in float32.
+            np.multiply(spread(np.sqrt(pp / qq)), q, out=work)
             np.subtract(work, p, out=work)
-            columns[7] = total(np.multiply(work, work, out=work))
+            total(np.multiply(work, work, out=work), apart)
 
     with np.errstate(all="ignore"):
         _each_chunk(n, classes, statistics)
-    # [K, N] rows, which the sums over groups run through fastest.
-    top_p, top_q, mass_p, mass_q, gap, *squares = torch.from_numpy(raw).transpose(1, 2).double().contiguous().unbind()
-    stats = Statistics(
-        log_p=top_p / options.temperature + mass_p.log(),
-        log_q=top_q / options.temperature + mass_q.log(),
-        gap=(gap / mass_p + top_p - top_q) / options.temperature,
-    )
-    if options.weighting:
-        pp, qq, apart = squares
-        stats = Statistics(
-            stats.log_p, stats.log_q, stats.gap, pp.sqrt() / mass_p, qq.sqrt() / mass_q, apart / (2 * pp)
-        )
-    loss, coefficients = combine(stats, plan, tables, options)
-    coefficients[0] /= mass_q
-    coefficients[1] /= mass_p
-    if len(coefficients) == 4:
-        coefficients[2] /= mass_p * mass_q
-        coefficients[3] /= mass_q * mass_q
-    factors = coefficients.transpose(1, 2).float().numpy()
+        # [K, N] rows are what sums over groups run through fastest.
+        mass_p, mass_q, gap, *squares = np.ascontiguousarray(raw.transpose(0, 2, 1), dtype=np.float64)
+        gap /= options.temperature
+        angle = None
+        if options.weighting:
+            pp, qq, apart = squares
+            angle = apart / (2.0 * pp)
+        if narrow:
+            columns = [mass_p, mass_q, gap]
+            if options.weighting:
+                columns += [pp, qq, np.sqrt(pp * qq) * (1.0 - angle)]
+            member = tables.dense
+            sums = torch.mm(member, torch.from_numpy(np.concatenate(columns, 1))).numpy()
+            count = tables.count.numpy()
+            loss, per_group = distil_groups(np, np.split(sums, len(columns), 1), 0.0, count, options)
+            joined = torch.mm(member.t(), torch.from_numpy(np.concatenate(per_group, 1))).numpy()
+            coefficients = joined.reshape(plan.segments, len(per_group), n).transpose(1, 2, 0)
+        else:
+            top_p, top_q = (top.T.astype(np.float64) / options.temperature for top in tops)
+            columns = [top_p + np.log(mass_p), top_q + np.log(mass_q), gap / mass_p + top_p - top_q]
+            if options.weighting:
+                columns += [np.sqrt(pp) / mass_p, np.sqrt(qq) / mass_q, angle]
+            stats = Statistics(*map(torch.from_numpy, columns))
+            loss_tensor, joined = combine(stats, plan, tables, options)
+            loss, coefficients = loss_tensor.numpy(), joined.numpy()
+            coefficients[0] /= mass_q
+            coefficients[1] /= mass_p
+            if len(coefficients) == 4:
+                coefficients[2] /= mass_p * mass_q
+                coefficients[3] /= mass_q * mass_q
+            coefficients = coefficients.transpose(0, 2, 1)
+        factors = coefficients.astype(np.float32, order="C")
 
-    def gradient(start: int, stop: int) -> None:
+    def gradient(start: int, stop: int, work: Array, keys: npt.NDArray[np.int64]) -> None:
         p, q, c = p_rows[start:stop], q_rows[start:stop], factors[:, start:stop]
         inner = spread(c[0])
         if len(c) == 4:
-            part = spread(c[2])
-            np.multiply(part, p, out=part)
-            inner += part
-            part = spread(c[3])
-            np.multiply(part, q, out=part)
-            inner += part
-        np.multiply(inner, q, out=inner)
-        np.multiply(p, spread(c[1]), out=p)
+            inner += np.multiply(spread(c[2]), p, out=work)
+            inner += np.multiply(spread(c[3]), q, out=work)
+        inner *= q
+        np.multiply(spread(c[1]), p, out=work)
         if order is None:
-            np.add(p, inner, out=p)
+            np.add(work, inner, out=p)
         else:
-            inner += p
-            # Every position of these rows is written: the order of a row is a permutation.
-            p.reshape(-1)[order[start:stop]] = inner
+            work += inner
+            keys[:] = order[start:stop]
+            # Every class of these rows is written: an order is a permutation.
+            p_tensor[start:stop].scatter_(1, torch.from_numpy(keys), torch.from_numpy(work))
 
     with np.errstate(all="ignore"):
         _each_chunk(n, classes, gradient)
-    return loss.float(), p_tensor
+    return torch.from_numpy(loss).float(), p_tensor
 
 
-def rank_keys(student: Array, teacher: Array, scratch: Array) -> npt.NDArray[np.int64]:
-    """Integers [n, C] whose ascending order is the ranking; their low 32 bits are the position among all n * C.
+def _middle(logits: Tensor) -> tuple[np.float32, float]:
+    """The middle of the range of all logits, and the distance to its ends (NaN if any logit is)."""
+    low, high = logits.min().item(), logits.max().item()
+    return np.float32((low + high) / 2), (high - low) / 2
 
-    The bits of a float >= 0 grow with its value, so their complement falls; behind them, the position makes ties go
-    to the lower class.
+
+def rank_keys(student: Array, teacher: Array, scratch: Array, keys: npt.NDArray[np.int64]) -> None:
+    """Fill `keys` [n, C] with integers whose ascending order is the ranking and whose low 32 bits are the class.
+
+    The bits of a float >= 0 grow with its value, so their complement falls; behind them, the class breaks ties.
     """
     np.subtract(teacher, student, out=scratch)
     np.abs(scratch, out=scratch)
     bits: Any = scratch.view(np.int32)
-    keys = np.invert(bits).astype(np.int64)
+    np.invert(bits, out=bits)
+    keys[:] = bits
     keys <<= 32
-    keys |= np.arange(keys.size).reshape(keys.shape)
-    return keys
+    keys |= np.arange(keys.shape[1])
+
+
+def _each_chunk(rows: int, classes: int, work: Callable[[int, int, Array, npt.NDArray[np.int64]], None]) -> None:
+    """work(start, stop, scratch, keys) over chunks of rows, on as many threads as torch may use.
+
+    The scratch arrays are allocated once per thread: fresh memory for every operation costs more than the arithmetic.
+    """
+    step = max(1, min(rows, CHUNK // classes))
+    starts = range(0, rows, step)
+    threads = min(torch.get_num_threads(), len(starts)) if rows * classes >= THREADED else 1
+    failures: list[BaseException] = []
+
+    def run(first: int) -> None:
+        scratch, keys = np.empty((step, classes), np.float32), np.empty((step, classes), np.int64)
+        try:
+            with np.errstate(all="ignore"):
+                for start in starts[first::threads]:
+                    stop = min(start + step, rows)
+                    work(start, stop, scratch[: stop - start], keys[: stop - start])
+        except BaseException as error:
+            failures.append(error)
+
+    others = [Thread(target=run, args=(i,)) for i in range(1, threads)]
+    for thread in others:
+        thread.start()
+    run(0)
+    for thread in others:
+        thread.join()
+    if failures:
+        raise failures[0]

@@ -74,18 +74,24 @@ class Tables:
 
     Args:
         member: [layers, most groups of a layer, K] float64, 1 where the group holds the segment.
+        dense: [G, K] float64, the same for all groups at once.
         rows: [G], where group g lies among the rows of `member`, layers and groups flattened.
         group_of: [layers * K], the group that holds the segment in the layer.
         first, second: [G], rows of the table of maxima whose larger one is the maximum over the group.
         count: [G, 1] float64.
+        edges: [K - 1] int32, the inner boundaries in ranks.
+        spans: [groups, 3] int32, first segment, segment after the last one and count; without the fillers.
     """
 
     member: Tensor
+    dense: Tensor
     rows: Tensor
     group_of: Tensor
     first: Tensor
     second: Tensor
     count: Tensor
+    edges: Tensor
+    spans: Tensor
 
 
 @lru_cache(maxsize=64)
@@ -112,7 +118,10 @@ def make_tables(plan: Plan, device: torch.device) -> Tables:
             second.append(level_start[level] + stop - 2**level)
     index = [torch.tensor(values, device=device) for values in (rows, group_of, first, second)]
     count = torch.tensor([[float(group[2])] for group in plan.groups], dtype=torch.float64, device=device)
-    return Tables(member.to(device), *index, count)
+    dense = member.view(-1, plan.segments)[rows].to(device)
+    edges = torch.tensor(plan.edges[1:-1], dtype=torch.int32, device=device)
+    spans = torch.tensor([group for group in plan.groups if group[2]], dtype=torch.int32, device=device)
+    return Tables(member.to(device), dense, *index, count, edges, spans)
 
 
 def plan_of(groups: Sequence[Group], classes: int) -> Plan:

@@ -1,0 +1,189 @@
+"""PCD on CUDA in one Triton kernel: a program holds a row in registers, so each logit matrix is read once in all.
+
+Where Triton or CUDA is missing this module still imports, and says so when its kernel is called.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pcdistill.ops.pcd_combine import Options
+from pcdistill.ops.pcd_plan import Plan, Tables
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:
+    triton = None
+
+MAX_CLASSES = 16384  # a row of both logits and of the gradient still fits into the registers of 16 warps
+TILE = 4  # boundaries searched for at a time
+
+
+def check_available(student: Tensor, plan: Plan) -> None:
+    """Raise unless the kernel can run on these logits, on CUDA or in Triton's interpreter."""
+    if triton is None:
+        raise ValueError('backend "triton" needs the package triton, which is not installed; use backend="auto"')
+    if student.device.type != "cuda" and not INTERPRETED:
+        raise ValueError(f'backend "triton" needs logits on a CUDA device, got {student.device}; use backend="auto"')
+    if student.dtype != torch.float32:
+        raise ValueError(f'backend "triton" computes in float32, got {student.dtype} logits; use backend="auto"')
+    if student.shape[1] > MAX_CLASSES:
+        raise ValueError(
+            f'backend "triton" takes at most {MAX_CLASSES} classes, got {student.shape[1]}; use backend="auto"'
+        )
+
+
+def preferred(student: Tensor, plan: Plan) -> bool:
+    """Whether "auto" means this kernel: on CUDA, if the logits suit it."""
+    return (
+        triton is not None
+        and not INTERPRETED
+        and student.device.type == "cuda"
+        and student.dtype == torch.float32
+        and student.shape[1] <= MAX_CLASSES
+        and not torch.compiler.is_compiling()
+    )
+
+
+def loss_and_gradient(
+    student: Tensor, teacher: Tensor, plan: Plan, tables: Tables, options: Options
+) -> tuple[Tensor, Tensor]:
+    """Loss [N] and its gradient with respect to the student's logits [N, C], both float32."""
+    student, teacher = student.contiguous(), teacher.contiguous()
+    n, classes = student.shape
+    loss = student.new_empty(n)
+    gradient = torch.empty_like(student)
+    if n == 0:
+        return loss, gradient
+    block = triton.next_power_of_2(classes)
+    boundaries = plan.segments - 1
+    guard: Any = torch.cuda.device(student.device) if student.is_cuda else torch.autograd.profiler.record_function("pcd")
+    with guard:
+        _kernel[(n,)](
+            student,
+            teacher,
+            tables.edges,
+            tables.spans,
+            loss,
+            gradient,
+            classes,
+            len(tables.spans),
+            options.temperature,
+            RANKING=options.ranking,
+            WEIGHTING=options.weighting,
+            DETACH=options.detach_weight,
+            BLOCK=block,
+            INDEX_BITS=block.bit_length() - 1,
+            BOUNDARIES=boundaries,
+            TILE=TILE,
+            num_warps=4 if block <= 1024 else 8 if block <= 4096 else 16,
+        )
+    return loss, gradient
+
+
+if triton is not None:
+
+    @triton.jit
+    def _kernel(
+        student,
+        teacher,
+        edges,
+        spans,
+        loss,
+        gradient,
+        classes,
+        groups,
+        temperature,
+        RANKING: tl.constexpr,
+        WEIGHTING: tl.constexpr,
+        DETACH: tl.constexpr,
+        BLOCK: tl.constexpr,
+        INDEX_BITS: tl.constexpr,
+        BOUNDARIES: tl.constexpr,
+        TILE: tl.constexpr,
+    ):
+        row = tl.program_id(0).to(tl.int64)
+        index = tl.arange(0, BLOCK)
+        inside = index < classes
+        s = tl.load(student + row * classes + index, mask=inside, other=0.0)
+        t = tl.load(teacher + row * classes + index, mask=inside, other=0.0)
+
+        # The segment of a class is the number of boundaries that it ranks below.
+        segment = tl.zeros([BLOCK], tl.int32)
+        # The bits of a float >= 0 grow with its value, so its selection is one of integers.
+        bits = (t - s).to(tl.int32, bitcast=True) & 0x7FFFFFFF
+        bits = tl.where(inside, bits, -1)
+        for first in range(0, BOUNDARIES, TILE):
+            b = first + tl.arange(0, TILE)
+            wanted = tl.load(edges + b, mask=b < BOUNDARIES, other=classes)
+            if RANKING:
+                # The value that `wanted` classes reach, bit by bit; then, among the classes with that very value,
+                # the index of the last one above the boundary.
+                value = tl.zeros([TILE], tl.int32)
+                for i in range(31):
+                    tried = value | (1 << (30 - i))
+                    reached = tl.sum((bits[:, None] >= tried[None, :]).to(tl.int32), axis=0)
+                    value = tl.where(reached >= wanted, tried, value)
+                greater = bits[:, None] > value[None, :]
+                equal = bits[:, None] == value[None, :]
+                left = wanted - tl.sum(greater.to(tl.int32), axis=0)
+                last = tl.zeros([TILE], tl.int32)
+                for i in range(INDEX_BITS):
+                    tried = last | (1 << (INDEX_BITS - 1 - i))
+                    lower = tl.sum((equal & (index[:, None] < tried[None, :])).to(tl.int32), axis=0)
+                    last = tl.where(lower < left, tried, last)
+                above = greater | (equal & (index[:, None] <= last[None, :]))
+            else:
+                above = index[:, None] < wanted[None, :]
+            segment += tl.sum((~above & (b < BOUNDARIES)[None, :]).to(tl.int32), axis=1)
+
+        total = 0.0
+        result = tl.zeros([BLOCK], tl.float32)
+        for g in range(groups):
+            start = tl.load(spans + 3 * g)
+            stop = tl.load(spans + 3 * g + 1)
+            count = tl.load(spans + 3 * g + 2).to(tl.float32)
+            member = inside & (segment >= start) & (segment < stop)
+            u = (t - tl.max(tl.where(member, t, float("-inf")), axis=0)) / temperature
+            v = (s - tl.max(tl.where(member, s, float("-inf")), axis=0)) / temperature
+            # Classes outside of the group would overflow exp: theirs is taken of 0 and masked.
+            u = tl.where(member, u, 0.0)
+            v = tl.where(member, v, 0.0)
+            p = tl.where(member, tl.exp(u), 0.0)
+            q = tl.where(member, tl.exp(v), 0.0)
+            p_mass = tl.sum(p, axis=0)
+            q_mass = tl.sum(q, axis=0)
+            p = p / p_mass
+            q = q / q_mass
+            # KL as a sum of p (exp(d) - 1 - d), every term >= 0; by its series where the difference would cancel.
+            d = tl.where(member, (v - u) - (tl.log(q_mass) - tl.log(p_mass)), 0.0)
+            near = tl.minimum(tl.maximum(d, -0.5), 0.5)
+            series = 1.0 / 40320 + near / 362880
+            series = series * near + 1.0 / 5040
+            series = series * near + 1.0 / 720
+            series = series * near + 1.0 / 120
+            series = series * near + 1.0 / 24
+            series = series * near + 1.0 / 6
+            series = series * near + 0.5
+            kl = tl.sum(tl.where(tl.abs(d) < 0.5, p * series * near * near, q - p - p * d), axis=0)
+            if WEIGHTING:
+                unit_p = p / tl.sqrt(tl.sum(p * p, axis=0))
+                q_norm = tl.sqrt(tl.sum(q * q, axis=0))
+                unit_q = q / q_norm
+                apart = unit_p - unit_q
+                weight = tl.sum(apart * apart, axis=0) / 2
+                total += count * weight * kl
+                result += count * weight * (q - p)
+                if not DETACH:
+                    result -= count * kl * (unit_q * (apart + weight * unit_q))
+            else:
+                total += count * kl
+                result += count * (q - p)
+        tl.store(loss + row, total * temperature * temperature)
+        tl.store(gradient + row * classes + index, result * temperature, mask=inside)
+
+    INTERPRETED = not isinstance(_kernel, triton.JITFunction)
+else:
+    INTERPRETED = False
