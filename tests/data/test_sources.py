@@ -260,6 +260,10 @@ class TestFolders:
         test = None if data.test is None else data.test.num_samples
         assert (data.train.num_samples, data.val.num_samples, test, data.val_from_train) == expected
 
+    def test_a_class_may_be_called_train(self, tmp_path):
+        class_folders(tmp_path, {"bus": 8, "car": 8, "train": 8})
+        assert build_data(str(tmp_path), batch_size=4, image_size=8).classes == ["bus", "car", "train"]
+
     def test_imagenet_is_a_folder_under_the_root(self, tmp_path):
         for split in ("train", "val"):
             class_folders(tmp_path / "imagenet" / split, {"n01": 10, "n02": 10})

@@ -223,8 +223,14 @@ def _read_with_pil(path: str) -> Tensor:
 
 
 def _folders(root: Path) -> Source:
-    """train/ with val/ and test/, or class folders alone; val/ without test/ is kept for the test, as in ImageNet."""
-    if not (root / "train").is_dir():
+    """train/ with val/ and test/, or class folders alone; val/ without test/ is kept for the test, as in ImageNet.
+
+    A folder train/ with images right in it, beside other folders, is the class of that name.
+    """
+    train_dir = root / "train"
+    siblings = [f.name for f in root.iterdir() if f.is_dir() and f.name not in ("train", "test", *VAL_NAMES)]
+    is_class = bool(siblings) and train_dir.is_dir() and not any(f.is_dir() for f in train_dir.iterdir())
+    if not train_dir.is_dir() or is_class:
         classes, train = _class_folders(root)
         return Source(classes, train, stats=IMAGENET_STATS)
     classes, train = _class_folders(root / "train")
