@@ -57,7 +57,8 @@ class Common:
     recipe: Annotated[Positional[str | None], flag("RECIPE")] = None
     """A shipped recipe's name (`pcdistill list recipes`) or a YAML file; by default one that fits the data."""
     data: Annotated[str | None, flag("NAME|FOLDER|FILE.npz")] = None
-    """digits, cifar10, cifar100, torchvision/NAME, a folder of class folders, or an .npz file."""
+    """digits, cifar10, cifar100, torchvision/NAME, a folder of class folders, or an .npz file; for detection
+    digits-detection, coco:FOLDER or voc:FOLDER."""
     epochs: Annotated[int | None, flag("N")] = None
     """Length of the training."""
     batch_size: Annotated[int | None, flag("N")] = None
@@ -170,14 +171,14 @@ class Cache(Common, Seeded):
 
 @dataclass(frozen=True)
 class Demo:
-    """Teacher, KD and PCD on real digits in minutes: nothing to download, nothing to configure."""
+    """Teacher, KD and PCD on real digits in minutes (with boxes: --task detection): nothing to download or configure."""
 
     task: Literal["classification", "detection"] = "classification"
     """What to demonstrate."""
-    seeds: int = 5
-    """How many seeds each method gets."""
-    out: Path = Path("runs/demo")
-    """Folder of the results."""
+    seeds: int | None = None
+    """How many seeds each method gets; by default 5, or 3 for detection."""
+    out: Path | None = None
+    """Folder of the results; by default runs/demo or runs/demo-detection."""
     set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE")] = ()
     """Any key of the demo's recipe."""
     quiet: Annotated[bool, FLAG] = False
@@ -266,12 +267,19 @@ def _recipe(args: Any, **forced: Any) -> Recipe:
     values = {**_values(args), **forced}
     source = args.recipe
     if source is None:
-        source = "digits" if values.get("data.name", "digits") == "digits" else "default"
+        source = _source_of(str(values.get("data.name", "digits")))
     teacher = values.get("teacher.name")
     if teacher is not None and "teacher.weights" not in values:
         zoo = teacher.partition("/")[0] in ("timm", "torchvision", "hf")
         values.setdefault("teacher.pretrained", zoo)
     return load_recipe(source, args.set, values=values)
+
+
+def _source_of(data: str) -> str:
+    """The recipe that fits data when none is named."""
+    if data in ("digits", "digits-detection"):
+        return data
+    return "detection" if data.startswith(("coco:", "voc:")) else "default"
 
 
 def _out(args: Any, recipe: Recipe, kind: str) -> Path:
@@ -368,15 +376,18 @@ def _cache(args: Cache, command: str) -> None:
 
 
 def _demo(args: Demo, command: str) -> None:
-    if args.task == "detection":
-        raise InputError("demo --task detection is not built yet")
-    recipe = load_recipe("digits", args.set)
+    if args.seeds is not None and args.seeds < 1:
+        raise InputError(f"--seeds must be at least 1, got {args.seeds}")
+    detection = args.task == "detection"
+    recipe = load_recipe("digits-detection" if detection else "digits", args.set)
+    methods = ["none", "kd", "pcd", *(["dfmsd"] if detection else [])]
     from pcdistill.engine.console import Console
     from pcdistill.workflows import compare
 
     console = Console("demo", quiet=args.quiet)
-    print(compare(recipe, ["none", "kd", "pcd"], args.seeds, args.out, console=console, command=command))
-    print(f"report: {args.out / 'report.html'}")
+    out = args.out or Path("runs/demo-detection" if detection else "runs/demo")
+    print(compare(recipe, methods, args.seeds or (3 if detection else 5), out, console=console, command=command))
+    print(f"report: {out / 'report.html'}")
 
 
 def _evaluate(args: Evaluate, command: str) -> None:
@@ -396,7 +407,7 @@ def _evaluate(args: Evaluate, command: str) -> None:
     else:
         if args.model is None or args.data is None:
             raise InputError("name a run's folder, or --data and --model (with --weights)")
-        recipe = load_recipe("default", values={**values, "method": "none"})
+        recipe = load_recipe(_source_of(args.data), values={**values, "method": "none"})
     print(json.dumps(evaluate_model(recipe, weights, split=args.split), indent=2))
 
 

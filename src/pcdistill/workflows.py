@@ -31,6 +31,7 @@ def run_with_report(
     except TrainingStopped:
         report.write_run_report(out)
         raise
+    report.write_run_pictures(out)
     report.write_run_report(out)
     atomic_write(out / "README.md", report.write_model_card(out))
     return result
@@ -121,6 +122,7 @@ def compare(
         shown = summary["status"] if value is None else f"{value:.2f} % {task.label}"
         tail = f"  ({duration(left)} left)" if left and done + 1 < total else ""
         console.say(f"[{done + 1}/{total}] {method}, seed {seed}: {shown}{tail}")
+    report.write_compare_pictures(out, {method: out / _folder(method) / "seed-0" for method in methods})
     report.write_compare_report(out, results, curves, command or "")
     return report.format_table(report.compare_rows(results))
 

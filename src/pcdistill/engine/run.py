@@ -164,6 +164,7 @@ def run(
                 "digest": digest,
             },
         )
+        task.finish(out, distiller, student, data)
         _write_summary(out, summary)
     accelerator.wait_for_everyone()
     chosen = summary[recipe.train.keep]
@@ -330,6 +331,9 @@ def _final_evaluation(
         ("best", fit.best_epoch, fit.best_state),
         ("last", len(fit.history), fit.last_state),
     ):
+        if name == "last" and epoch == fit.best_epoch:  # the same weights
+            summary[name] = dict(summary["best"])
+            continue
         student.load_state_dict(state)
         summary[name] = {"epoch": epoch, **measure(student)}
     if teacher is not None:

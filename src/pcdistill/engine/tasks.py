@@ -1,6 +1,7 @@
 """What differs between the tasks: data, models, distiller and metric. Everything else of a run is shared."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -66,6 +67,8 @@ class Task(Protocol):
     def splits(self, data: Any) -> dict[str, Any]: ...
 
     def metadata(self, data: Any) -> dict[str, Any]: ...
+
+    def finish(self, out: Path, distiller: Any, student: nn.Module, data: Any) -> None: ...
 
 
 class Classification:
@@ -146,6 +149,9 @@ class Classification:
     def metadata(self, data: Any) -> dict[str, Any]:
         return {"mean": data.mean, "std": data.std}
 
+    def finish(self, out: Path, distiller: Any, student: nn.Module, data: Any) -> None:
+        """Nothing is left behind but what every run leaves."""
+
 
 class Detection:
     """COCO mAP of images with boxes."""
@@ -205,6 +211,12 @@ class Detection:
 
     def metadata(self, data: Any) -> dict[str, Any]:
         return {"task": "detection"}
+
+    def finish(self, out: Path, distiller: Any, student: nn.Module, data: Any) -> None:
+        """samples.npz, from which the report draws its pictures."""
+        from pcdistill.engine.samples import write_samples
+
+        write_samples(out / "samples.npz", distiller, student, data)
 
 
 def task_of(recipe: Recipe) -> Task:

@@ -18,6 +18,7 @@ from pcdistill.report._format import (
     shown,
 )
 from pcdistill.report._page import render
+from pcdistill.report._pictures import pictures_of
 from pcdistill.report.plots import method_curves, seed_dots
 from pcdistill.report.rows import (
     BASELINE,
@@ -56,12 +57,12 @@ def write_compare_report(
         ValueError: as :func:`pcdistill.report.compare_rows`.
     """
     out_dir, rows = Path(out_dir), compare_rows(results)
-    page = replace_file(out_dir / "report.html", _page(rows, results, curves, command))
+    page = replace_file(out_dir / "report.html", _page(out_dir, rows, results, curves, command))
     table = replace_file(out_dir / "table.md", _markdown(rows, results, command))
     return page, table, replace_file(out_dir / "results.csv", _csv(rows, results))
 
 
-def _page(rows: Sequence[Row], results: Sequence[dict[str, Any]], curves: Curves, command: str) -> str:
+def _page(out_dir: Path, rows: Sequence[Row], results: Sequence[dict[str, Any]], curves: Curves, command: str) -> str:
     methods = [row for row in rows if row.kind == "method"]
     metric = methods[0].metric if methods else "top1"
     by_method = {row.name: [curves[key] for key in sorted(curves) if key[0] == row.name] for row in methods}
@@ -83,6 +84,7 @@ def _page(rows: Sequence[Row], results: Sequence[dict[str, Any]], curves: Curves
         seeds=_seed_cells(rows, results),
         seed_columns=_seed_columns(rows),
         command=command,
+        **pictures_of(out_dir),
     )
 
 

@@ -1,6 +1,5 @@
 """One page for one run: what it was, what came out, its curves, its recipe, how to do it again."""
 
-import base64
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +7,11 @@ from pcdistill.engine.console import duration
 from pcdistill.report._folder import Run, read_run, replace_file
 from pcdistill.report._format import MISSING, SPLITS, count, metric_name, number, short_metric, shown
 from pcdistill.report._page import render
+from pcdistill.report._pictures import pictures_of
 from pcdistill.report.plots import learning_curves, term_curves
 from pcdistill.report.rows import value_at
 
 COLUMNS = ("top1", "top5", "map", "map_50", "map_75", "map_small", "map_medium", "map_large", "loss")
-MOST_PICTURES = 24
 CURVE_NOTES = [
     "The training loss is the whole objective, distillation terms included; the validation loss is the task's own "
     "alone. Training is measured on augmented images while the weights move. Compare shapes, not heights."
@@ -31,7 +30,7 @@ def write_run_report(run_dir: Path) -> Path:
     """
     run_dir = Path(run_dir)
     run = read_run(run_dir)
-    page = render("run.html.j2", **_values(run), **_result_table(run), **_pictures(run_dir))
+    page = render("run.html.j2", **_values(run), **_result_table(run), **pictures_of(run_dir))
     return replace_file(run_dir / "report.html", page)
 
 
@@ -210,16 +209,6 @@ def _per_class(result: dict[str, Any], kept: str) -> tuple[str, dict[Any, Any]]:
         if found:
             return split, found
     return "val", {}
-
-
-def _pictures(run_dir: Path) -> dict[str, Any]:
-    found = sorted((run_dir / "pictures").glob("*.png"))
-    pictures = [
-        {"name": path.stem.replace("_", " "), "data": base64.b64encode(path.read_bytes()).decode()}
-        for path in found[:MOST_PICTURES]
-    ]
-    more = len(found) - len(pictures)
-    return {"pictures": pictures, "picture_notes": [f"{more} more in pictures/."] if more > 0 else []}
 
 
 def _flat(values: dict[str, Any]) -> list[tuple[str, str]]:
