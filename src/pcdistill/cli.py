@@ -171,7 +171,7 @@ class Cache(Common, Seeded):
 
 @dataclass(frozen=True)
 class Demo:
-    """Teacher, KD and PCD on real digits in minutes (with boxes: --task detection): nothing to download or configure."""
+    """Teacher, KD and PCD on real digits in minutes, or on digits with boxes (--task detection): no download."""
 
     task: Literal["classification", "detection"] = "classification"
     """What to demonstrate."""
