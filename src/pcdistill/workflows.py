@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pcdistill import models, report
+from pcdistill.engine.caching import fit_cache
 from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.console import Console, duration
 from pcdistill.engine.fit import make_accelerator
@@ -86,7 +87,8 @@ def compare(
     Returns:
         The table as text; out/ then holds report.html, table.md and results.csv.
     """
-    recipes = {(m, s): with_method(recipe, m, s) for m in methods for s in range(seeds)}  # wrong methods are known now
+    # wrong methods are known now
+    recipes = {(m, s): fit_cache(with_method(recipe, m, s)) for m in methods for s in range(seeds)}
     teacher_out = out / "teacher"
     needed = any(method != "none" for method in methods)
     trained = teacher_recipe(recipe) if needed and not _covers(recipe) else None

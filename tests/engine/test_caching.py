@@ -11,10 +11,10 @@ from torch import nn
 
 from pcdistill.data.classification import build_data
 from pcdistill.data.loader import Batch
-from pcdistill.distillers import cache as stored
-from pcdistill.distillers.cache import CachedBatches, CacheInfo, TeacherCache, epoch_file
 from pcdistill.distillers.teacher import Teacher
+from pcdistill.engine import cache as stored
 from pcdistill.engine import caching, prepare
+from pcdistill.engine.cache import CachedBatches, CacheInfo, TeacherCache, epoch_file
 from pcdistill.engine.caching import make_cache
 from pcdistill.engine.run import run
 from pcdistill.errors import InputError
@@ -161,6 +161,16 @@ def test_misfits_are_refused(weights, cache, tmp_path):
         make_cache(recipe(method="kd", teacher__weights=weights), cache, epochs=3)
     with pytest.raises(InputError, match="top_k must be from 1 to 9 for 10 classes, got 10"):
         make_cache(recipe(method="kd", teacher__weights=weights), tmp_path / "k", epochs=1, top_k=10)
+
+
+def test_a_comparison_takes_the_cache_where_it_fits_and_its_stream_everywhere(cache):
+    for method, used in (("pcd", True), ("none", False), ("mlkd", False), ("fitnet", False)):
+        fitted = caching.fit_cache(recipe(method=method, teacher__cache=str(cache), train__seed=4))
+        assert (fitted.teacher.cache is not None) == used
+        assert fitted.data.seed == 0
+    (cache.parent / "for-7").symlink_to(cache)
+    own = caching.fit_cache(recipe(method="pcd", teacher__cache=str(cache.parent / "for-{seed}"), train__seed=7))
+    assert own.teacher.cache == str(cache.parent / "for-7")
 
 
 def test_damage_is_noticed(cache, weights, tmp_path):

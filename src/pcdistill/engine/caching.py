@@ -11,7 +11,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from pcdistill.distillers.cache import (
+from pcdistill.distillers.teacher import Teacher
+from pcdistill.engine import prepare
+from pcdistill.engine.cache import (
     FORMAT,
     LARGEST,
     CachedBatches,
@@ -22,8 +24,6 @@ from pcdistill.distillers.cache import (
     fingerprint,
     read_state,
 )
-from pcdistill.distillers.teacher import Teacher
-from pcdistill.engine import prepare
 from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.console import Console
 from pcdistill.engine.fit import make_accelerator, uses_channels_last
@@ -170,6 +170,27 @@ def _write_epoch(
     console.epoch(epoch, info.epochs, f"{file.stat().st_size / 1e6:.1f} MB")
 
 
+def fit_cache(recipe: Recipe) -> Recipe:
+    """A comparison's recipe with its teacher.cache where it fits, and on the cache's stream of batches in any case.
+
+    `{seed}` in the path stands for the run's seed. Methods that compare features, or another number of views than the
+    cache holds, run the teacher itself.
+    """
+    teacher = recipe.teacher
+    if teacher is None or teacher.cache is None:
+        return recipe
+    path = teacher.cache.replace("{seed}", str(recipe.train.seed))
+    info = read_state(Path(path))["info"]
+    fits = recipe.method != "none" and prepare.views_of(recipe) == info["views"] and not _features(recipe)
+    teacher = replace(teacher, cache=path if fits else None)
+    return replace(recipe, teacher=teacher, data=replace(recipe.data, seed=info["seed"]))
+
+
+def _features(recipe: Recipe) -> list[str]:
+    """Methods of the recipe that compare more than logits."""
+    return [t.method for t in recipe.losses if t.method in METHODS and METHODS[t.method].kind != "logits"]
+
+
 def replayed(recipe: Recipe, teacher: Teacher, data: Any, accelerator: Accelerator) -> Any:
     """The data with the cache's logits in its training batches, after every check.
 
@@ -180,9 +201,8 @@ def replayed(recipe: Recipe, teacher: Teacher, data: Any, accelerator: Accelerat
     assert recipe.teacher.cache is not None
     if recipe.task != "classification":
         raise InputError("teacher.cache holds logits of classifiers; detection has none")
-    for term in recipe.losses:
-        if term.method in METHODS and METHODS[term.method].kind != "logits":
-            raise InputError(f"{term.method} compares {METHODS[term.method].kind}; teacher.cache holds logits alone")
+    for method in _features(recipe):
+        raise InputError(f"{method} compares {METHODS[method].kind}; teacher.cache holds logits alone")
     cache = TeacherCache(recipe.teacher.cache)
     cache.check(
         teacher=fingerprint(teacher),

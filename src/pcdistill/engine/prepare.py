@@ -11,11 +11,11 @@ from accelerate import Accelerator
 from torch import nn
 
 from pcdistill import models
-from pcdistill.distillers.cache import read_state
 from pcdistill.distillers.classification import ClassificationDistiller
 from pcdistill.distillers.folding import fold_batchnorm
 from pcdistill.distillers.objective import Objective, Term, build_loss
 from pcdistill.distillers.teacher import Stats, Teacher, align_classes
+from pcdistill.engine.cache import read_state
 from pcdistill.engine.console import Console
 from pcdistill.engine.evaluate import evaluate
 from pcdistill.engine.fit import uses_channels_last
