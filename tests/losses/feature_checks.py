@@ -78,11 +78,11 @@ def check_against_loop(
     Of [N] values the sum of 1 * loss_0 + 2 * loss_1 + ... is differentiated.
     """
     leaves = [x.to(dtype).detach().requires_grad_() for x in students]
-    constants = [x.to(dtype) for x in teachers]
+    constants = [x.to(dtype).detach().requires_grad_() for x in teachers]
     actual = loss(leaves, constants)
     assert actual.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     exact = [x.detach().double().requires_grad_() for x in leaves]
-    expected = reference([nested(x) for x in exact], [nested(x.double()) for x in constants])
+    expected = reference([nested(x) for x in exact], [nested(x.detach().double()) for x in constants])
     expected = torch.stack(expected) if isinstance(expected, list) else expected
     rtol, atol = VALUE[dtype]
     torch.testing.assert_close(actual.detach().double(), expected.detach(), rtol=rtol, atol=atol)
@@ -90,6 +90,7 @@ def check_against_loop(
     weight = torch.arange(1.0, actual.numel() + 1, dtype=torch.float64)
     (actual.reshape(-1) * weight.to(actual.dtype)).sum().backward()
     (expected.reshape(-1) * weight).sum().backward()
+    assert all(x.grad is None for x in constants)  # the teacher is one
     rtol, atol = GRAD[dtype]
     for leaf, right in zip(leaves, exact, strict=True):
         assert leaf.grad is not None

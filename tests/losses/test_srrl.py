@@ -81,6 +81,15 @@ def test_the_teachers_classifier_is_used_as_it_is_and_not_kept():
     assert loss(student, teacher) != value
 
 
+def test_the_module_weighs_both_parts_alike_by_default():
+    student, teacher = make_features(seed=1), make_features(widths=(5, 6, 8), seed=2)
+    values = []
+    for options in ({}, {"feature_weight": 1.0, "regression_weight": 1.0}):
+        torch.manual_seed(0)
+        values.append(SRRLLoss(student, teacher, **options)(student, teacher))
+    assert values[0] == values[1]
+
+
 def test_relu_can_be_left_out():
     student, teacher = make_features(seed=1), make_features(seed=2)
     for relu in (True, False):
@@ -90,7 +99,11 @@ def test_relu_can_be_left_out():
 
 def test_the_module_keeps_the_rules():
     module = check_module(SRRLLoss)
-    assert {name.split(".")[0] for name, _ in module.named_parameters()} == {"connector"}
+    assert {name for name, _ in module.named_parameters()} == {
+        "connector.0.weight",
+        "connector.1.weight",
+        "connector.1.bias",
+    }
     check_module(SRRLLoss, sizes=(16, 8, 4))
     check_counts(SRRLLoss)
 
