@@ -90,6 +90,11 @@ class DetectionSplit:
     def __len__(self) -> int:
         return len(self.records)
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether images are drawn, or kept once they were decoded."""
+        return self.pixels is not None or self._kept is not None
+
     def sample(self, index: int) -> tuple[Tensor, Target]:
         """The image [3, H, W] uint8 and its target."""
         record = self.records[index]

@@ -1,5 +1,6 @@
 """From a recipe to detectors that are checked: data with boxes, classes that match, logits that can be compared."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,7 +17,7 @@ from pcdistill.distillers.detectors import TeacherDetector, adapter_of
 from pcdistill.distillers.objective import import_user_object
 from pcdistill.engine.console import Console
 from pcdistill.engine.evaluate_detection import evaluate_detection
-from pcdistill.engine.prepare import build_objective, check_losses, method_kind
+from pcdistill.engine.prepare import build_objective, check_losses, method_kind, views_of
 from pcdistill.errors import InputError
 from pcdistill.losses import METHODS
 from pcdistill.recipe import ModelConfig, Recipe, TeacherConfig
@@ -34,7 +35,7 @@ def detection_data(recipe: Recipe, accelerator: Accelerator) -> DetectionData:
         )
     if recipe.train.compile:
         raise InputError("train.compile is for classifiers: detectors are called part by part, which it does not reach")
-    return build_detection_data(
+    data = build_detection_data(
         config.name,
         batch_size=config.batch_size // recipe.train.accumulate,
         eval_batch_size=config.eval_batch_size,
@@ -48,6 +49,9 @@ def detection_data(recipe: Recipe, accelerator: Accelerator) -> DetectionData:
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
     )
+    if config.workers is None and not data.train.split.in_memory:  # decoded at every step: in processes beside
+        data.train.workers = min(8, max((os.cpu_count() or 1) - 1, 1))
+    return data
 
 
 def check_detection_losses(recipe: Recipe, num_classes: int) -> None:
@@ -61,6 +65,10 @@ def check_detection_losses(recipe: Recipe, num_classes: int) -> None:
         if kind == "features":
             known = ", ".join(name for name, m in METHODS.items() if m.kind == "detection" and name != "detector")
             raise InputError(f"losses.{i}: {term.method} compares features of classifiers; for detectors: {known}")
+    if views_of(recipe) > 1:
+        raise InputError(
+            "losses: a term compares two views of each image, which detectors have not; take its one-view form"
+        )
     if not any(term.method == "detector" for term in recipe.losses):
         raise InputError('losses: a detector needs the term "detector", its own losses; without it, it learns no boxes')
     check_losses(recipe, num_classes + 1)
