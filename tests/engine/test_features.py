@@ -1,12 +1,17 @@
 """Runs with feature terms: what they learn and keep, exact resume with a memory, SimKD's new head from run to file."""
 
+import csv
+import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from pcdistill import models
+from pcdistill import cli, models
 from pcdistill.data.classification import build_data
 from pcdistill.distillers.taps import Headed
 from pcdistill.engine.checkpoint import load_checkpoint
@@ -220,3 +225,38 @@ def test_named_features_are_the_ones_that_are_compared(weights):
     distiller = build_distiller(chosen, student, build_teacher(chosen.teacher, data=data), data=data)
     regressor = distiller.objective.losses[1].regressor
     assert (regressor.conv.in_channels, regressor.conv.out_channels) == (4, 64)
+
+
+# Without BatchNorm: its statistics are each process's own on a CPU.
+NETS = """
+from torch import nn
+
+def net(num_classes, width=8):
+    layers = nn.Conv2d(1, width, 3), nn.GroupNorm(2, width), nn.ReLU(), nn.Flatten(), nn.Linear(36 * width, num_classes)
+    return nn.Sequential(*layers)
+"""
+
+
+def test_two_processes_share_crds_memory(tmp_path):
+    (tmp_path / "mine.py").write_text(NETS)
+    model = f"{tmp_path / 'mine.py'}:net"
+    found = []
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if processes > 1 else []
+        argv = [
+            *(sys.executable, *launch, "-m", "pcdistill.cli", "distill", "--data", "digits", "--limit", "256"),
+            *("--teacher", model, "--student", model, "--method", "crd", "--teacher-epochs", "1", "--epochs", "1"),
+            *("--device", "cpu", "--quiet", "--allow", "weak-teacher", "--out", str(out)),
+            *("--set", "losses.crd.negatives=64", "--set", "optim.clip_norm=null"),
+        ]
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+        done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+        with open(out / "metrics.csv") as file:
+            losses = [float(row["train/crd"]) for row in csv.DictReader(file)]
+        found.append((losses, load_checkpoint(out / "last.pt")["objective"]))
+    (one, state), (two, other) = found
+    assert two == pytest.approx(one, rel=1e-3)
+    for name in ("losses.1.memory_student", "losses.1.memory_teacher"):
+        torch.testing.assert_close(other[name], state[name], rtol=0.0, atol=1e-2)

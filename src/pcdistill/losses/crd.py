@@ -158,7 +158,8 @@ class CRDLoss(nn.Module):
             for i, (v, memory) in enumerate(((v_s, self.memory_teacher), (v_t, self.memory_student))):
                 # A copy: the graph needs the rows as they are now, and they are about to be written over.
                 scores = (v @ memory.to(v.dtype).clone().T).gather(1, chosen) / self.temperature
-                mean = torch.logsumexp(scores.detach().flatten(), 0) - math.log(scores.numel())
+                means = _of_all_processes(torch.logsumexp(scores.detach().flatten(), 0, keepdim=True))
+                mean = torch.logsumexp(means, 0) - math.log(scores.numel() * len(means))
                 log_z.append(torch.where(self.log_z[i].isfinite(), self.log_z[i], mean + math.log(self.n_data)))
                 losses.append(crd_loss(scores - log_z[i], n_data=self.n_data, eps=self.eps))
         if self.training:
