@@ -1,7 +1,6 @@
 """PCD on whichever backend is fastest: one function, whose backends give the same numbers."""
 
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -9,7 +8,8 @@ from torch import Tensor
 
 from pcdistill.ops import pcd_cpu, pcd_eager, pcd_triton
 from pcdistill.ops.pcd_combine import Options
-from pcdistill.ops.pcd_plan import Plan, Tables, make_tables, plan_of
+from pcdistill.ops.pcd_eager import Kernel
+from pcdistill.ops.pcd_plan import Plan, make_plan, make_tables
 from pcdistill.ops.pcd_reference import pcd_reference
 from pcdistill.ops.segments import Group
 
@@ -20,8 +20,6 @@ BACKENDS: tuple[Backend, ...] = get_args(Backend)
 # boundary, and there is nothing left to share.
 MAX_MEMBERS_PER_CLASS = 4
 MAX_COMPILED_SEGMENTS = 64  # Inductor writes code for every segment
-
-Kernel = Callable[[Tensor, Tensor, Plan, Tables, Options], tuple[Tensor, Tensor]]
 
 
 def check_backend(backend: str) -> None:
@@ -34,7 +32,7 @@ def check_backend(backend: str) -> None:
 def pcd(
     student: Tensor,
     teacher: Tensor,
-    groups: Sequence[Group],
+    groups: tuple[Group, ...],
     *,
     temperature: float,
     ranking: bool,
@@ -63,12 +61,12 @@ def pcd(
     """
     check_backend(backend)
     options = Options(temperature, ranking, weighting, detach_weight)
-    plan = plan_of(groups, student.shape[1])
+    plan = make_plan(groups, student.shape[1])
     name = choose_backend(backend, student, plan)
     if name == "reference":
         return pcd_reference(student, teacher, groups, **vars(options))
     kernel = _kernel(name, student)
-    loss: Tensor = _OnePass.apply(student, teacher.detach(), tuple(groups), plan, options, kernel)
+    loss: Tensor = _OnePass.apply(student, teacher.detach(), groups, plan, options, kernel)
     return loss
 
 
@@ -101,8 +99,8 @@ def _kernel(name: Backend, student: Tensor) -> Kernel:
 
 @lru_cache(maxsize=1)
 def _compiled() -> Kernel:
-    compiled: Kernel = torch.compile(pcd_eager.loss_and_gradient, dynamic=False)
-    return compiled
+    # The ranking stays outside: Inductor would hand it to torch.sort, which is slow on a CPU.
+    return partial(pcd_eager.loss_and_gradient, ranked=torch.compile(pcd_eager.ranked_loss_and_gradient))
 
 
 class _OnePass(torch.autograd.Function):

@@ -71,9 +71,9 @@ def combine(stats: Statistics, plan: Plan, tables: Tables, options: Options) -> 
     if stats.norm_p is not None and stats.norm_q is not None and stats.angle is not None:
         x, y = share_p * stats.norm_p, share_q * stats.norm_q
         parts += [x * x, y * y, x * y * (1 - stats.angle)]
-    sums = to_groups(torch.cat(parts, dim=2)).split(n, dim=1)
+    sums = torch.split(to_groups(torch.cat(parts, dim=2)), n, dim=1)
     loss, per_group = distil_groups(torch, sums, top[:, :n] - top[:, n:], tables.count, options)
-    factors = to_segments(torch.cat(per_group, dim=1)).split(n, dim=2)
+    factors = torch.split(to_segments(torch.cat(per_group, dim=1)), n, dim=2)
     coefficients = [(factors[0] * share_q).sum(dim=0), (factors[1] * share_p).sum(dim=0)]
     if len(factors) == 4:
         coefficients.append((factors[2] * share_p * share_q).sum(dim=0))

@@ -18,6 +18,8 @@ from pcdistill.ops.pcd_combine import Options, Statistics, combine, distil_group
 from pcdistill.ops.pcd_plan import Plan, Tables
 
 Array = npt.NDArray[np.float32]
+Keys = npt.NDArray[np.int64]
+Wide = npt.NDArray[np.float64]
 
 CHUNK = 32768  # elements of a matrix that a thread works on at a time: they stay in its cache
 THREADED = 131072  # fewer elements are not worth a second thread
@@ -41,7 +43,7 @@ def loss_and_gradient(
     # Each segment's own maximum is taken off before exp, unless the logits are so close that it may as well be one
     # number for the whole batch. On a CPU, looking costs nothing.
     middles, reach = zip(*(_middle(logits) for logits in (teacher, student)), strict=True)
-    narrow = max(reach) <= NARROW * options.temperature
+    narrow = all(distance <= NARROW * options.temperature for distance in reach)  # a NaN is not
     tops: list[Array] = [] if narrow else [np.empty((n, plan.segments), np.float32) for _ in range(2)]
 
     def spread(x: Array) -> Array:
@@ -52,7 +54,7 @@ def loss_and_gradient(
         """[n, C] -> [n, K]: sums over the segments."""
         np.add.reduceat(x, starts, axis=1, out=out)
 
-    def statistics(start: int, stop: int, work: Array, keys: npt.NDArray[np.int64]) -> None:
+    def statistics(start: int, stop: int, work: Array, keys: Keys) -> None:
         p, q = p_rows[start:stop], q_rows[start:stop]
         if order is None:
             p[:], q[:] = teacher_rows[start:stop], student_rows[start:stop]
@@ -88,42 +90,18 @@ def loss_and_gradient(
             np.subtract(work, p, out=work)
             total(np.multiply(work, work, out=work), apart)
 
+    _each_chunk(n, classes, statistics)
+    # [K, N] rows are what sums over groups run through fastest.
+    wide: Wide = np.ascontiguousarray(raw.transpose(0, 2, 1), dtype=np.float64)
+    wide[2] /= options.temperature
     with np.errstate(all="ignore"):
-        _each_chunk(n, classes, statistics)
-        # [K, N] rows are what sums over groups run through fastest.
-        mass_p, mass_q, gap, *squares = np.ascontiguousarray(raw.transpose(0, 2, 1), dtype=np.float64)
-        gap /= options.temperature
-        angle = None
-        if options.weighting:
-            pp, qq, apart = squares
-            angle = apart / (2.0 * pp)
         if narrow:
-            columns = [mass_p, mass_q, gap]
-            if options.weighting:
-                columns += [pp, qq, np.sqrt(pp * qq) * (1.0 - angle)]
-            member = tables.dense
-            sums = torch.mm(member, torch.from_numpy(np.concatenate(columns, 1))).numpy()
-            count = tables.count.numpy()
-            loss, per_group = distil_groups(np, np.split(sums, len(columns), 1), 0.0, count, options)
-            joined = torch.mm(member.t(), torch.from_numpy(np.concatenate(per_group, 1))).numpy()
-            coefficients = joined.reshape(plan.segments, len(per_group), n).transpose(1, 2, 0)
+            loss, coefficients = _combine_narrow(wide, plan, tables, options)
         else:
-            top_p, top_q = (top.T.astype(np.float64) / options.temperature for top in tops)
-            columns = [top_p + np.log(mass_p), top_q + np.log(mass_q), gap / mass_p + top_p - top_q]
-            if options.weighting:
-                columns += [np.sqrt(pp) / mass_p, np.sqrt(qq) / mass_q, angle]
-            stats = Statistics(*map(torch.from_numpy, columns))
-            loss_tensor, joined = combine(stats, plan, tables, options)
-            loss, coefficients = loss_tensor.numpy(), joined.numpy()
-            coefficients[0] /= mass_q
-            coefficients[1] /= mass_p
-            if len(coefficients) == 4:
-                coefficients[2] /= mass_p * mass_q
-                coefficients[3] /= mass_q * mass_q
-            coefficients = coefficients.transpose(0, 2, 1)
-        factors = coefficients.astype(np.float32, order="C")
+            loss, coefficients = _combine(wide, tops, plan, tables, options)
+    factors = coefficients.transpose(0, 2, 1).astype(np.float32, order="C")
 
-    def gradient(start: int, stop: int, work: Array, keys: npt.NDArray[np.int64]) -> None:
+    def gradient(start: int, stop: int, work: Array, keys: Keys) -> None:
         p, q, c = p_rows[start:stop], q_rows[start:stop], factors[:, start:stop]
         inner = spread(c[0])
         if len(c) == 4:
@@ -139,9 +117,17 @@ def loss_and_gradient(
             # Every class of these rows is written: an order is a permutation.
             p_tensor[start:stop].scatter_(1, torch.from_numpy(keys), torch.from_numpy(work))
 
-    with np.errstate(all="ignore"):
-        _each_chunk(n, classes, gradient)
+    _each_chunk(n, classes, gradient)
     return torch.from_numpy(loss).float(), p_tensor
+
+
+def rank_classes(student: Tensor, teacher: Tensor) -> Tensor:
+    """What :func:`pcdistill.ops.segments.rank_classes` returns, for float32 logits on a CPU."""
+    keys = np.empty(student.shape, np.int64)
+    rank_keys(student.detach().numpy(), teacher.detach().numpy(), np.empty(student.shape, np.float32), keys)
+    keys.sort(axis=1)
+    keys &= 0xFFFFFFFF
+    return torch.from_numpy(keys)
 
 
 def _middle(logits: Tensor) -> tuple[np.float32, float]:
@@ -150,7 +136,43 @@ def _middle(logits: Tensor) -> tuple[np.float32, float]:
     return np.float32((low + high) / 2), (high - low) / 2
 
 
-def rank_keys(student: Array, teacher: Array, scratch: Array, keys: npt.NDArray[np.int64]) -> None:
+def _combine_narrow(raw: Wide, plan: Plan, tables: Tables, options: Options) -> tuple[Wide, Wide]:
+    """Loss [N] and coefficients [4 or 2, K, N] from the statistics [6 or 3, K, N] of unnormalised p and q.
+
+    All are relative to the same numbers, so that those of a group are plain sums over its segments.
+    """
+    if options.weighting:
+        pp, qq, apart = raw[3:]
+        raw[5] = np.sqrt(pp * qq) * (1.0 - apart / (2.0 * pp))
+    columns, segments, n = raw.shape
+    # One product for all columns: [G, K] times [K, columns * N].
+    joined = torch.from_numpy(raw.transpose(1, 0, 2).reshape(segments, columns * n))
+    sums = torch.mm(tables.dense, joined).numpy().reshape(-1, columns, n).transpose(1, 0, 2)
+    loss, factors = distil_groups(np, list(sums), 0.0, tables.count.numpy(), options)
+    joined = torch.from_numpy(np.concatenate(factors, axis=1))
+    coefficients = torch.mm(tables.dense.t(), joined).numpy().reshape(segments, -1, n).transpose(1, 0, 2)
+    return loss, coefficients
+
+
+def _combine(raw: Wide, tops: list[Array], plan: Plan, tables: Tables, options: Options) -> tuple[Wide, Wide]:
+    """The same from statistics relative to the maxima of the segments, [N, K] for the teacher and the student."""
+    mass_p, mass_q, gap = raw[:3]
+    top_p, top_q = (top.T.astype(np.float64) / options.temperature for top in tops)
+    columns = [top_p + np.log(mass_p), top_q + np.log(mass_q), gap / mass_p + top_p - top_q]
+    if options.weighting:
+        pp, qq, apart = raw[3:]
+        columns += [np.sqrt(pp) / mass_p, np.sqrt(qq) / mass_q, apart / (2.0 * pp)]
+    loss, joined = combine(Statistics(*map(torch.from_numpy, columns)), plan, tables, options)
+    coefficients = joined.numpy()
+    coefficients[0] /= mass_q
+    coefficients[1] /= mass_p
+    if len(coefficients) == 4:
+        coefficients[2] /= mass_p * mass_q
+        coefficients[3] /= mass_q * mass_q
+    return loss.numpy(), coefficients
+
+
+def rank_keys(student: Array, teacher: Array, scratch: Array, keys: Keys) -> None:
     """Fill `keys` [n, C] with integers whose ascending order is the ranking and whose low 32 bits are the class.
 
     The bits of a float >= 0 grow with its value, so their complement falls; behind them, the class breaks ties.
@@ -164,7 +186,7 @@ def rank_keys(student: Array, teacher: Array, scratch: Array, keys: npt.NDArray[
     keys |= np.arange(keys.shape[1])
 
 
-def _each_chunk(rows: int, classes: int, work: Callable[[int, int, Array, npt.NDArray[np.int64]], None]) -> None:
+def _each_chunk(rows: int, classes: int, work: Callable[[int, int, Array, Keys], None]) -> None:
     """work(start, stop, scratch, keys) over chunks of rows, on as many threads as torch may use.
 
     The scratch arrays are allocated once per thread: fresh memory for every operation costs more than the arithmetic.

@@ -1,18 +1,28 @@
 """PCD's two passes over the logits in plain PyTorch, for any device and for torch.compile."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from pcdistill.ops import pcd_cpu
 from pcdistill.ops.pcd_combine import Options, Statistics, combine
 from pcdistill.ops.pcd_plan import Plan, Tables
 from pcdistill.ops.segments import rank_classes
+
+Kernel = Callable[[Tensor, Tensor, Plan, Tables, Options], tuple[Tensor, Tensor]]
+
+
+def _split(x: Tensor, plan: Plan) -> tuple[Tensor, ...]:
+    """[N, C] -> the columns of every segment."""
+    return torch.split(x, list(plan.sizes), dim=1)
 
 
 def segment_statistics(
     student: Tensor, teacher: Tensor, plan: Plan, options: Options
 ) -> tuple[Statistics, Tensor, Tensor]:
     """Statistics per segment of ranked logits [N, C], and the probabilities q, p in their segment [N, C]."""
-    s_parts, t_parts = student.split(plan.sizes, dim=1), teacher.split(plan.sizes, dim=1)
+    s_parts, t_parts = _split(student, plan), _split(teacher, plan)
     columns: list[list[Tensor]] = []
     qs, ps = [], []
     for s, t in zip(s_parts, t_parts, strict=True):
@@ -39,23 +49,29 @@ def segment_statistics(
     return stats, torch.cat(qs, dim=1), torch.cat(ps, dim=1)
 
 
-def loss_and_gradient(
+def ranked_loss_and_gradient(
     student: Tensor, teacher: Tensor, plan: Plan, tables: Tables, options: Options
 ) -> tuple[Tensor, Tensor]:
-    """Loss [N] and its gradient with respect to the student's logits [N, C]."""
-    order = rank_classes(student, teacher) if options.ranking else None
-    s = student if order is None else student.gather(1, order)
-    t = teacher if order is None else teacher.gather(1, order)
-    stats, q, p = segment_statistics(s, t, plan, options)
+    """Loss [N] of ranked logits [N, C], and its gradient with respect to the student's."""
+    stats, q, p = segment_statistics(student, teacher, plan, options)
     loss, coefficients = combine(stats, plan, tables, options)
-    factors = coefficients.to(s.dtype).transpose(1, 2)
-    lengths = plan.sizes
+    factors = coefficients.to(student.dtype).transpose(1, 2)
     parts = []
-    for k, (q_k, p_k) in enumerate(zip(q.split(lengths, dim=1), p.split(lengths, dim=1), strict=True)):
+    for k, (q_k, p_k) in enumerate(zip(_split(q, plan), _split(p, plan), strict=True)):
         c = [factor[:, k : k + 1] for factor in factors]
         inner = c[0] + c[2] * p_k + c[3] * q_k if len(c) == 4 else c[0]
         parts.append(q_k * inner + c[1] * p_k)
-    gradient = torch.cat(parts, dim=1)
-    if order is not None:
-        gradient = torch.empty_like(gradient).scatter(1, order, gradient)
-    return loss.to(s.dtype), gradient
+    return loss.to(student.dtype), torch.cat(parts, dim=1)
+
+
+def loss_and_gradient(
+    student: Tensor, teacher: Tensor, plan: Plan, tables: Tables, options: Options, *, ranked: Kernel | None = None
+) -> tuple[Tensor, Tensor]:
+    """Loss [N] and its gradient with respect to the student's logits [N, C]; `ranked` stands in for the default."""
+    ranked = ranked or ranked_loss_and_gradient
+    if not options.ranking:
+        return ranked(student, teacher, plan, tables, options)
+    numpy_sorts = student.device.type == "cpu" and student.dtype == torch.float32 and not torch.compiler.is_compiling()
+    order = pcd_cpu.rank_classes(student, teacher) if numpy_sorts else rank_classes(student, teacher)
+    loss, gradient = ranked(student.gather(1, order), teacher.gather(1, order), plan, tables, options)
+    return loss, torch.empty_like(gradient).scatter(1, order, gradient)

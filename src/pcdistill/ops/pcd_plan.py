@@ -1,14 +1,15 @@
 """What of PCD's one-pass algorithm depends on the groups alone: segments, layers and index tables."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from typing import Any, TypeVar, TypeVarTuple
 
 import torch
 from torch import Tensor
 
-from pcdistill.ops.segments import Group, refinement
+from pcdistill.ops.segments import Group, refinement, summed_groups
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,30 @@ class Plan:
         return len(self.layers) * self.segments
 
 
-@lru_cache(maxsize=256)
+R = TypeVar("R")
+A = TypeVarTuple("A")
+
+
+def remember(function: Callable[[*A], R]) -> Callable[[*A], R]:
+    """Cache by the arguments, except while torch.compile traces, which would warn of every cache that it meets."""
+    cached: Any = lru_cache(maxsize=128)(function)
+
+    def wrapper(*args: *A) -> R:
+        result: R = function(*args) if torch.compiler.is_compiling() else cached(*args)
+        return result
+
+    return wrapper
+
+
+@remember
+def groups_of_stages(classes: int, stage_sizes: tuple[int, ...]) -> tuple[Group, ...]:
+    """:func:`pcdistill.ops.segments.summed_groups`, remembered: a training run asks for the same ones at every step."""
+    return summed_groups(classes, stage_sizes)
+
+
+@remember
 def make_plan(groups: tuple[Group, ...], classes: int) -> Plan:
-    """Segments and layers of these groups, which are sorted by start."""
+    """Segments and layers of these groups, which are sorted by start, as summed_groups returns them."""
     edges = refinement((*groups, Group(0, classes, 0)))
     index = {edge: i for i, edge in enumerate(edges)}
     last = len(edges) - 1
@@ -94,9 +116,9 @@ class Tables:
     spans: Tensor
 
 
-@lru_cache(maxsize=64)
+@remember
 def make_tables(plan: Plan, device: torch.device) -> Tables:
-    """Tensors of the plan on a device; kept, since a training run asks for the same ones at every step."""
+    """Tensors of the plan on a device."""
     widest = max(plan.layers)
     member = torch.zeros(len(plan.layers), widest, plan.segments, dtype=torch.float64)
     rows: list[int] = []
@@ -121,9 +143,4 @@ def make_tables(plan: Plan, device: torch.device) -> Tables:
     dense = member.view(-1, plan.segments)[rows].to(device)
     edges = torch.tensor(plan.edges[1:-1], dtype=torch.int32, device=device)
     spans = torch.tensor([group for group in plan.groups if group[2]], dtype=torch.int32, device=device)
-    return Tables(member.to(device), dense, *index, count, edges, spans)
-
-
-def plan_of(groups: Sequence[Group], classes: int) -> Plan:
-    """The plan of these groups over all classes."""
-    return make_plan(tuple(sorted(groups)), classes)
+    return Tables(member.to(device), dense, index[0], index[1], index[2], index[3], count, edges, spans)
