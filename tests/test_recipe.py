@@ -3,9 +3,11 @@
 import contextlib
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pcdistill.detector_models import build_detector
 from pcdistill.errors import InputError
 from pcdistill.losses import METHODS
 from pcdistill.recipe import RECIPES, load_recipe, make_recipe, method_terms, recipe_names, with_method
@@ -19,6 +21,34 @@ def test_every_shipped_recipe_resolves_and_survives_a_round_trip():
         assert make_recipe(recipe.to_dict()) == recipe
         head = file.read_text().splitlines()[:5]
         assert [line.split(":")[0] for line in head[1:]] == ["# Run", "# Try", "# Cost", "# Expect"], file.name
+
+
+def test_the_detectors_of_every_shipped_recipe_can_be_built():
+    found = 0
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        if recipe.task != "detection":
+            continue
+        for config in (recipe.student, recipe.teacher):
+            with torch.device("meta"):
+                build_detector(config.name, num_classes=80, kwargs=config.kwargs)
+            found += 1
+    assert found > 10
+
+
+def test_in_detection_the_detectors_own_losses_stand_for_cross_entropy():
+    assert [t["method"] for t in method_terms("none", {}, task="detection")] == ["detector"]
+    kd = method_terms("kd", {}, task="detection")
+    assert [(t["method"], t["weight"]) for t in kd] == [("detector", 1.0), ("kd", 0.9)]
+    assert method_terms("pkd", {}, task="detection") == method_terms("pkd", {})
+    assert [t.method for t in with_method(load_recipe("digits-detection"), "dist", 0).losses] == ["detector", "dist"]
+
+
+def test_options_of_detection_change_no_digest_of_a_classifier():
+    one, other = (load_recipe("digits", [f"detection.top_k={k}"]) for k in (5, 6))
+    assert one.digest() == other.digest() == load_recipe("digits").digest()
+    one, other = (load_recipe("digits-detection", [f"detection.top_k={k}"]) for k in (5, 6))
+    assert one.digest() != other.digest()
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))

@@ -120,6 +120,11 @@ def build_teacher_detector(
         )
     named: list[str] | None = list(config.classes) if config.classes is not None else None
     whole = config.pretrained and config.weights is None
+    if whole and not config.name.startswith("torchvision/"):
+        raise InputError(
+            f"the teacher {config.name} has pretrained weights for its backbone alone: give teacher.weights, or "
+            "teacher.epochs to train it first"
+        )
     if named is None and whole:
         named = list(pretrained_classes(config.name))
     if named is None and config.weights is not None:
