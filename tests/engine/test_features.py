@@ -179,6 +179,11 @@ def test_with_simkd_other_terms_see_the_new_logits(weights):
     distiller.eval()
     result = distiller(batch.images, batch.target, None, batch.index)
     torch.testing.assert_close(result["logits"], distiller.student(batch.images).detach())
+    features = distiller._hidden[1](batch.images, batch.index)
+    assert [x.shape[1] for x in features.maps] == [x.shape[1] for x in features.pre_activations] == [4, 8, 8]
+    assert len(features.norms) == 3
+    assert features.projected.shape == (32, 64, 2, 2)
+    torch.testing.assert_close(features.projected.mean((2, 3)), features.pooled)
     result["loss"].backward()
     assert distiller.student.head.projector is distiller.objective.losses[1].projector
     assert all(p.grad is not None for p in distiller.student.head.projector.parameters())
@@ -215,16 +220,41 @@ def test_the_teachers_classifier_follows_the_order_of_the_classes(weights):
     assert _select(bare, None) is bare
 
 
+MINE = """
+from torch import nn
+
+class Middle(nn.Module):
+    kind = "features"
+
+    def __init__(self, student, teacher, *, scale=1.0):
+        super().__init__()
+        self.adapter = nn.Conv2d(student.maps[1].shape[1], teacher.maps[1].shape[1], 1)
+        self.scale = scale
+
+    def forward(self, student, teacher, target=None):
+        return self.scale * (self.adapter(student.maps[1]) - teacher.maps[1]).square().mean()
+"""
+
+
+def test_a_feature_loss_from_outside_the_package_trains_by_its_path(weights, tmp_path):
+    (tmp_path / "mine.py").write_text(MINE)
+    tree = recipe("at", weights, epochs=1).to_dict()
+    tree["losses"] = [{"method": "ce"}, {"method": f"{tmp_path / 'mine.py'}:Middle", "scale": 2.0}]
+    run(make_recipe(tree), tmp_path / "run")
+    state = load_checkpoint(tmp_path / "run" / "last.pt")["objective"]
+    assert set(state) == {"losses.1.adapter.weight", "losses.1.adapter.bias"}
+
+
 def test_named_features_are_the_ones_that_are_compared(weights):
     data = build_data("digits", batch_size=32, limit=128)
     tree = recipe("fitnet", weights).to_dict()
     tree["student"]["features"] = ["stem", "layer1"]
-    tree["teacher"]["features"] = ["layer2", "layer3"]
+    tree["teacher"]["features"] = ["layer1", "layer2"]
     chosen = make_recipe(tree)
     student = build_student(chosen.student, classes=data.classes, data=data)
     distiller = build_distiller(chosen, student, build_teacher(chosen.teacher, data=data), data=data)
     regressor = distiller.objective.losses[1].regressor
-    assert (regressor.conv.in_channels, regressor.conv.out_channels) == (4, 64)
+    assert (regressor.conv.in_channels, regressor.conv.out_channels) == (4, 32)
 
 
 # Without BatchNorm: its statistics are each process's own on a CPU.

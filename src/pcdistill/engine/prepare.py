@@ -13,7 +13,7 @@ from torch import nn
 from pcdistill import models
 from pcdistill.distillers.classification import ClassificationDistiller
 from pcdistill.distillers.folding import fold_batchnorm
-from pcdistill.distillers.objective import Objective, Term, build_loss
+from pcdistill.distillers.objective import Objective, Term, build_loss, import_user_object
 from pcdistill.distillers.teacher import Stats, Teacher, align_classes
 from pcdistill.engine.cache import read_state
 from pcdistill.engine.console import Console
@@ -302,6 +302,8 @@ def _views(term: TermConfig) -> int:
 
 def method_kind(method: str) -> str:
     """What a method compares: "logits", "features" or "detection"."""
+    if ".py:" in method:
+        return str(getattr(import_user_object(method, "losses"), "kind", "logits"))
     return METHODS[method].kind if method in METHODS else "logits"
 
 
