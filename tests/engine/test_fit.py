@@ -200,3 +200,9 @@ def test_evaluate_counts_every_sample_and_restores_the_mode():
 def test_float16_on_a_cpu_is_refused():
     with pytest.raises(InputError, match="float16 needs a GPU"):
         make_accelerator(TrainConfig(device="cpu", precision="float16"))
+
+
+def test_runs_of_different_precision_follow_each_other_in_one_process():
+    kinds = [make_accelerator(TrainConfig(precision=p, device="cpu")).mixed_precision for p in ("float32", "bfloat16")]
+    assert kinds == ["no", "bf16"]
+    assert make_accelerator(TrainConfig(device="cpu")).mixed_precision == "no"

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -80,6 +81,8 @@ def make_accelerator(train: TrainConfig, *, unused_parameters: bool = False) -> 
     mixed = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[chosen]
     if mixed == "fp16" and cpu:
         raise InputError("train.precision float16 needs a GPU (its loss scaling does); use bfloat16 on a CPU")
+    # Accelerate keeps the first run's precision and device for the process's life; a second run may want others.
+    AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(
         mixed_precision=mixed,
         cpu=cpu,

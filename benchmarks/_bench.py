@@ -1,0 +1,72 @@
+"""Shared by every benchmark: time a call, say on what machine, print the table, save it as JSON."""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.benchmark import Timer
+
+
+def time_ms(call: Callable[[], object], min_run_time: float = 1.0) -> tuple[float, float]:
+    """Median and interquartile range of one call in ms: warmed up, repeated, waiting for CUDA inside the timing."""
+    timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
+    found = timer.blocked_autorange(min_run_time=min_run_time)
+    return found.median * 1e3, found.iqr * 1e3
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What the figures depend on besides the code: device, threads, versions, how busy it was."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parent,
+    )
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": commit.stdout.strip() or "unknown",
+        "device": torch.cuda.get_device_name() if device == "cuda" else cpu_name(),
+        "threads": torch.get_num_threads(),
+        "load before": round(os.getloadavg()[0], 1),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def cpu_name() -> str:
+    """The processor as Linux names it, else as Python does."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def report(rows: list[dict[str, Any]], info: dict[str, Any], command: str, out: Path | None) -> None:
+    """Print the rows as a table under the command and the machine, and write the same as JSON."""
+    print("# " + command + "\n# " + ", ".join(f"{key} {value}" for key, value in info.items()))
+    print(table(rows))
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"command": command, "machine": info, "rows": rows}, indent=1, allow_nan=False)
+        out.write_text(text + "\n")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Rows of equal keys as a Markdown table."""
+    header = list(rows[0])
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    lines += ["| " + " | ".join(_shown(value) for value in row.values()) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
