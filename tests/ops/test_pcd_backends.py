@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -88,9 +89,12 @@ def test_chunks_and_threads_change_nothing(monkeypatch, threads, kind):
 
 
 def test_an_error_in_a_thread_is_raised(monkeypatch):
-    def fail(student, *_):
-        if len(student) == 1:  # the last chunk, which another thread gets
+    whole = pcd_cpu.rank_keys
+
+    def fail(student, *arrays):
+        if threading.current_thread() is not threading.main_thread():
             raise MemoryError("no room")
+        whole(student, *arrays)
 
     monkeypatch.setattr(pcd_cpu, "rank_keys", fail)
     monkeypatch.setattr(pcd_cpu, "CHUNK", 20)
@@ -101,7 +105,7 @@ def test_an_error_in_a_thread_is_raised(monkeypatch):
         pcd_loss(student, teacher, backend="eager")
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS[:3], ids=str)  # a detached weight's gradient is not that of the value
 @pytest.mark.parametrize("backend", ["reference", "eager"])
 def test_gradcheck_once_and_twice(backend, options):
     student, teacher = make_pair(2, 9, torch.float64)
@@ -109,9 +113,8 @@ def test_gradcheck_once_and_twice(backend, options):
     def loss(z):
         return pcd_loss(z, teacher, temperature=2.0, stages=4, backend=backend, **options)
 
-    assert torch.autograd.gradcheck(loss, student) or options.get("detach_weight")
-    if not options.get("detach_weight"):  # whose gradient is by intention not that of the value
-        assert torch.autograd.gradgradcheck(loss, student)
+    assert torch.autograd.gradcheck(loss, student)
+    assert torch.autograd.gradgradcheck(loss, student)
 
 
 def test_detached_weight_by_hand():

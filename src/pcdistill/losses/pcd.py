@@ -18,7 +18,8 @@ from pcdistill.losses._common import (
 )
 from pcdistill.losses.lskd import standardize_logits
 from pcdistill.ops.pcd import Backend, check_backend, pcd
-from pcdistill.ops.segments import check_stages, summed_groups
+from pcdistill.ops.pcd_plan import groups_of_stages
+from pcdistill.ops.segments import check_stages
 
 Directions = Literal["both", "f2cl", "c2fl"]
 Normalize = Literal["none", "groups"]
@@ -72,7 +73,7 @@ def _distil(
     per_sample = pcd(
         student.to(dtype),
         teacher.to(dtype),
-        summed_groups(student.shape[1], sizes),
+        groups_of_stages(student.shape[1], tuple(sizes)),
         temperature=temperature,
         ranking=ranking,
         weighting=weighting,

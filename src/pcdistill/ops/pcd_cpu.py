@@ -30,8 +30,11 @@ def loss_and_gradient(
     student: Tensor, teacher: Tensor, plan: Plan, tables: Tables, options: Options
 ) -> tuple[Tensor, Tensor]:
     """Loss [N] and its gradient with respect to the student's logits [N, C], both float32."""
-    student, teacher = student.contiguous(), teacher.contiguous()
+    # Detached: threads do not inherit that autograd is off.
+    student, teacher = student.detach().contiguous(), teacher.detach().contiguous()
     n, classes = student.shape
+    if n == 0:
+        return student.new_empty(0), torch.empty_like(student)
     starts, sizes = np.array(plan.edges[:-1]), np.array(plan.sizes)
     inverse_t = np.float32(1.0 / options.temperature)
     student_rows, teacher_rows = student.numpy(), teacher.numpy()
@@ -80,8 +83,8 @@ def loss_and_gradient(
         columns = raw[:, start:stop]
         total(p, columns[0])
         total(q, columns[1])
-        total(np.multiply(work, p, out=work), columns[2])
         if options.weighting:
+            total(np.multiply(work, p, out=work), columns[2])
             pp, qq, apart = columns[3:]
             total(np.multiply(p, p, out=work), pp)
             total(np.multiply(q, q, out=work), qq)
@@ -89,13 +92,22 @@ def loss_and_gradient(
             np.multiply(spread(np.sqrt(pp / qq)), q, out=work)
             np.subtract(work, p, out=work)
             total(np.multiply(work, work, out=work), apart)
+        else:
+            # No small weight hides the rounding of KL here: its terms that do not cancel.
+            np.multiply(work, -inverse_t, out=work)
+            ratio = columns[0] / columns[1]
+            work += spread(np.log(ratio))
+            total(_kl_terms(p, q * spread(ratio), work), columns[2])
 
     _each_chunk(n, classes, statistics)
     # [K, N] rows are what sums over groups run through fastest.
     wide: Wide = np.ascontiguousarray(raw.transpose(0, 2, 1), dtype=np.float64)
-    wide[2] /= options.temperature
     with np.errstate(all="ignore"):
         if narrow:
+            if options.weighting:
+                wide[2] /= options.temperature
+            else:
+                wide[2] += wide[0] * np.log(wide[0] / wide[1])
             loss, coefficients = _combine_narrow(wide, plan, tables, options)
         else:
             loss, coefficients = _combine(wide, tops, plan, tables, options)
@@ -156,10 +168,14 @@ def _combine_narrow(raw: Wide, plan: Plan, tables: Tables, options: Options) -> 
 
 def _combine(raw: Wide, tops: list[Array], plan: Plan, tables: Tables, options: Options) -> tuple[Wide, Wide]:
     """The same from statistics relative to the maxima of the segments, [N, K] for the teacher and the student."""
-    mass_p, mass_q, gap = raw[:3]
+    mass_p, mass_q = raw[:2]
     top_p, top_q = (top.T.astype(np.float64) / options.temperature for top in tops)
-    columns = [top_p + np.log(mass_p), top_q + np.log(mass_q), gap / mass_p + top_p - top_q]
-    if options.weighting:
+    log_p, log_q = top_p + np.log(mass_p), top_q + np.log(mass_q)
+    columns = [log_p, log_q, raw[2] / mass_p]
+    if not options.weighting:
+        columns[2] += log_p - log_q
+    else:
+        columns[2] = columns[2] / options.temperature + top_p - top_q
         pp, qq, apart = raw[3:]
         columns += [np.sqrt(pp) / mass_p, np.sqrt(qq) / mass_q, apart / (2.0 * pp)]
     loss, joined = combine(Statistics(*map(torch.from_numpy, columns)), plan, tables, options)
@@ -170,6 +186,19 @@ def _combine(raw: Wide, tops: list[Array], plan: Plan, tables: Tables, options: 
         coefficients[2] /= mass_p * mass_q
         coefficients[3] /= mass_q * mass_q
     return loss.numpy(), coefficients
+
+
+def _kl_terms(p: Array, q: Array, d: Array) -> Array:
+    """p (expm1(d) - d) as :func:`pcdistill.ops.segments.kl_terms` has it, for d = log q - log p."""
+    near = np.clip(d, -0.5, 0.5)
+    series = np.full_like(near, 1.0 / 362880)
+    for factorial in (40320, 5040, 720, 120, 24, 6, 2):
+        series *= near
+        series += np.float32(1.0 / factorial)
+    series *= near
+    series *= near
+    terms: Array = np.where(np.abs(d) < 0.5, p * series, q - p - p * d)
+    return terms
 
 
 def rank_keys(student: Array, teacher: Array, scratch: Array, keys: Keys) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from pcdistill.ops import pcd_cpu
 from pcdistill.ops.pcd_combine import Options, Statistics, combine
 from pcdistill.ops.pcd_plan import Plan, Tables
-from pcdistill.ops.segments import rank_classes
+from pcdistill.ops.segments import kl_terms, rank_classes
 
 Kernel = Callable[[Tensor, Tensor, Plan, Tables, Options], tuple[Tensor, Tensor]]
 
@@ -31,12 +31,10 @@ def segment_statistics(
         q, p = s.exp(), t.exp()
         q_mass, p_mass = q.sum(dim=1, keepdim=True), p.sum(dim=1, keepdim=True)
         q, p = q / q_mass, p / p_mass
-        shift = (t_top.double() - s_top.double()) / options.temperature
-        column = [
-            t_top.double() / options.temperature + p_mass.double().log(),
-            s_top.double() / options.temperature + q_mass.double().log(),
-            (p * (t - s)).sum(dim=1, keepdim=True).double() + shift,
-        ]
+        log_p = t_top.double() / options.temperature + p_mass.double().log()
+        log_q = s_top.double() / options.temperature + q_mass.double().log()
+        kl = kl_terms(t - p_mass.log(), s - q_mass.log()).sum(dim=1, keepdim=True)
+        column = [log_p, log_q, kl.double() + log_p - log_q]
         if options.weighting:
             p_norm, q_norm = p.square().sum(dim=1, keepdim=True).sqrt(), q.square().sum(dim=1, keepdim=True).sqrt()
             # Half the squared distance of the unit vectors: 1 - p.q / (|p| |q|) would cancel in float32.
