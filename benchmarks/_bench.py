@@ -59,10 +59,10 @@ def report(rows: list[dict[str, Any]], info: dict[str, Any], command: str, out: 
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Rows of equal keys as a Markdown table."""
-    header = list(rows[0])
+    """Rows as a Markdown table; a row that lacks a column, such as one that was skipped, leaves it empty."""
+    header = list(dict.fromkeys(key for row in rows for key in row))
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    lines += ["| " + " | ".join(_shown(value) for value in row.values()) + " |" for row in rows]
+    lines += ["| " + " | ".join(_shown(row.get(key, "")) for key in header) + " |" for row in rows]
     return "\n".join(lines)
 
 
