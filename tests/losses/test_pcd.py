@@ -86,3 +86,13 @@ def test_huge_half_precision_logits_give_a_finite_loss_and_gradient(dtype):
 def test_bad_options_are_named(options, says):
     with pytest.raises(ValueError, match=says):
         pcd_loss(torch.zeros(2, 10), torch.zeros(2, 10), **options)
+
+
+def test_fewer_than_six_classes_take_fewer_stages_unless_told():
+    assert [PCDLoss(num_classes=c).stages for c in (2, 3, 4, 5, 6, 100)] == [1, 1, 2, 2, 3, 3]
+    assert PCDLoss().stages == 3
+    assert PCDLoss(stages=1, num_classes=100).stages == 1
+    student, teacher = torch.randn(4, 5), torch.randn(4, 5)
+    torch.testing.assert_close(PCDLoss(num_classes=5)(student, teacher), pcd_loss(student, teacher, stages=2))
+    with pytest.raises(ValueError, match="stages must be at most C // 2 = 2 for 5 classes, got 3"):
+        PCDLoss(stages=3, num_classes=5)(student, teacher)

@@ -24,6 +24,7 @@ from pcdistill.ops.segments import check_stages
 Directions = Literal["both", "f2cl", "c2fl"]
 Normalize = Literal["none", "groups"]
 Schedule = Literal["joint", "progressive"]
+DEFAULT_STAGES = 3
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
@@ -91,7 +92,7 @@ def pcd_loss(
     target: Tensor | None = None,
     *,
     temperature: float = 4.0,
-    stages: int = 3,
+    stages: int = DEFAULT_STAGES,
     directions: Directions = "both",
     ranking: bool = True,
     weighting: bool = True,
@@ -168,6 +169,8 @@ class PCDLoss(nn.Module):
         schedule: "joint", the paper's objective, sums every stage at every step. "progressive", our extension,
             spreads them over training: with progress u in [0, 1) and M stages in all (2 S for "both" directions),
             phase floor(M u) distils its stage alone, fine to coarse first, then coarse to fine.
+        stages: S; None is 3, or C // 2 where `num_classes` tells of fewer than six classes.
+        num_classes: C, where it is known: the engine gives it.
         cumulative: in the progressive schedule, keep the stages of earlier phases on as well.
     """
 
@@ -175,7 +178,7 @@ class PCDLoss(nn.Module):
         self,
         *,
         temperature: float = 4.0,
-        stages: int = 3,
+        stages: int | None = None,
         directions: Directions = "both",
         ranking: bool = True,
         weighting: bool = True,
@@ -184,10 +187,13 @@ class PCDLoss(nn.Module):
         normalize: Normalize = "none",
         schedule: Schedule = "joint",
         cumulative: bool = False,
+        num_classes: int | None = None,
         reduction: Reduction = "mean",
         backend: Backend = "auto",
     ) -> None:
         super().__init__()
+        if stages is None:
+            stages = DEFAULT_STAGES if num_classes is None else max(min(DEFAULT_STAGES, num_classes // 2), 1)
         _check_options(temperature, stages, directions, normalize, reduction, backend)
         _check_choice("schedule", schedule, ("joint", "progressive"))
         if cumulative and schedule == "joint":
