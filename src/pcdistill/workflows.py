@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from pcdistill import models, report
+from pcdistill.distillers.heads import with_head
 from pcdistill.engine.caching import fit_cache
 from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.console import Console, duration
 from pcdistill.engine.fit import make_accelerator
-from pcdistill.engine.prepare_features import with_head
 from pcdistill.engine.run import RunResult, finished, run, teacher_recipe
 from pcdistill.engine.tasks import data_of, task_of
 from pcdistill.errors import InputError, TrainingStopped, nearest

@@ -13,14 +13,16 @@ from torch import nn
 
 from pcdistill import cli, models
 from pcdistill.data.classification import build_data
+from pcdistill.distillers.heads import with_head
 from pcdistill.distillers.taps import Headed
 from pcdistill.engine.checkpoint import load_checkpoint
+from pcdistill.engine.console import Console
 from pcdistill.engine.prepare import build_distiller, build_student, build_teacher
 from pcdistill.engine.run import run
 from pcdistill.errors import InputError
 from pcdistill.losses import METHODS
 from pcdistill.recipe import TeacherConfig, make_recipe
-from pcdistill.workflows import evaluate_model
+from pcdistill.workflows import evaluate_model, run_with_report
 
 FEATURE_METHODS = ["fitnet", "at", "rkd", "sp", "pkt", "nst", "vid", "crd", "ofd", "reviewkd", "simkd", "srrl"]
 TRAINED_PARTS = {"fitnet", "vid", "crd", "ofd", "reviewkd", "simkd", "srrl"}
@@ -144,7 +146,7 @@ def test_a_loader_that_tells_no_positions_is_refused_by_crd():
 
 def test_simkd_ships_the_student_with_the_teachers_classifier(weights, tmp_path):
     chosen = recipe("simkd", weights, ema=0.5)
-    result = run(chosen, tmp_path / "run")
+    result = run_with_report(chosen, tmp_path / "run", console=Console(quiet=True))
     student = result.student
     assert isinstance(student, Headed)
     teacher = models.build_model("cifar/resnet8", num_classes=10, in_channels=1)
@@ -164,6 +166,17 @@ def test_simkd_ships_the_student_with_the_teachers_classifier(weights, tmp_path)
     )
     images = next(iter(data.val.epoch(0)))[0]
     torch.testing.assert_close(again(images), student.eval()(images))
+    card = (tmp_path / "run" / "README.md").read_text()
+    line = next(line for line in card.splitlines() if "models.build_model(" in line)
+    scope = {"models": models}
+    exec(line.replace("student.safetensors", str(file)), scope)
+    torch.testing.assert_close(scope["model"](images), student(images))
+    assert models.class_names(scope["model"], "cifar/resnet8") == list(data.classes)
+    for wrong in ({"stage": "layer3"}, {"stage": "layer9", **student.head.config()}, student.head.config()):
+        other = tmp_path / "other.safetensors"
+        models.save_weights(student, other, {"head": {"method": "simkd", **wrong}})
+        with pytest.raises(InputError, match=r"other\.safetensors describes a head that does not fit"):
+            with_head(teacher, other)
     nst = recipe("nst", str(file), teacher={"kwargs": chosen.student.kwargs}, epochs=1)
     assert run(nst, tmp_path / "next").summary["status"] == "done"
 

@@ -7,13 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pcdistill import models
 from pcdistill.distillers.objective import Objective, build_loss
 from pcdistill.distillers.taps import Headed, Taps
 from pcdistill.distillers.teacher import Teacher
 from pcdistill.losses import METHODS
 from pcdistill.losses._features import Features
-from pcdistill.losses.simkd import SimKDHead, SimKDLoss
+from pcdistill.losses.simkd import SimKDLoss
 from pcdistill.recipe import Recipe, TermConfig
 
 PROJECTED = "head.projector"
@@ -129,23 +128,3 @@ def _select(classifier: nn.Module | None, class_map: Tensor | None) -> nn.Module
     if classifier.bias is not None:
         own.bias = nn.Parameter(classifier.bias.detach()[class_map], requires_grad=False)
     return own
-
-
-def head_metadata(student: nn.Module) -> dict[str, Any]:
-    """What stands beside the weights of a student with a new head, so that it can be built again; {} for others."""
-    if not isinstance(student, Headed):
-        return {}
-    head = student.head
-    assert isinstance(head, SimKDHead)
-    return {"head": {"method": "simkd", "stage": student.name, **head.config()}}
-
-
-def with_head(model: nn.Module, weights: str | None) -> nn.Module:
-    """The model as its weights file says: with the head that it was trained with, where that is not the model's own."""
-    if weights is None:
-        return model
-    found = models.read_metadata(weights).get("head")
-    if not isinstance(found, dict) or found.get("method") != "simkd":
-        return model
-    config = {key: value for key, value in found.items() if key not in ("method", "stage")}
-    return Headed(model, found["stage"], SimKDHead(**config))

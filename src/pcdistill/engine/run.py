@@ -17,12 +17,12 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from pcdistill import models
+from pcdistill.distillers.heads import head_metadata
 from pcdistill.engine.caching import replayed
 from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.console import Console, duration
 from pcdistill.engine.fit import Fit, Interrupted, Trainer, make_accelerator
 from pcdistill.engine.prepare import weights_exist
-from pcdistill.engine.prepare_features import head_metadata
 from pcdistill.engine.tasks import Task, data_of, numbers, task_of
 from pcdistill.engine.tracking import make_trackers
 from pcdistill.errors import InputError, TrainingStopped

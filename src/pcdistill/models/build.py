@@ -54,6 +54,11 @@ def build_model(
     built = BUILDERS[zoo](request)
     origin = Origin(full_name, request, built.own_head, built.image_size)
     built.model._pcdistill_origin = origin  # type: ignore[assignment]  # a plain attribute: in no state dict
-    if weights is not None:
-        load_weights(built.model, weights, allow_mismatch=allow_mismatch)
-    return built.model
+    if weights is None:
+        return built.model
+    from pcdistill.distillers.heads import with_head  # only here: it looks into models
+
+    model = with_head(built.model, weights)
+    model._pcdistill_origin = origin  # type: ignore[assignment]
+    load_weights(model, weights, allow_mismatch=allow_mismatch)
+    return model
