@@ -207,9 +207,9 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class List:
-    """Names that can be used: methods, models, data sets, recipes."""
+    """Names that can be used: methods, models, detectors, data sets, recipes."""
 
-    what: Positional[Literal["methods", "models", "data", "recipes"]] = "methods"
+    what: Positional[Literal["methods", "models", "detectors", "data", "recipes"]] = "methods"
     """What to list."""
     search: str = ""
     """Only names that contain this."""
@@ -424,6 +424,10 @@ def _list(args: List, command: str) -> None:
         from pcdistill.data import DATASETS
 
         rows = list(DATASETS.items())
+    elif args.what == "detectors":
+        from pcdistill.detector_models import list_detectors
+
+        rows = [(name, "") for name in list_detectors()]
     else:
         from pcdistill.models import list_models
 
