@@ -244,6 +244,11 @@ def test_a_weak_teacher_stops_the_run(squares, tmp_path, capsys):
     assert "--allow weak-teacher" in text
 
 
+def test_boxes_are_no_data_for_a_classifier(tmp_path, capsys):
+    text = error_of(capsys, "train", "digits", "--data", "digits-detection", "--out", tmp_path / "run", "--quiet")
+    assert "digits-detection holds boxes; set task: detection" in text
+
+
 def test_a_detection_loss_on_a_classifier_is_refused(tmp_path, capsys):
     text = error_of(
         *(capsys, "distill", "--data", "digits", "--teacher", "cifar/resnet8", "--student", "cifar/resnet8"),

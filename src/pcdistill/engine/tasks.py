@@ -79,6 +79,8 @@ class Classification:
 
     def data(self, recipe: Recipe, accelerator: Accelerator) -> Data:
         config = recipe.data
+        if config.name == "digits-detection" or config.name.startswith(("coco:", "voc:")):
+            raise InputError(f"data: {config.name} holds boxes; set task: detection, or name the recipe detection")
         return build_data(
             config.name,
             batch_size=config.batch_size // recipe.train.accumulate,
