@@ -207,6 +207,7 @@ def test_auto_takes_one_pass_until_groups_outweigh_classes():
     assert choose_backend("auto", logits, few) == "eager"
     assert choose_backend("auto", logits, many) == "reference"
     assert choose_backend("eager", logits, many) == "eager"
+    assert choose_backend("auto", torch.zeros(2, 100, device="meta"), few) == "reference"
 
 
 def test_every_layer_of_a_plan_covers_every_segment_once():

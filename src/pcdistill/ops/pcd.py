@@ -53,8 +53,8 @@ def pcd(
         ranking: rank the classes of every sample by |z_t - z_s| first.
         weighting: multiply by lambda = 1 - cos(p, q).
         detach_weight: treat lambda as a constant.
-        backend: "auto" takes Triton on a CUDA device, else one pass in eager mode, and the reference where there are
-            so many stages that one pass costs more. Any other name forces that backend.
+        backend: "auto" takes Triton on a CUDA device, else one pass in eager mode, and the reference on devices other
+            than CPU and CUDA and where there are so many stages that one pass costs more. Any other name forces it.
 
     Raises:
         ValueError: an unknown backend, or one that cannot run here.
@@ -81,7 +81,9 @@ def choose_backend(backend: Backend, student: Tensor, plan: Plan) -> Backend:
                 f"code for every one, at most {MAX_COMPILED_SEGMENTS}"
             )
     elif backend == "auto":
-        if plan.members > MAX_MEMBERS_PER_CLASS * student.shape[1] or student.numel() == 0:
+        # One pass combines its statistics in float64, which not every device has (Apple's does not).
+        known = student.device.type in ("cpu", "cuda")
+        if not known or plan.members > MAX_MEMBERS_PER_CLASS * student.shape[1] or student.numel() == 0:
             return "reference"
         return "triton" if pcd_triton.preferred(student, plan) else "eager"
     return backend
