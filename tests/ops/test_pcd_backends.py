@@ -174,6 +174,18 @@ def test_a_row_that_is_not_finite_spoils_no_other(backend, bad):
     assert gradient[rest].isfinite().all()
 
 
+@pytest.mark.parametrize("weighting", [True, False])
+@pytest.mark.parametrize("backend", ["reference", "eager"])
+@pytest.mark.parametrize("spread", [1.0, 300.0])  # 300: logits too far apart for one maximum per batch
+def test_never_negative_however_close(backend, weighting, spread):
+    _, teacher = make_pair(50, 30, torch.float32)
+    for shift in (0.0, 0.7, 1e-5):
+        student = (spread * teacher + shift).requires_grad_()
+        loss = pcd_loss(student, spread * teacher, weighting=weighting, backend=backend, reduction="none")
+        assert loss.ge(0).all()
+        assert loss.le(1e-4).all()
+
+
 @pytest.mark.parametrize("backend", ["reference", "eager"])
 def test_backward_twice_through_one_graph(backend):
     student, teacher = make_pair(3, 12, torch.float32)
