@@ -80,7 +80,7 @@ def settings(squares, teacher=None, student="fasterrcnn/tiny4", epochs=2):
 PCD = "losses=[{method: detector}, {method: pcd, stages: 2, temperature: 1}]"
 
 
-def test_a_detector_learns_and_its_folder_is_complete(squares, teacher):
+def test_a_detector_learns_and_its_folder_is_complete(squares, teacher, monkeypatch):
     result = json.loads((teacher / "result.json").read_text())
     assert result["metric"] == "map"
     assert result["best"]["test"]["map"] > 10
@@ -89,6 +89,14 @@ def test_a_detector_learns_and_its_folder_is_complete(squares, teacher):
     samples = np.load(teacher / "samples.npz")
     assert samples["image_0"].shape == (64, 64, 3)
     assert "teacher_0_boxes" not in samples
+    card = (teacher / "README.md").read_text()
+    code = card.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(teacher)
+    known = {"images": [torch.rand(3, 64, 64)]}
+    exec(code, known)  # what the card tells its reader to do
+    weights = load_file("student.safetensors")
+    assert all(torch.equal(value, weights[key]) for key, value in known["model"].state_dict().items())
+    assert set(known["found"][0]) == {"boxes", "labels", "scores"}
     page = (teacher / "report.html").read_text()
     assert "AP (%)" in page
     assert "1 detections" in page

@@ -399,6 +399,20 @@ def test_images_without_boxes_are_no_problem(family, method):
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in student.parameters())
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_mixed_precision_gives_a_finite_loss_in_float32(family):
+    student = detector(family).train()
+    teacher = teacher_of(family, student)
+    terms = objective("detector", "kd", "dfmsd", student=student, teacher=teacher)
+    distiller = DetectionDistiller(student, terms, teacher).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = distiller(*batch())["loss"]
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert torch.isfinite(loss)
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in student.parameters())
+
+
 def test_without_a_teacher_the_student_learns_from_its_own_losses():
     student = detector().train()
     result = DetectionDistiller(student, objective("detector"))(*batch())

@@ -66,6 +66,20 @@ def test_scale_and_offset_of_a_channel_do_not_count():
     torch.testing.assert_close(pkd_loss(x, -x), torch.tensor(2.0 * 47 / 48, dtype=torch.float64), rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_the_function_itself_computes_in_float32(dtype):
+    x, y = (checks.make_pyramid(seed=s).levels[0].to(dtype) for s in (0, 1))
+    torch.testing.assert_close(pkd_loss(x, y), pkd_loss(x.float(), y.float()))
+
+
+def test_autocast_does_not_reach_the_adapters():
+    student, teacher = checks.make_pyramid(2, dtype=torch.float32), checks.make_pyramid(3, dtype=torch.float32, seed=1)
+    loss = PKDLoss(student, teacher)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = loss(student, teacher)
+    assert torch.equal(inside, loss(student, teacher))
+
+
 def test_equal_widths_need_no_parameters():
     student = checks.make_pyramid()
     assert not list(PKDLoss(student, student).parameters())
@@ -74,6 +88,8 @@ def test_equal_widths_need_no_parameters():
 def test_shapes_that_differ_are_refused():
     with pytest.raises(ValueError, match=r"one shape, got \[1, 2, 3, 3\] and \[1, 2, 3, 4\]"):
         pkd_loss(torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 3, 4))
+    with pytest.raises(ValueError, match=r"got \[2, 3, 3\] and \[2, 3, 3\]"):
+        pkd_loss(torch.zeros(2, 3, 3), torch.zeros(2, 3, 3))
 
 
 def test_a_constant_channel_has_a_finite_gradient():

@@ -212,7 +212,7 @@ class Detection:
         return {"test": data.test, "val": data.val}
 
     def metadata(self, data: Any) -> dict[str, Any]:
-        return {"task": "detection"}
+        return {"task": "detection", "image_size": data.image_size}
 
     def finish(self, out: Path, distiller: Any, student: nn.Module, data: Any) -> None:
         """samples.npz, from which the report draws its pictures."""

@@ -138,8 +138,10 @@ def _metrics(run: Run) -> list[str]:
 
 
 def _usage(run: Run, student: str) -> list[str]:
-    """Three lines that build the student, load its weights and call it."""
+    """Three lines that build the student, load its weights and call it; five for a detector."""
     metadata = _weights_metadata(run.path / WEIGHTS)
+    if run.result.get("task", run.recipe.get("task")) == "detection":
+        return _detector_usage(run, student, metadata)
     mean, std = metadata.get("mean"), metadata.get("std")
     image_size = metadata.get("image_size") or _dict(run.recipe.get("data")).get("image_size")
     kwargs = _dict(run.recipe.get("student")).get("kwargs")
@@ -157,6 +159,20 @@ def _usage(run: Run, student: str) -> list[str]:
         "from pcdistill import models",
         f"model = models.build_model({', '.join(arguments)}).eval()",
         f"logits = model(images)  # images in [0, 1], {normalised}",
+    ]
+
+
+def _detector_usage(run: Run, student: str, metadata: dict[str, Any]) -> list[str]:
+    size, classes = metadata.get("image_size"), metadata.get("classes")
+    kwargs = {"min_size": size, "max_size": size} if size else {}
+    kwargs.update(_dict(_dict(run.recipe.get("student")).get("kwargs")))
+    count_of = len(classes) if isinstance(classes, list) else None
+    return [
+        "from pcdistill import models",
+        "from pcdistill.detector_models import build_detector",
+        f"model = build_detector({json.dumps(student)}, num_classes={count_of}, kwargs={kwargs!r}).eval()",
+        f'models.load_weights(model, "{WEIGHTS}")',
+        'found = model(images)  # a list of [3, H, W] in [0, 1]; per image "boxes", "labels" from 1, "scores"',
     ]
 
 
