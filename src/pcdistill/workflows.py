@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from pcdistill import models, report
-from pcdistill.distillers.heads import with_head
 from pcdistill.engine.caching import fit_cache
 from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.console import Console, duration
@@ -18,6 +17,7 @@ from pcdistill.engine.run import RunResult, finished, run, teacher_recipe
 from pcdistill.engine.tasks import data_of, task_of
 from pcdistill.errors import InputError, TrainingStopped, nearest
 from pcdistill.losses import METHODS
+from pcdistill.models.heads import with_head
 from pcdistill.recipe import Recipe, make_recipe, with_method
 
 GROUPS = {"all-logit": "logits", "all-feature": "features", "all-detection": "detection"}

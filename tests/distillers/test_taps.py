@@ -8,8 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from pcdistill.cifar_models import MODELS
-from pcdistill.distillers.taps import Headed, Taps, unwrap
+from pcdistill.distillers.taps import Taps
 from pcdistill.errors import InputError, PcdistillError
+from pcdistill.feature_maps import Headed, unwrap
 
 timm = pytest.importorskip("timm")
 torchvision = pytest.importorskip("torchvision")

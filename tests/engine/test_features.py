@@ -13,14 +13,14 @@ from torch import nn
 
 from pcdistill import cli, models
 from pcdistill.data.classification import build_data
-from pcdistill.distillers.heads import with_head
-from pcdistill.distillers.taps import Headed
 from pcdistill.engine.checkpoint import load_checkpoint
 from pcdistill.engine.console import Console
 from pcdistill.engine.prepare import build_distiller, build_student, build_teacher
 from pcdistill.engine.run import run
 from pcdistill.errors import InputError
+from pcdistill.feature_maps import Headed
 from pcdistill.losses import METHODS
+from pcdistill.models.heads import with_head
 from pcdistill.recipe import TeacherConfig, make_recipe
 from pcdistill.workflows import evaluate_model, run_with_report
 

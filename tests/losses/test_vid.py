@@ -1,4 +1,4 @@
-"""VID against loops over the equation and its regressor, a peer, gradcheck, properties, and the mistakes people make."""
+"""VID against loops over the equation and its regressor, a peer, gradcheck, properties, the mistakes people make."""
 
 import math
 

@@ -1,6 +1,5 @@
 """Taps: named features of any image classifier by forward hooks, without a change to the model."""
 
-import math
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -12,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from pcdistill.distillers.teacher import logits_of
-from pcdistill.errors import InputError, PcdistillError, nearest
+from pcdistill.errors import InputError, PcdistillError
+from pcdistill.feature_maps import Layout, check_names, ends_in_channels, prefix_tokens, tensor_of, unwrap
 from pcdistill.losses._features import Features
 
 MOST_STAGES = 4
@@ -101,7 +101,7 @@ class Taps:
         def keep_output(key: str) -> Any:
             def hook(module: nn.Module, args: Any, output: Any) -> None:
                 if self._running:
-                    self._seen[key] = _tensor_of(output)
+                    self._seen[key] = tensor_of(output)
 
             return hook
 
@@ -145,90 +145,6 @@ class Taps:
         return Features(maps, before, pooled, logits, classifier, index, norms)
 
 
-class Headed(nn.Module):
-    """A model whose logits come from another head, which reads one of its feature maps: what SimKD trains.
-
-    Args:
-        model: images -> anything; what it returns is not used.
-        name: the module whose output the head reads (`taps.names[-1]`).
-        head: maps [N, D, H, W] -> logits [N, K] (`loss.student_head()`).
-    """
-
-    def __init__(self, model: nn.Module, name: str, head: nn.Module) -> None:
-        super().__init__()
-        inner = unwrap(model)
-        check_names(inner, [name])
-        self.model = model
-        self.head = head
-        self.name = name
-        self._layout = _Layout(_prefix_tokens(inner), getattr(inner, "output_fmt", None) == "NHWC")
-
-    def forward(self, images: Tensor) -> Tensor:
-        seen: list[Tensor] = []
-
-        def keep(module: nn.Module, args: Any, output: Any) -> None:
-            seen.append(_tensor_of(output))
-
-        handle = dict(unwrap(self.model).named_modules())[self.name].register_forward_hook(keep)
-        try:
-            self.model(images)
-        finally:
-            handle.remove()
-        out: Tensor = self.head(self._layout.as_map(seen[-1], self.name, images))
-        return out
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel, DataParallel and torch.compile."""
-    while True:
-        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-            model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod  # type: ignore[assignment]
-        else:
-            return model
-
-
-def check_names(model: nn.Module, names: Sequence[str]) -> None:
-    """Raise unless all names are modules of the model, none twice."""
-    modules = [name for name, _ in model.named_modules() if name]
-    if isinstance(names, str) or not names:
-        raise InputError(f"features must be a list of one module name or more, got {names!r}")
-    for name in names:
-        if name not in modules:
-            children = ", ".join(child for child, _ in model.named_children())
-            hint = nearest(name, modules) or f"; its parts are {children}"
-            raise InputError(f'features: the model {type(model).__name__} has no module "{name}"{hint}')
-    if len(set(names)) < len(names):
-        raise InputError(f"features: a module is named twice in {', '.join(names)}")
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """How outputs become maps: tokens that are no places (None: find out), and whether 4-D outputs end in channels."""
-
-    prefix_tokens: int | None
-    channels_last: bool
-
-    def as_map(self, x: Tensor, name: str, images: Tensor) -> Tensor:
-        """[N, D, H, W] from [N, D, H, W], [N, H, W, D] or tokens [N, L, D] of a square grid."""
-        if x.ndim == 4:
-            return x.permute(0, 3, 1, 2) if self.channels_last or _ends_in_channels(x, images) else x
-        if x.ndim == 3:
-            prefixes = (0, 1) if self.prefix_tokens is None else (self.prefix_tokens,)
-            for prefix in prefixes:
-                side = math.isqrt(max(x.shape[1] - prefix, 0))
-                if side > 0 and side * side == x.shape[1] - prefix:
-                    return x[:, prefix:].transpose(1, 2).unflatten(2, (side, side))
-            raise InputError(
-                f'features: "{name}" gives {list(x.shape)}, and {x.shape[1]} tokens, with or without a class token, '
-                "are no square grid; name modules whose output is [N, D, H, W]"
-            )
-        raise InputError(
-            f'features: "{name}" gives {list(x.shape)}; name modules whose output is [N, D, H, W] or tokens [N, L, D]'
-        )
-
-
 @dataclass(frozen=True)
 class _Stage:
     name: str
@@ -240,7 +156,7 @@ class _Stage:
 class _Plan:
     stages: tuple[_Stage, ...]
     classifier: str | None
-    layout: _Layout
+    layout: Layout
 
 
 @dataclass(frozen=True)
@@ -260,7 +176,7 @@ def _observe(model: nn.Module, images: Tensor, wanted: tuple[str, ...] | None) -
     for name, module in model.named_modules():
 
         def record(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
-            x = _tensor_of(output)
+            x = tensor_of(output)
             if isinstance(x, Tensor):
                 calls.append(_Call(name, module, args[0] if args else None, x))
 
@@ -275,14 +191,14 @@ def _observe(model: nn.Module, images: Tensor, wanted: tuple[str, ...] | None) -
             module.training = training
         for handle in handles:
             handle.remove()
-    layout = _Layout(_prefix_tokens(model), getattr(model, "output_fmt", None) == "NHWC")
+    layout = Layout(prefix_tokens(model), getattr(model, "output_fmt", None) == "NHWC")
     names = wanted or _choose(model, calls, images)
     return _Plan(
         tuple(_stage(name, calls, images, layout) for name in names), _find_classifier(model, calls, logits), layout
     )
 
 
-def _stage(name: str, calls: Sequence[_Call], images: Tensor, layout: _Layout) -> _Stage:
+def _stage(name: str, calls: Sequence[_Call], images: Tensor, layout: Layout) -> _Stage:
     """The activation that makes a stage's output, and the batch normalisation before it."""
     own = [call for call in calls if call.name == name]
     if not own:
@@ -343,7 +259,7 @@ def _last_at_each_resolution(model: nn.Module, calls: Sequence[_Call], images: T
             name = f"{trunk_name}.{child}" if trunk_name else child
             x = calls[position[name]].output if name in position else None
             if x is not None and x.ndim == 4:
-                height, width = x.shape[1:3] if _ends_in_channels(x, images) else x.shape[2:]
+                height, width = x.shape[1:3] if ends_in_channels(x, images) else x.shape[2:]
                 if height * width > 1:
                     last[height, width] = max((position[name], name), last.get((height, width), (-1, "")))
         best = max(best, [name for _, name in sorted(last.values())], key=len)
@@ -385,21 +301,3 @@ def _find_classifier(model: nn.Module, calls: Sequence[_Call], logits: Tensor) -
         head = head[0] if isinstance(head, tuple | list) else head
         linear = [call.name for call in calls if call.module is head and call.name in linear] or linear
     return linear[-1] if linear else None
-
-
-def _prefix_tokens(model: nn.Module) -> int | None:
-    """How many tokens of a timm transformer are no places."""
-    count = getattr(model, "num_prefix_tokens", None)
-    return count if isinstance(count, int) else None
-
-
-def _ends_in_channels(x: Tensor, images: Tensor) -> bool:
-    """Whether x is [N, H, W, D] of square images: H = W != D. Of others it cannot be seen, and is not assumed."""
-    return images.shape[-2] == images.shape[-1] and x.shape[1] == x.shape[2] != x.shape[3]
-
-
-def _tensor_of(output: Any) -> Any:
-    """The tensor in what a module returned: itself, or the first of a tuple."""
-    if isinstance(output, tuple | list) and output:
-        return output[0]
-    return output

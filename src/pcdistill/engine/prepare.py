@@ -13,7 +13,6 @@ from torch import nn
 from pcdistill import models
 from pcdistill.distillers.classification import ClassificationDistiller
 from pcdistill.distillers.folding import fold_batchnorm
-from pcdistill.distillers.heads import with_head
 from pcdistill.distillers.objective import Objective, Term, build_loss, import_user_object
 from pcdistill.distillers.teacher import Stats, Teacher, align_classes
 from pcdistill.engine.cache import read_state
@@ -23,6 +22,7 @@ from pcdistill.engine.fit import uses_channels_last
 from pcdistill.engine.prepare_features import tap
 from pcdistill.errors import InputError
 from pcdistill.losses import METHODS
+from pcdistill.models.heads import with_head
 from pcdistill.recipe import ModelConfig, Recipe, TeacherConfig, TermConfig
 
 GATE_SAMPLES = 2048

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from pcdistill.distillers.objective import Objective, build_loss
-from pcdistill.distillers.taps import Headed, Taps
+from pcdistill.distillers.taps import Taps
 from pcdistill.distillers.teacher import Teacher
+from pcdistill.feature_maps import Headed
 from pcdistill.losses import METHODS
 from pcdistill.losses._features import Features
 from pcdistill.losses.simkd import SimKDLoss

@@ -17,7 +17,6 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from pcdistill import models
-from pcdistill.distillers.heads import head_metadata
 from pcdistill.engine.caching import replayed
 from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.console import Console, duration
@@ -26,6 +25,7 @@ from pcdistill.engine.prepare import weights_exist
 from pcdistill.engine.tasks import Task, data_of, numbers, task_of
 from pcdistill.engine.tracking import make_trackers
 from pcdistill.errors import InputError, TrainingStopped
+from pcdistill.models.heads import head_metadata
 from pcdistill.recipe import Recipe, TeacherConfig, make_recipe
 
 PACKAGES = ("pcdistill", "torch", "torchvision", "timm", "accelerate", "numpy")

@@ -56,7 +56,7 @@ def build_model(
     built.model._pcdistill_origin = origin  # type: ignore[assignment]  # a plain attribute: in no state dict
     if weights is None:
         return built.model
-    from pcdistill.distillers.heads import with_head  # only here: it looks into models
+    from pcdistill.models.heads import with_head  # only here: it imports torch
 
     model = with_head(built.model, weights)
     model._pcdistill_origin = origin  # type: ignore[assignment]

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import nn
 
-from pcdistill.distillers.taps import Headed
 from pcdistill.errors import InputError
+from pcdistill.feature_maps import Headed
 from pcdistill.losses.simkd import SimKDHead
 from pcdistill.models.weights import read_metadata
 
