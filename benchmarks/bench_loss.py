@@ -251,6 +251,8 @@ def main() -> None:
             print(table(found), flush=True)
             rows += found
     info["load after"] = round(os.getloadavg()[0], 1)
+    if max(info["load before"], info["load after"]) > torch.get_num_threads() + 0.5:
+        info["note"] = "other work ran on this machine: times are too long and ratios uncertain; run it again when idle"
     report(rows, info, command, args.json)
 
 
