@@ -187,6 +187,7 @@ WRONG = [
         'no option "fpn_chanels"; did you mean "fpn_channels"',
     ),
     (["--set", "losses=[{method: detector}, {method: at}]"], "at compares features of classifiers"),
+    (["--set", "losses=[{method: detector}, {method: ce}]"], "the detector's own losses hold its cross-entropy"),
     (["--set", "losses=[{method: kd}]"], 'a detector needs the term "detector"'),
     (["--set", "losses=[{method: detector}, {method: pcd, stages: 3}]"], "stages"),
     (

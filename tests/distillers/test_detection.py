@@ -420,6 +420,8 @@ def test_without_a_teacher_the_student_learns_from_its_own_losses():
     torch.testing.assert_close(result["loss"].detach(), sum(parts))
     with pytest.raises(InputError, match="the terms detector, kd need a teacher"):
         DetectionDistiller(student, objective("detector", "kd"))
+    with pytest.raises(InputError, match="the terms detector, ce need a teacher"):
+        DetectionDistiller(student, objective("detector", "ce"))  # there are no regions to look at
     with pytest.raises(ValueError, match="got none: is the student in eval mode"):
         objective("detector").terms[0].loss({})
 

@@ -87,7 +87,7 @@ class DetectionDistiller(nn.Module):
         threshold: float = 0.0,
     ) -> None:
         super().__init__()
-        if teacher is None and objective.needs_teacher:
+        if teacher is None and (objective.needs_pairing or objective.needs_pyramid):
             raise InputError(f"the terms {', '.join(objective.names)} need a teacher; name one, or use method none")
         self.student = student
         self.objective = objective

@@ -62,6 +62,8 @@ def check_detection_losses(recipe: Recipe, num_classes: int) -> None:
     """
     for i, term in enumerate(recipe.losses):
         kind = method_kind(term.method)
+        if term.method == "ce":
+            raise InputError(f"losses.{i}: ce: the detector's own losses hold its cross-entropy; leave this term out")
         if kind == "features":
             known = ", ".join(name for name, m in METHODS.items() if m.kind == "detection" and name != "detector")
             raise InputError(f"losses.{i}: {term.method} compares features of classifiers; for detectors: {known}")
