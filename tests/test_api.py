@@ -102,7 +102,14 @@ def test_options_that_do_not_exist_are_named(teacher, loaders):
 
 def test_stages_that_are_too_many_are_refused_before_training(teacher, loaders):
     with pytest.raises(InputError, match=r"stages must be at most C // 2 = 2 for 4 classes, got 3"):
-        pcdistill.distill(teacher=teacher, student=net(4), train=loaders[0], val=loaders[1], verbose=False)
+        pcdistill.distill(
+            teacher=teacher,
+            student=net(4),
+            train=loaders[0],
+            val=loaders[1],
+            losses=[{"method": "pcd", "stages": 3}],
+            verbose=False,
+        )
 
 
 def test_two_views_feed_teacher_and_student_alike(teacher, loaders):

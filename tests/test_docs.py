@@ -16,8 +16,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 def sections() -> dict[str, str]:
     """Method name -> its section of methods.md; a heading may name several methods."""
     found: dict[str, str] = {}
-    text = "".join(path.read_text(encoding="utf-8") for path in sorted(DOCS.glob("methods*.md")))
-    for section in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
+    for section in re.split(r"^## ", (DOCS / "methods.md").read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
         names, _, _ = section.partition(":")
         for name in names.split(" and "):
             found[name.strip()] = section
