@@ -121,7 +121,7 @@ def run(
         data.train,
         validate,
         optim=recipe.optim,
-        train=recipe.train,
+        train=task.train(recipe, accelerator),
         accelerator=accelerator,
         out=out,
         digest=digest,

@@ -1,6 +1,7 @@
 """What differs between the tasks: data, models, distiller and metric. Everything else of a run is shared."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +17,7 @@ from pcdistill.engine.console import Console
 from pcdistill.engine.evaluate import evaluate
 from pcdistill.engine.fit import uses_channels_last
 from pcdistill.errors import InputError
-from pcdistill.recipe import Recipe, TeacherConfig
+from pcdistill.recipe import Recipe, TeacherConfig, TrainConfig
 
 Unpack = Callable[[Any, torch.device], tuple[tuple[Any, ...], int]]
 
@@ -37,6 +38,8 @@ class Task(Protocol):
     def data(self, recipe: Recipe, accelerator: Accelerator) -> Any: ...
 
     def check(self, recipe: Recipe, data: Any) -> None: ...
+
+    def train(self, recipe: Recipe, accelerator: Accelerator) -> TrainConfig: ...
 
     def chance(self, data: Any) -> float: ...
 
@@ -104,6 +107,9 @@ class Classification:
     def check(self, recipe: Recipe, data: Any) -> None:
         prepare.check_losses(recipe, len(data.classes))
 
+    def train(self, recipe: Recipe, accelerator: Accelerator) -> TrainConfig:
+        return recipe.train
+
     def chance(self, data: Any) -> float:
         return 100 / len(data.classes)
 
@@ -166,6 +172,15 @@ class Detection:
 
     def check(self, recipe: Recipe, data: Any) -> None:
         _detection().check_detection_losses(recipe, len(data.classes))
+
+    def train(self, recipe: Recipe, accelerator: Accelerator) -> TrainConfig:
+        """channels_last only where it is asked for, and never on a CPU: there, with torch 2.15 and torchvision 0.29,
+        the backward pass of a Faster R-CNN in this format writes beyond its memory for some image sizes.
+        """
+        wanted = bool(recipe.train.channels_last)
+        if wanted and accelerator.device.type == "cpu":
+            raise InputError("train.channels_last: detectors crash in this memory format on a CPU; leave it out")
+        return replace(recipe.train, channels_last=wanted)
 
     def chance(self, data: Any) -> float:
         return 0.0  # there is no guessing of boxes
