@@ -135,3 +135,7 @@ def test_bad_options_are_refused():
         FGDLoss(student, student, relation_weight=-1)
     with pytest.raises(ValueError, match="temperature must be a finite number > 0"):
         FGDLoss(student, student, temperature=0)
+
+
+def test_the_context_block_has_a_bottleneck_of_half_its_width():
+    assert [GlobalContext(width).transform[0].out_channels for width in (1, 5, 8)] == [1, 2, 4]

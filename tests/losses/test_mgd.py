@@ -95,3 +95,8 @@ def test_bad_options_are_refused():
         MGDLoss(student, student, mask_ratio=1.5)
     with pytest.raises(ValueError, match="reduction must be 'batch' or 'mean', got 'sum'"):
         MGDLoss(student, student, reduction="sum")
+
+
+def test_the_default_ratio_is_the_papers_for_two_stage_students():
+    student = checks.make_pyramid()
+    assert MGDLoss(student, student).mask_ratio == 0.45
