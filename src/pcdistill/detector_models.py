@@ -232,7 +232,7 @@ def _torchvision_backbone(
     norm_layer = FrozenBatchNorm2d if frozen else nn.BatchNorm2d
     net: Any = get_model(name, weights="DEFAULT" if pretrained else None, norm_layer=norm_layer)
     out = options.pop("fpn_channels", 256)
-    _check_width("" if two_stage else family, out)
+    _check_width(family, out)
     extra = LastLevelMaxPool() if two_stage else LastLevelP6P7(out, out)
     if isinstance(net, resnet.ResNet):
         if pretrained:

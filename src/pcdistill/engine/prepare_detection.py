@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -81,7 +80,7 @@ def make_detector(
 ) -> nn.Module:
     """A detector by name or by `file.py:function`, which is called with num_classes and the recipe's kwargs."""
     if ".py:" in config.name:
-        made: nn.Module = import_user_object(config.name, "student.name")(num_classes=num_classes, **config.kwargs)
+        made: nn.Module = import_user_object(config.name, "model")(num_classes=num_classes, **config.kwargs)
         adapter_of(made)
         return made
     sizes = {} if image_size is None else {"min_size": image_size, "max_size": image_size}
@@ -133,7 +132,7 @@ def build_teacher_detector(
         named = models.read_metadata(config.weights).get("classes")
     count = None if whole else len(named if named is not None else data.classes)
     size = config.image_size or data.image_size
-    model = make_detector(replace(config), num_classes=count, image_size=size, pretrained=whole)
+    model = make_detector(config, num_classes=count, image_size=size, pretrained=whole)
     if config.weights is not None:
         models.load_weights(model, config.weights, allow_mismatch="mismatched-weights" in allow)
     return TeacherDetector(
