@@ -303,7 +303,22 @@ def test_a_teacher_with_nan_in_its_logits_stops_the_run(capsys, teacher, tmp_pat
         *(capsys, "distill", "digits", "--teacher", "cifar/resnet8", "--teacher-weights", tmp_path / "nan.safetensors"),
         *("--out", tmp_path / "out", "--quiet"),
     )
-    assert "NaN" in text
+    assert "holds parameters that are not finite: fc.bias" in text
+    # Finite weights may give NaN all the same.
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "class Broken(nn.Sequential):\n"
+        "    def forward(self, x):\n"
+        "        return super().forward(x) * float('nan')\n"
+        "def broken(num_classes):\n"
+        "    return Broken(nn.Flatten(), nn.Linear(64, num_classes))\n"
+    )
+    save_file({"1.weight": torch.zeros(10, 64), "1.bias": torch.zeros(10)}, tmp_path / "fine.safetensors")
+    text = error_of(
+        *(capsys, "distill", "digits", "--teacher", f"{tmp_path / 'mine.py'}:broken", "--allow", "weak-teacher"),
+        *("--teacher-weights", tmp_path / "fine.safetensors", "--out", tmp_path / "out", "--quiet"),
+    )
+    assert "the teacher's logits are NaN or infinite on held-out images" in text
 
 
 def test_another_recipe_in_the_same_folder_is_refused(capsys, teacher, tmp_path):

@@ -123,9 +123,8 @@ def test_samples_hold_what_was_found_and_masked(tmp_path):
     teacher = TeacherDetector(model, student_classes=data.classes, student=student)
     batch, _ = student.eval().transform([torch.rand(3, 48, 48)] * 2)
     with torch.no_grad():
-        own = DetectionDistiller(student, DetectionObjective([Term("detector", DetectorLoss())])).adapter.pyramid(
-            student.backbone(batch.tensors), batch
-        )
+        alone = DetectionObjective([Term("detector", DetectorLoss(), kind="detection")])
+        own = DetectionDistiller(student, alone).adapter.pyramid(student.backbone(batch.tensors), batch)
         theirs = teacher.adapter.pyramid(teacher.features(batch), batch)
     loss = DFMSDLoss(own, theirs)
     objective = DetectionObjective(

