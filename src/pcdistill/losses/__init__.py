@@ -208,7 +208,8 @@ METHODS: dict[str, Method] = {
         "logits",
         "arXiv 2211.14773",
         "normalised rows and columns of logits, and class correlation",
-        ({"method": "ce", "weight": 0.1}, {"method": "clkd", "weight": 1.0}),
+        # On raw logits the default correlation term grows with their fourth power, and swamps all else.
+        ({"method": "ce", "weight": 0.1}, {"method": "clkd", "weight": 1.0, "correlation": "class-cosine"}),
     ),
     "ldrld": Method(
         "pcdistill.losses.ldrld:LDRLDLoss",
