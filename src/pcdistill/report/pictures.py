@@ -69,7 +69,8 @@ def _detections(columns: Mapping[str, tuple[Mapping[str, np.ndarray], str]]) -> 
     first = next(iter(drawn.values()))[0]
     rows = _count(first)
     with matplotlib.rc_context({**STYLE, "axes.titleweight": "normal", "axes.titlelocation": "center"}):
-        figure = Figure(figsize=(SIDE * len(drawn), SIDE * rows + 0.5), layout="constrained")
+        shape = max(first[f"image_{row}"].shape[0] / first[f"image_{row}"].shape[1] for row in range(rows))
+        figure = Figure(figsize=(SIDE * len(drawn), SIDE * shape * rows + 0.6), layout="constrained")
         axes = figure.subplots(rows, len(drawn), squeeze=False)
         for row in range(rows):
             for ax, (title, (samples, who)) in zip(axes[row], drawn.items(), strict=True):
