@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -78,31 +77,10 @@ def test_triton_in_its_interpreter():
     assert "cases agree" in run.stdout
 
 
-@pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("kind", ["usual", "spread"])
-def test_chunks_and_threads_change_nothing(monkeypatch, threads, kind):
-    case = Case(kind, 7, 31, stages(4))
+def test_chunks_change_nothing(monkeypatch, kind):
     monkeypatch.setattr(pcd_cpu, "CHUNK", 2 * 31)
-    monkeypatch.setattr(pcd_cpu, "THREADED", 0)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    check("eager", case)
-
-
-def test_an_error_in_a_thread_is_raised(monkeypatch):
-    whole = pcd_cpu.rank_keys
-
-    def fail(student, *arrays):
-        if threading.current_thread() is not threading.main_thread():
-            raise MemoryError("no room")
-        whole(student, *arrays)
-
-    monkeypatch.setattr(pcd_cpu, "rank_keys", fail)
-    monkeypatch.setattr(pcd_cpu, "CHUNK", 20)
-    monkeypatch.setattr(pcd_cpu, "THREADED", 0)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    student, teacher = make_pair(7, 10, torch.float32)
-    with pytest.raises(MemoryError, match="no room"):
-        pcd_loss(student, teacher, backend="eager")
+    check("eager", Case(kind, 7, 31, stages(4)))
 
 
 @pytest.mark.parametrize("options", OPTIONS[:3], ids=str)  # a detached weight's gradient is not that of the value
