@@ -1,9 +1,12 @@
 """PCD against a loop over the equations, gradcheck, what follows from the equations, and the mistakes people make."""
 
+import hypothesis.strategies as st
 import pytest
 import torch
+from hypothesis import given, settings
 
 from pcdistill.losses.kd import kd_loss
+from pcdistill.losses.lskd import standardize_logits
 from pcdistill.losses.pcd import PCDLoss, pcd_loss
 from tests.helpers import extreme_pair, golden_pair, make_pair
 from tests.references.pcd import both_directions, pcd, pcd_gradient
@@ -96,3 +99,122 @@ def test_fewer_than_six_classes_take_fewer_stages_unless_told():
     torch.testing.assert_close(PCDLoss(num_classes=5)(student, teacher), pcd_loss(student, teacher, stages=2))
     with pytest.raises(ValueError, match="stages must be at most C // 2 = 2 for 5 classes, got 3"):
         PCDLoss(stages=3, num_classes=5)(student, teacher)
+
+
+shapes = st.tuples(st.integers(1, 4), st.integers(2, 24)).flatmap(
+    lambda nc: st.tuples(st.just(nc[0]), st.just(nc[1]), st.integers(1, min(nc[1] // 2, 6)), st.integers(0, 2**31 - 1))
+)
+
+
+@given(shapes, st.floats(0.5, 8.0))
+@settings(max_examples=40, deadline=None)
+def test_the_two_directions_hold_the_same_groups(shape, temperature):
+    n, c, stages, seed = shape
+    student, teacher = make_pair(n, c, torch.float64, seed)
+
+    def one(directions):
+        loss = pcd_loss(student, teacher, temperature=temperature, stages=stages, directions=directions)
+        return loss.detach(), torch.autograd.grad(loss, student)[0]
+
+    (fine, fine_slope), (coarse, coarse_slope), (both, both_slope) = map(one, ("f2cl", "c2fl", "both"))
+    torch.testing.assert_close(fine, coarse)
+    torch.testing.assert_close(fine_slope, coarse_slope)
+    torch.testing.assert_close(both, 2 * fine)
+    torch.testing.assert_close(both_slope, 2 * fine_slope)
+
+
+@given(shapes)
+@settings(max_examples=40, deadline=None)
+def test_an_order_of_classes_and_a_shift_of_either_side_change_nothing(shape):
+    n, c, stages, seed = shape
+    student, teacher = make_pair(n, c, torch.float64, seed)
+    loss = pcd_loss(student, teacher, stages=stages)
+    slope = torch.autograd.grad(loss, student)[0]
+    order = torch.randperm(c, generator=torch.Generator().manual_seed(seed))
+    moved = student.detach()[:, order].requires_grad_()
+    permuted = pcd_loss(moved, teacher[:, order], stages=stages)
+    torch.testing.assert_close(permuted, loss)
+    torch.testing.assert_close(torch.autograd.grad(permuted, moved)[0], slope[:, order])
+    # A shift of both by one number keeps the ranking; of one alone it does where there is a single group.
+    torch.testing.assert_close(pcd_loss(student + 3.0, teacher + 3.0, stages=stages), loss)
+    single = pcd_loss(student, teacher, stages=1)
+    torch.testing.assert_close(pcd_loss(student + 3.0, teacher, stages=1), single)
+    torch.testing.assert_close(
+        pcd_loss(student, teacher - 5.0, stages=stages, ranking=False),
+        pcd_loss(student, teacher, stages=stages, ranking=False),
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_zero_loss_and_gradient_at_equal_logits(dtype):
+    student, _ = make_pair(4, 12, dtype)
+    loss = pcd_loss(student, student.detach().clone())
+    loss.backward()
+    assert loss == 0
+    assert not student.grad.any()
+
+
+def test_groups_share_the_loss_and_both_sides_may_be_standardised():
+    student, teacher = make_pair(5, 12, torch.float64)
+    whole = pcd_loss(student, teacher, stages=3)
+    torch.testing.assert_close(pcd_loss(student, teacher, stages=3, normalize="groups"), whole / 12)  # S (S + 1)
+    one_way = pcd_loss(student, teacher, stages=3, directions="f2cl", normalize="groups")
+    torch.testing.assert_close(one_way, whole / 12)
+    standard = pcd_loss(standardize_logits(student), standardize_logits(teacher), stages=3)
+    torch.testing.assert_close(pcd_loss(student, teacher, stages=3, standardize=True), standard)
+    torch.testing.assert_close(pcd_loss(7 * student + 1, 0.5 * teacher, standardize=True), standard)
+
+
+def test_teacher_gets_no_gradient():
+    student, teacher = make_pair(3, 8, torch.float32)
+    teacher.requires_grad_()
+    for backend in ("reference", "eager"):
+        pcd_loss(student, teacher, standardize=True, backend=backend).backward()
+        pcd_loss(student, teacher, backend=backend).backward()
+    assert teacher.grad is None
+
+
+@pytest.mark.parametrize("cumulative", [False, True])
+def test_the_progressive_schedule_walks_fine_to_coarse_and_back(cumulative):
+    student, teacher = make_pair(4, 12, torch.float64)
+    module = PCDLoss(stages=3, schedule="progressive", cumulative=cumulative)
+    walk = [3, 2, 1, 1, 2, 3]
+
+    def stage(k):
+        """The loss of the stage of k groups alone: what S = k adds to S = k - 1, one way."""
+        upper = pcd_loss(student, teacher, stages=k, directions="f2cl")
+        return upper - (pcd_loss(student, teacher, stages=k - 1, directions="f2cl") if k > 1 else 0)
+
+    for phase, k in enumerate(walk):
+        module.set_progress(progress=(phase + 0.5) / 6, epoch=0.0)
+        assert module.active_stages() == (walk[: phase + 1] if cumulative else [k])
+        expected = sum(map(stage, walk[: phase + 1])) if cumulative else stage(k)
+        torch.testing.assert_close(module(student, teacher), expected)
+    module.set_progress(progress=0.5, epoch=0.0)  # a phase with one group: refused all the same
+    few = make_pair(2, 4, torch.float64)
+    with pytest.raises(ValueError, match="stages must be at most C // 2 = 2 for 4 classes, got 3"):
+        module(*few)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ranking": False},
+        {"weighting": False},
+        {"detach_weight": True},
+        {"standardize": True},
+        {"normalize": "groups"},
+        {"temperature": 2.0, "stages": 2},
+        {"directions": "f2cl"},
+        {"reduction": "sum"},
+        {"backend": "reference"},
+    ],
+    ids=str,
+)
+def test_the_module_hands_every_option_on(options):
+    student, teacher = make_pair(6, 10, torch.float64)
+    ours, theirs = PCDLoss(**options)(student, teacher), pcd_loss(student, teacher, **options)
+    torch.testing.assert_close(ours, theirs)
+    slopes = [torch.autograd.grad(loss, student)[0] for loss in (ours, theirs)]
+    torch.testing.assert_close(*slopes)
+    assert all(f"{name}={value!r}" in repr(PCDLoss(**options)) for name, value in options.items() if name != "backend")
