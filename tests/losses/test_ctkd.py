@@ -221,3 +221,21 @@ def test_a_bad_temperature_is_named(temperature, error, says):
 def test_bad_options_are_named(options, says):
     with pytest.raises(ValueError, match=says):
         CTKDLoss(**options)
+
+
+def test_after_the_curriculum_the_whole_reversal_stays():
+    module = CTKDLoss(curriculum_epochs=4.0)
+    for epoch in (4.0, 6.0, 8.0, 100.0):
+        module.set_progress(progress=0.5, epoch=epoch)
+        assert float(module.reversal) == 1.0
+
+
+def test_the_function_reverses_the_whole_gradient_by_default():
+    student, teacher = torch.randn(3, 5), torch.randn(3, 5)
+    slopes = []
+    for options in ({}, {"reversal": 1.0}):
+        temperature = torch.tensor(2.0, requires_grad=True)
+        loss = ctkd_loss(student, teacher, temperature=temperature, **options)
+        slopes.append(torch.autograd.grad(loss, temperature)[0])
+    torch.testing.assert_close(*slopes)
+    assert slopes[0] != 0

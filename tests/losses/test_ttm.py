@@ -143,3 +143,10 @@ def test_bad_options_are_named_by_function_and_module(module, loss, options, say
         loss(torch.zeros(2, 10), torch.zeros(2, 10), **options)
     with pytest.raises(ValueError, match=says):
         module(**options)
+
+
+def test_the_default_powers_are_the_published_ones():
+    student, teacher, _ = golden_pair()
+    torch.testing.assert_close(ttm_loss(student, teacher), ttm_loss(student, teacher, power=0.1))
+    torch.testing.assert_close(wttm_loss(student, teacher), wttm_loss(student, teacher, power=0.2))
+    assert (TTMLoss().power, WTTMLoss().power) == (0.1, 0.2)
