@@ -189,3 +189,10 @@ def test_bad_options_are_named_by_function_and_module(options, says):
         rld_loss(torch.zeros(2, 10), torch.zeros(2, 10), torch.zeros(2).long(), **options)
     with pytest.raises(ValueError, match=says):
         RLDLoss(**options)
+
+
+def test_classes_left_out_stay_out_however_low_the_others_are():
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(6, 9, generator=generator, dtype=torch.float64) for _ in range(2))
+    target = torch.arange(6)
+    torch.testing.assert_close(rld_loss(student - 5e3, teacher - 5e3, target), rld_loss(student, teacher, target))
