@@ -63,10 +63,6 @@ class Objective(nn.Module):
         )
 
     @property
-    def needs_features(self) -> bool:
-        return any(term.kind == "features" for term in self.terms)
-
-    @property
     def views(self) -> int:
         return max(int(getattr(term.loss, "views", 1)) for term in self.terms)
 

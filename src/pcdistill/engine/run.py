@@ -23,7 +23,7 @@ from pcdistill.engine.console import Console, duration
 from pcdistill.engine.fit import Fit, Interrupted, Trainer, make_accelerator
 from pcdistill.engine.prepare import weights_exist
 from pcdistill.engine.tasks import Task, data_of, numbers, task_of
-from pcdistill.engine.tracking import make_trackers
+from pcdistill.engine.tracking import check_trackers, make_trackers
 from pcdistill.errors import InputError, TrainingStopped
 from pcdistill.models.heads import head_metadata
 from pcdistill.recipe import Recipe, TeacherConfig, make_recipe
@@ -68,6 +68,7 @@ def run(
     task = task_of(recipe)
     digest = recipe.digest()
     _claim_folder(out, digest, fresh)
+    check_trackers(recipe)
     weights_exist(recipe.student.weights)
     if recipe.teacher is not None:
         weights_exist(recipe.teacher.weights)

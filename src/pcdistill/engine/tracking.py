@@ -1,6 +1,7 @@
 """Where metrics go besides metrics.csv: TensorBoard, Weights & Biases, trackio, each by name in `train.trackers`."""
 
 import importlib
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,13 @@ from pcdistill.errors import InputError
 from pcdistill.recipe import Recipe
 
 Tracker = Callable[[dict[str, float], int], None]
+
+
+def check_trackers(recipe: Recipe) -> None:
+    """Raise before anything is trained if a tracker's package is not installed."""
+    for name in recipe.train.trackers:
+        if importlib.util.find_spec(name) is None:
+            raise InputError(f"train.trackers: {name} is not installed; pip install {name}")
 
 
 def make_trackers(recipe: Recipe, out: Path, *, enabled: bool = True) -> tuple[Tracker, ...]:
@@ -33,10 +41,7 @@ def _tensorboard(name: str, recipe: Recipe, out: Path) -> Tracker:
 
 def _hosted(name: str, recipe: Recipe, out: Path) -> Tracker:
     """wandb and trackio share their calls: init(project, name, config) and log(dict)."""
-    try:
-        module = importlib.import_module(name)
-    except ImportError as error:
-        raise InputError(f"train.trackers: {name} is not installed; pip install {name}") from error
+    module = importlib.import_module(name)
     module.init(project="pcdistill", name=out.name, config=recipe.to_dict())
 
     def log(row: dict[str, float], step: int) -> None:
