@@ -1,6 +1,7 @@
 """All backends of PCD against float64, group by group: drawn and hard inputs, and what differs between backends."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,19 +13,28 @@ from hypothesis import given, settings
 
 from pcdistill.losses.pcd import PCDLoss, pcd_loss
 from pcdistill.ops import pcd as ops_pcd
-from pcdistill.ops import pcd_cpu, pcd_triton
+from pcdistill.ops import pcd_cpu, pcd_native, pcd_triton
 from pcdistill.ops.pcd import choose_backend, pcd
 from pcdistill.ops.pcd_plan import make_plan
 from pcdistill.ops.segments import summed_groups
 from tests.helpers import make_pair
 from tests.ops.cases import COMPILED, DEFAULTS, HARD, KINDS, OPTIONS, Case, check, stages
 
+COMPILER = any(map(shutil.which, ("cc", "gcc", "clang")))
+
+
+@pytest.fixture(autouse=True)
+def _needs_a_compiler(request):
+    called = getattr(request.node, "callspec", None)
+    if called and called.params.get("backend") == "native" and not COMPILER:
+        pytest.skip("no C compiler")
+
 
 def name(value):
     return f"{value.kind}-{value.c}-{len(value.sizes)}" if isinstance(value, Case) else None
 
 
-@pytest.mark.parametrize("backend", ["reference", "eager", "auto"])
+@pytest.mark.parametrize("backend", ["reference", "eager", "native"])
 @pytest.mark.parametrize("case", HARD, ids=name)
 def test_hard_inputs(backend, case):
     check(backend, case)
@@ -45,7 +55,10 @@ def test_any_input(data):
         data.draw(st.sampled_from(OPTIONS), "options"),
         data.draw(st.sampled_from([torch.float32, torch.float64, torch.bfloat16]), "dtype"),
     )
-    check("eager", case, seed=data.draw(st.integers(0, 1000), "seed"))
+    seed = data.draw(st.integers(0, 1000), "seed")
+    check("eager", case, seed)
+    if COMPILER and case.dtype != torch.float64:
+        check("native", case, seed)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -138,7 +151,7 @@ def test_strided_logits_and_a_used_up_input():
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("backend", ["reference", "eager"])
+@pytest.mark.parametrize("backend", ["reference", "eager", "native"])
 def test_a_row_that_is_not_finite_spoils_no_other(backend, bad):
     student, teacher = make_pair(4, 20, torch.float32)
     good = pcd_loss(student, teacher, backend=backend, reduction="none")
@@ -153,7 +166,7 @@ def test_a_row_that_is_not_finite_spoils_no_other(backend, bad):
 
 
 @pytest.mark.parametrize("weighting", [True, False])
-@pytest.mark.parametrize("backend", ["reference", "eager"])
+@pytest.mark.parametrize("backend", ["reference", "eager", "native"])
 @pytest.mark.parametrize("spread", [1.0, 300.0])  # 300: logits too far apart for one maximum per batch
 def test_never_negative_however_close(backend, weighting, spread):
     _, teacher = make_pair(50, 30, torch.float32)
@@ -164,7 +177,7 @@ def test_never_negative_however_close(backend, weighting, spread):
         assert loss.le(1e-4).all()
 
 
-@pytest.mark.parametrize("backend", ["reference", "eager"])
+@pytest.mark.parametrize("backend", ["reference", "eager", "native"])
 def test_backward_twice_through_one_graph(backend):
     student, teacher = make_pair(3, 12, torch.float32)
     loss = pcd_loss(student, teacher, backend=backend)
@@ -191,11 +204,15 @@ def test_compiled_by_the_user():
     torch.testing.assert_close(torch.autograd.grad(loss, student), torch.autograd.grad(expected, student))
 
 
-def test_auto_takes_one_pass_until_groups_outweigh_classes():
+def test_auto_takes_one_pass_until_groups_outweigh_classes(monkeypatch):
     logits = torch.zeros(2, 100)
     few, many = (make_plan(summed_groups(100, stages(s)), 100) for s in (5, 50))
+    assert choose_backend("auto", logits.double(), few) == "eager"
+    assert choose_backend("auto", logits.double(), many) == "reference"
+    monkeypatch.setattr(pcd_native, "_find", lambda: "is not here")
     assert choose_backend("auto", logits, few) == "eager"
-    assert choose_backend("auto", logits, many) == "reference"
+    monkeypatch.setattr(pcd_native, "_find", lambda: print)
+    assert choose_backend("auto", logits, few) == choose_backend("auto", logits, many) == "native"
     assert choose_backend("eager", logits, many) == "eager"
     assert choose_backend("auto", torch.zeros(2, 100, device="meta"), few) == "reference"
 

@@ -6,14 +6,14 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from pcdistill.ops import pcd_cpu, pcd_eager, pcd_triton
+from pcdistill.ops import pcd_cpu, pcd_eager, pcd_native, pcd_triton
 from pcdistill.ops.pcd_combine import Options
 from pcdistill.ops.pcd_eager import Kernel
-from pcdistill.ops.pcd_plan import Plan, make_plan, make_tables
+from pcdistill.ops.pcd_plan import Plan, make_plan
 from pcdistill.ops.pcd_reference import pcd_reference
 from pcdistill.ops.segments import Group
 
-Backend = Literal["auto", "reference", "eager", "compile", "triton"]
+Backend = Literal["auto", "reference", "eager", "compile", "native", "triton"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
 # One pass costs C + layers * segments per sample, the reference C per layer. With many stages almost every rank is a
@@ -23,7 +23,7 @@ MAX_COMPILED_SEGMENTS = 64  # Inductor writes code for every segment
 
 
 def check_backend(backend: str) -> None:
-    """Raise unless the backend is one of the five."""
+    """Raise unless the backend is one of these."""
     if backend not in BACKENDS:
         names = ", ".join(map(repr, BACKENDS[:-1]))
         raise ValueError(f"backend must be {names} or {BACKENDS[-1]!r}, got {backend!r}")
@@ -53,8 +53,9 @@ def pcd(
         ranking: rank the classes of every sample by |z_t - z_s| first.
         weighting: multiply by lambda = 1 - cos(p, q).
         detach_weight: treat lambda as a constant.
-        backend: "auto" takes Triton on a CUDA device, else one pass in eager mode, and the reference on devices other
-            than CPU and CUDA and where there are so many stages that one pass costs more. Any other name forces it.
+        backend: "auto" takes Triton on a CUDA device, C ("native") on a CPU with a compiler, else one pass in eager
+            mode, and the reference on devices other than CPU and CUDA and where there are so many stages that eager
+            mode costs more. Any other name forces it.
 
     Raises:
         ValueError: an unknown backend, or one that cannot run here.
@@ -74,6 +75,8 @@ def choose_backend(backend: Backend, student: Tensor, plan: Plan) -> Backend:
     """The backend that "auto" stands for; another one, if it can run on these logits."""
     if backend == "triton":
         pcd_triton.check_available(student, plan)
+    elif backend == "native":
+        pcd_native.check_available(student)
     elif backend == "compile":
         if plan.segments > MAX_COMPILED_SEGMENTS:
             raise ValueError(
@@ -81,6 +84,8 @@ def choose_backend(backend: Backend, student: Tensor, plan: Plan) -> Backend:
                 f"code for every one, at most {MAX_COMPILED_SEGMENTS}"
             )
     elif backend == "auto":
+        if student.numel() and pcd_native.preferred(student):
+            return "native"
         # One pass combines its statistics in float64, which not every device has (Apple's does not).
         known = student.device.type in ("cpu", "cuda")
         if not known or plan.members > MAX_MEMBERS_PER_CLASS * student.shape[1] or student.numel() == 0:
@@ -92,6 +97,8 @@ def choose_backend(backend: Backend, student: Tensor, plan: Plan) -> Backend:
 def _kernel(name: Backend, student: Tensor) -> Kernel:
     if name == "triton":
         return pcd_triton.loss_and_gradient
+    if name == "native":
+        return pcd_native.loss_and_gradient
     if name == "compile":
         return _compiled()
     # NumPy is called only outside of torch.compile, whose tracer would replace it by torch.
@@ -116,8 +123,7 @@ class _OnePass(torch.autograd.Function):
         options: Options,
         kernel: Kernel,
     ) -> Tensor:
-        tables = make_tables(plan, student.device)
-        loss, gradient = kernel(student, teacher, plan, tables, options)
+        loss, gradient = kernel(student, teacher, plan, options)
         ctx.save_for_backward(student, teacher, gradient)
         ctx.groups, ctx.options = groups, options
         return loss

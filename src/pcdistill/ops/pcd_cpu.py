@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pcdistill.ops.pcd_combine import Options, Statistics, combine, distil_groups
-from pcdistill.ops.pcd_plan import Plan, Tables
+from pcdistill.ops.pcd_plan import Plan, Tables, make_tables
 
 Array = npt.NDArray[np.float32]
 Keys = npt.NDArray[np.int64]
@@ -24,10 +24,9 @@ CHUNK = 32768  # elements of a matrix that are worked on at a time: they stay in
 NARROW = 24.0  # logits / T within this of the middle need no maximum: exp(2 * 24) and exp(-2 * 24) are float32's
 
 
-def loss_and_gradient(
-    student: Tensor, teacher: Tensor, plan: Plan, tables: Tables, options: Options
-) -> tuple[Tensor, Tensor]:
+def loss_and_gradient(student: Tensor, teacher: Tensor, plan: Plan, options: Options) -> tuple[Tensor, Tensor]:
     """Loss [N] and its gradient with respect to the student's logits [N, C], both float32."""
+    tables = make_tables(plan, student.device)
     student, teacher = student.detach().contiguous(), teacher.detach().contiguous()
     n, classes = student.shape
     if n == 0:

@@ -7,10 +7,11 @@ from torch import Tensor
 
 from pcdistill.ops import pcd_cpu
 from pcdistill.ops.pcd_combine import Options, Statistics, combine
-from pcdistill.ops.pcd_plan import Plan, Tables
+from pcdistill.ops.pcd_plan import Plan, Tables, make_tables
 from pcdistill.ops.segments import kl_terms, rank_classes
 
-Kernel = Callable[[Tensor, Tensor, Plan, Tables, Options], tuple[Tensor, Tensor]]
+Kernel = Callable[[Tensor, Tensor, Plan, Options], tuple[Tensor, Tensor]]
+Ranked = Callable[[Tensor, Tensor, Plan, Tables, Options], tuple[Tensor, Tensor]]
 
 
 def _split(x: Tensor, plan: Plan) -> tuple[Tensor, ...]:
@@ -63,9 +64,10 @@ def ranked_loss_and_gradient(
 
 
 def loss_and_gradient(
-    student: Tensor, teacher: Tensor, plan: Plan, tables: Tables, options: Options, *, ranked: Kernel | None = None
+    student: Tensor, teacher: Tensor, plan: Plan, options: Options, *, ranked: Ranked | None = None
 ) -> tuple[Tensor, Tensor]:
     """Loss [N] and its gradient with respect to the student's logits [N, C]; `ranked` stands in for the default."""
+    tables = make_tables(plan, student.device)
     ranked = ranked or ranked_loss_and_gradient
     if not options.ranking:
         return ranked(student, teacher, plan, tables, options)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pcdistill.ops.pcd_combine import Options
-from pcdistill.ops.pcd_plan import Plan, Tables
+from pcdistill.ops.pcd_plan import Plan, make_tables
 
 try:
     import triton
@@ -48,10 +48,9 @@ def preferred(student: Tensor, plan: Plan) -> bool:
     )
 
 
-def loss_and_gradient(
-    student: Tensor, teacher: Tensor, plan: Plan, tables: Tables, options: Options
-) -> tuple[Tensor, Tensor]:
+def loss_and_gradient(student: Tensor, teacher: Tensor, plan: Plan, options: Options) -> tuple[Tensor, Tensor]:
     """Loss [N] and its gradient with respect to the student's logits [N, C], both float32."""
+    tables = make_tables(plan, student.device)
     student, teacher = student.contiguous(), teacher.contiguous()
     n, classes = student.shape
     loss = student.new_empty(n)
