@@ -7,13 +7,19 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef _OPENMP
+#include <omp.h>
+#define THREAD omp_get_thread_num()
+#else
+#define THREAD 0
+#endif
 
 #define ROWS 8
 #define LANES 16
 #define OCTAVES 12   /* below the largest difference, with bins of their own; what is smaller shares the last bin */
 #define NARROW 24.0f /* logits / T within this of the row's middle need no maximum: exp(2 * 24) is a float's */
 
-enum { DONE = 0, TOO_WIDE = 1, NO_MEMORY = 2 };
+enum { DONE = 0, TOO_WIDE = 1 };
 
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
@@ -60,18 +66,32 @@ static inline Ints numbers(void) {
 
 static inline Floats all(float x) { return x - (Floats){0}; }
 
-/* The lanes i and i + width of x, for all i, added. */
 #if defined(__clang__) || __GNUC__ >= 12
-#define FOLD(x, ...) ((x) + __builtin_shufflevector(x, x, __VA_ARGS__))
+#define PICK(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
 #else
-#define FOLD(x, ...) ((x) + __builtin_shuffle(x, (Ints){__VA_ARGS__}))
+#define PICK(x, y, ...) __builtin_shuffle(x, y, (Ints){__VA_ARGS__})
 #endif
 
+/* Half of x, added to its other half, in the lower lanes; that of y in the upper ones. */
+static inline Floats halve(Floats x, Floats y) {
+    return PICK(x, y, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+           PICK(x, y, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+}
+
+/* The sums of w, x, y and z, to out[0], out[step], ... */
+static inline void sum_four(Floats w, Floats x, Floats y, Floats z, float *out, int64_t step) {
+    Floats wx = halve(w, x), yz = halve(y, z);
+    Floats all = PICK(wx, yz, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+                 PICK(wx, yz, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+    all += PICK(all, all, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+    all += PICK(all, all, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+    for (int i = 0; i < 4; i++) out[i * step] = all[4 * i];
+}
+
 static inline float sum(Floats x) {
-    x = FOLD(x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
-    x = FOLD(x, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
-    x = FOLD(x, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
-    return x[0] + x[1];
+    float total;
+    sum_four(x, x, x, x, &total, 0);
+    return total;
 }
 
 /* e^x for |x| <= 2 NARROW: x = k log 2 + r, and the series of e^r. */
@@ -244,10 +264,7 @@ static int row_statistics(const Problem *a, const Work *w, const float *student,
             pp += x * x;
             qq += y * y;
         }
-        w->sums[k] = sum(mass_p);
-        w->sums[segments + k] = sum(mass_q);
-        w->sums[2 * segments + k] = sum(gap);
-        w->sums[3 * segments + k] = sum(pp);
+        sum_four(mass_p, mass_q, gap, pp, w->sums + k, segments);
         w->sums[4 * segments + k] = sum(qq);
     }
     double *to = (double *)w->statistics + row;
@@ -369,57 +386,65 @@ static size_t lay_out(const Problem *a, Work *w, uintptr_t at) {
     return at - start;
 }
 
+static Problem describe(int64_t classes, const int32_t *edges, int64_t segments, int64_t groups) {
+    Problem a = {.classes = classes, .edges = edges, .segments = segments, .groups = groups};
+    a.shift = 21; /* four bins an octave */
+    while (a.shift > 15 && ((int64_t)16 << (23 - a.shift)) < classes) a.shift--;
+    a.bins = OCTAVES << (23 - a.shift);
+    for (int64_t k = 0; k < segments; k++) a.padded += (edges[k + 1] - edges[k] + LANES - 1) / LANES * LANES;
+    return a;
+}
+
+/* Bytes of scratch that each thread needs, a multiple of 64. */
+int64_t pcd_native_scratch(int64_t classes, const int32_t *edges, int64_t segments, int64_t groups) {
+    Work w;
+    Problem a = describe(classes, edges, segments, groups);
+    return (int64_t)lay_out(&a, &w, 0);
+}
+
 /* Loss [N] and gradient [N, C] for student and teacher [N, C], all float32 and contiguous.
 
    edges: [K + 1] boundaries of the segments in ranks. spans: [G, 3] first segment, segment after the last, count.
-   group_of: [layers, K] the group that holds the segment in the layer, G for none.
-   Returns TOO_WIDE, with loss and gradient undefined, if a row holds NaN or spans more than 2 NARROW T. */
+   group_of: [layers, K] the group that holds the segment in the layer, G for none. scratch: for every thread, and 64
+   bytes more. Returns TOO_WIDE, with loss and gradient undefined, if a row holds NaN or spans more than 2 NARROW T. */
 int pcd_native(const float *student, const float *teacher, int64_t n, int64_t classes, const int32_t *edges,
                int64_t segments, const int32_t *spans, int64_t groups, const int32_t *group_of, int64_t layers,
-               double temperature, int32_t ranking, int32_t weighting, int32_t detach, int32_t threads, float *loss,
-               float *gradient) {
+               double temperature, int32_t ranking, int32_t weighting, int32_t detach, int32_t threads, void *scratch,
+               float *loss, float *gradient) {
     int status = DONE;
-    int32_t shift = 21; /* four bins an octave */
-    while (shift > 15 && ((int64_t)16 << (23 - shift)) < classes) shift--;
-    Problem a = {classes, 0, segments, groups, layers, edges, spans, group_of, temperature, ranking, weighting, detach, shift,
-                 OCTAVES << (23 - shift)};
-    for (int64_t k = 0; k < segments; k++) a.padded += (edges[k + 1] - edges[k] + LANES - 1) / LANES * LANES;
+    Problem a = describe(classes, edges, segments, groups);
+    a.spans = spans, a.group_of = group_of, a.layers = layers, a.temperature = temperature;
+    a.ranking = ranking, a.weighting = weighting, a.detach = detach;
     int64_t blocks = (n + ROWS - 1) / ROWS;
+    uintptr_t memory = ((uintptr_t)scratch + 63) / 64 * 64;
     (void)threads;
 #pragma omp parallel num_threads(threads) if (threads > 1 && blocks > 1)
     {
         Work w;
-        char *memory = malloc(lay_out(&a, &w, 0) + 64);
-        if (memory) {
-            lay_out(&a, &w, ((uintptr_t)memory + 63) / 64 * 64);
-            memset(w.t, 0, (size_t)(classes + LANES) * sizeof *w.t);
-            memset(w.s, 0, (size_t)(classes + LANES) * sizeof *w.s);
-            for (int64_t i = 0; i < 6 * segments; i++) w.statistics[i] = (Rows){0} + 1.0; /* rows after the last one */
-        } else {
-#pragma omp atomic write
-            status = NO_MEMORY;
-        }
+        size_t size = lay_out(&a, &w, 0);
+        lay_out(&a, &w, memory + (uintptr_t)THREAD * size);
+        memset(w.t, 0, (size_t)(classes + LANES) * sizeof *w.t);
+        memset(w.s, 0, (size_t)(classes + LANES) * sizeof *w.s);
+        for (int64_t i = 0; i < 6 * segments; i++) w.statistics[i] = (Rows){0} + 1.0; /* rows after the last one */
 #pragma omp for schedule(static)
         for (int64_t block = 0; block < blocks; block++) {
             int64_t start = block * ROWS, rows = n - start < ROWS ? n - start : ROWS;
-            int fits = memory != NULL;
+            int fits = 1;
             for (int r = 0; fits && r < rows; r++) {
                 int64_t at = (start + r) * classes;
                 fits = row_statistics(&a, &w, student + at, teacher + at, r);
-                if (!fits) {
-#pragma omp atomic write
-                    status = TOO_WIDE;
-                }
             }
-            if (fits) {
-                Rows losses = combine(&a, &w);
-                for (int r = 0; r < rows; r++) {
-                    loss[start + r] = (float)losses[r];
-                    row_gradient(&a, &w, r, gradient + (start + r) * classes);
-                }
+            if (!fits) {
+#pragma omp atomic write
+                status = TOO_WIDE;
+                continue;
+            }
+            Rows losses = combine(&a, &w);
+            for (int r = 0; r < rows; r++) {
+                loss[start + r] = (float)losses[r];
+                row_gradient(&a, &w, r, gradient + (start + r) * classes);
             }
         }
-        free(memory);
     }
     return status;
 }

@@ -13,7 +13,6 @@ import subprocess
 import tempfile
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,8 +23,7 @@ from pcdistill.ops.pcd_plan import Plan, remember
 
 SOURCE = Path(__file__).with_suffix(".c")
 COMPILE = ("-O3", "-std=gnu11", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
-TOO_WIDE, NO_MEMORY = 1, 2
-Function = Any  # of ctypes
+TOO_WIDE = 1
 
 
 class _Unavailable(Exception):
@@ -59,8 +57,12 @@ def loss_and_gradient(student: Tensor, teacher: Tensor, plan: Plan, options: Opt
     n, classes = student.shape
     loss, gradient = student.new_empty(n), torch.empty_like(student)
     edges, spans, group_of = _tables(plan)
-    kernel: Function = _find()
-    status = kernel(
+    library = _find()
+    assert isinstance(library, ctypes.CDLL)  # or check_available had said so
+    threads = torch.get_num_threads()
+    bytes_each = library.pcd_native_scratch(classes, edges.data_ptr(), plan.segments, len(spans))
+    scratch = torch.empty(threads * bytes_each + 64, dtype=torch.uint8)
+    status = library.pcd_native(
         student.data_ptr(),
         teacher.data_ptr(),
         n,
@@ -75,14 +77,13 @@ def loss_and_gradient(student: Tensor, teacher: Tensor, plan: Plan, options: Opt
         options.ranking,
         options.weighting,
         options.detach_weight,
-        torch.get_num_threads(),
+        threads,
+        scratch.data_ptr(),
         loss.data_ptr(),
         gradient.data_ptr(),
     )
     if status == TOO_WIDE:
         return pcd_cpu.loss_and_gradient(student, teacher, plan, options)
-    if status == NO_MEMORY:
-        raise MemoryError(f"PCD's kernel found no memory for logits [{n}, {classes}]")
     return loss, gradient
 
 
@@ -101,15 +102,15 @@ def _tables(plan: Plan) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @lru_cache(maxsize=1)
-def _find() -> Function | str:
-    """The compiled function, or why there is none."""
+def _find() -> ctypes.CDLL | str:
+    """The compiled kernel, or why there is none."""
     try:
         return _load()
     except (_Unavailable, OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
         return str(error)
 
 
-def _load() -> Function:
+def _load() -> ctypes.CDLL:
     compiler = shlex.split(
         os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang") or ""
     )
@@ -168,14 +169,14 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
 
 
-def _declared(library: ctypes.CDLL) -> Function:
+def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     pointer, long, integer = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
-    function = library.pcd_native
-    function.restype = ctypes.c_int
-    function.argtypes = [
+    library.pcd_native_scratch.restype = long
+    library.pcd_native_scratch.argtypes = [long, pointer, long, long]
+    library.pcd_native.argtypes = [
         *(pointer, pointer, long, long),
         *(pointer, long, pointer, long, pointer, long),
         *(ctypes.c_double, integer, integer, integer, integer),
-        *(pointer, pointer),
+        *(pointer, pointer, pointer),
     ]
-    return function
+    return library
