@@ -1,6 +1,9 @@
 """Detection on the command line: the main job on a folder of coloured squares, a kill and a resume, the mistakes."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -161,6 +164,31 @@ def test_a_killed_run_resumes_to_the_same_bits(squares, teacher, tmp_path, monke
     whole, cut = (load_file(tmp_path / name / "student.safetensors") for name in ("whole", "cut"))
     assert whole.keys() == cut.keys()
     assert all(torch.equal(whole[key], cut[key]) for key in whole)
+
+
+def test_two_processes_measure_what_one_does(squares, teacher, tmp_path, capsys):
+    """Every process sees its share of the images; AP is of them all, and each image counts once."""
+    out = tmp_path / "on-2"
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "pcdistill.cli")
+    command = ("distill", *settings(squares, teacher), "--device", "cpu", "--set", PCD, "--out", out)
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, *launch, *map(str, command)],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads((out / "result.json").read_text())
+    alone = json.loads((teacher / "result.json").read_text())["best"]
+    for split in ("val", "test"):
+        assert alone[split]["map"] > 30
+        for key, value in alone[split].items():
+            assert result["teacher"][split][key] == pytest.approx(value, abs=0.01), (split, key)
+    call("evaluate", out)
+    assert json.loads(capsys.readouterr().out)["map"] == pytest.approx(result["best"]["test"]["map"], abs=0.1)
 
 
 def test_compare_prints_ap_and_draws_every_method(squares, tmp_path, capsys):

@@ -120,6 +120,7 @@ HARD = [
     *(Case("spread", 3, 24, stages(4), 0.5, options) for options in OPTIONS),
     Case("usual", 1, 2, stages(1)),
     Case("ties", 2, 3, stages(1), 0.5),
+    *(Case("equal rows", 2, c, stages(4)) for c in (16, 17)),  # 16: all that the C kernel sorts in one vector
     Case("usual", 2, 64, stages(32), 4.0),  # S = C // 2: almost every rank is a boundary
     Case("ties", 2, 33, stages(16), 4.0),
     Case("usual", 2, 50, (7,), 4.0),  # one stage of a progressive schedule
