@@ -49,6 +49,9 @@ def logits(kind: str, n: int, c: int, seed: int = 0) -> tuple[torch.Tensor, torc
         return 3 * s + 1000 * torch.arange(n)[:, None] + 500, 3 * t
     if kind == "ties":  # a handful of different values, so that boundaries fall among equal differences
         return s.round(), t.round()
+    if kind == "one difference":  # almost: equal in pairs, larger for later classes, and of either sign
+        s = (4 * s).round() / 4
+        return s, s + t.sign() * (1 + torch.arange(c).div(2, rounding_mode="floor") * 2.0**-18)
     if kind == "equal rows":
         t[: n // 2] = s[: n // 2]
         s[-1], t[-1] = 2.0, -1.0  # all differences equal, both softmaxes flat
@@ -56,7 +59,7 @@ def logits(kind: str, n: int, c: int, seed: int = 0) -> tuple[torch.Tensor, torc
     raise ValueError(kind)
 
 
-KINDS = ("usual", "close", "small", "huge", "spread", "offset", "ties", "equal rows")
+KINDS = ("usual", "close", "small", "huge", "spread", "offset", "ties", "one difference", "equal rows")
 
 
 def in_one_ranking(
@@ -120,7 +123,7 @@ HARD = [
     *(Case("spread", 3, 24, stages(4), 0.5, options) for options in OPTIONS),
     Case("usual", 1, 2, stages(1)),
     Case("ties", 2, 3, stages(1), 0.5),
-    *(Case("equal rows", 2, c, stages(4)) for c in (16, 17)),  # 16: all that the C kernel sorts in one vector
+    *(Case("one difference", 2, c, stages(4)) for c in (16, 17)),  # 16: all that the C kernel sorts in one vector
     Case("usual", 2, 64, stages(32), 4.0),  # S = C // 2: almost every rank is a boundary
     Case("ties", 2, 33, stages(16), 4.0),
     Case("usual", 2, 50, (7,), 4.0),  # one stage of a progressive schedule

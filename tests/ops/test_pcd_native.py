@@ -96,6 +96,28 @@ def test_a_row_depends_neither_on_the_others_nor_on_threads():
 
 
 @needs_compiler
+def test_threads_that_would_need_too_much_scratch_are_not_used(monkeypatch):
+    student, teacher = make_pair(24, 50, torch.float32)
+    expected = value_and_gradient(student, teacher, "native")
+    taken = []
+    empty = torch.empty
+
+    def counted(*size, **options):
+        taken.append(size)
+        return empty(*size, **options)
+
+    monkeypatch.setattr(torch, "empty", counted)
+    monkeypatch.setattr(pcd_native, "SCRATCH", 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    for actual, wanted in zip(value_and_gradient(student, teacher, "native"), expected, strict=True):
+        assert torch.equal(actual, wanted)
+    ((least,),) = taken
+    monkeypatch.setattr(pcd_native, "SCRATCH", 3 * least)
+    value_and_gradient(student, teacher, "native")
+    assert taken[1][0] == 3 * (least - 64) + 64
+
+
+@needs_compiler
 @pytest.mark.parametrize("weighting", [True, False])
 def test_zero_at_equality(weighting):
     _, teacher = make_pair(9, 40, torch.float32)

@@ -24,6 +24,7 @@ from pcdistill.ops.pcd_plan import Plan, remember
 SOURCE = Path(__file__).with_suffix(".c")
 COMPILE = ("-O3", "-std=gnu11", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
 TOO_WIDE = 1
+SCRATCH = 2**24  # bytes that all threads together may take in any case
 
 
 class _Unavailable(Exception):
@@ -59,8 +60,10 @@ def loss_and_gradient(student: Tensor, teacher: Tensor, plan: Plan, options: Opt
     edges, spans, group_of = _tables(plan)
     library = _find()
     assert isinstance(library, ctypes.CDLL)  # or check_available had said so
-    threads = torch.get_num_threads()
     bytes_each = library.pcd_native_scratch(classes, edges.data_ptr(), plan.segments, len(spans))
+    # Many threads on few rows would need more scratch than the logits themselves.
+    affordable = max(SCRATCH, 2 * gradient.nbytes) // bytes_each
+    threads = max(1, min(torch.get_num_threads(), affordable))
     scratch = torch.empty(threads * bytes_each + 64, dtype=torch.uint8)
     status = library.pcd_native(
         student.data_ptr(),
