@@ -226,7 +226,7 @@ WRONG = [
     (["--set", "losses=[{method: detector}, {method: pkd, strides: [64]}]"], "no level of stride 64"),
     (["--set", "detection.topk=3"], 'unknown key "detection.topk"; did you mean "top_k"'),
     (["--set", "data.mixup=0.2"], "mixup, cutmix and a second view are for classifiers"),
-    (["--method", "kd", "--set", "train.channels_last=true"], "detectors crash in this memory format on a CPU"),
+    (["--method", "kd", "--set", "train.channels_last=true"], "a strided 1x1 convolution of fewer than 16"),
     (["--set", "train.compile=true"], "train.compile is for classifiers"),
     (["--set", "data.augment=rotate"], 'unknown "rotate"'),
     (["--data", "coco:nowhere"], "data folder nowhere does not exist"),

@@ -10,7 +10,7 @@ from pcdistill.distillers.classification import ClassificationDistiller
 from pcdistill.distillers.objective import Objective, Term
 from pcdistill.distillers.teacher import Teacher
 from pcdistill.engine.evaluate import evaluate
-from pcdistill.engine.fit import Trainer, make_accelerator
+from pcdistill.engine.fit import Trainer, make_accelerator, uses_channels_last
 from pcdistill.errors import InputError, TrainingStopped
 from pcdistill.losses import CELoss, PCDLoss
 from pcdistill.recipe import OptimConfig, TrainConfig
@@ -206,3 +206,46 @@ def test_runs_of_different_precision_follow_each_other_in_one_process():
     kinds = [make_accelerator(TrainConfig(precision=p, device="cpu")).mixed_precision for p in ("float32", "bfloat16")]
     assert kinds == ["no", "bf16"]
     assert make_accelerator(TrainConfig(device="cpu")).mixed_precision == "no"
+
+
+@pytest.mark.parametrize(
+    ("conv", "last"),
+    [
+        (nn.Conv2d(8, 16, 1, stride=2), False),
+        (nn.Conv2d(15, 4, 1, stride=(1, 3)), False),
+        (nn.Conv2d(16, 16, 1, stride=2), True),
+        (nn.Conv2d(8, 16, 1), True),
+        (nn.Conv2d(8, 16, 3, stride=2), True),
+    ],
+    ids=str,
+)
+def test_channels_last_only_where_training_in_it_is_sound(conv, last):
+    student = nn.Sequential(nn.ReLU(), nn.Sequential(conv))
+    cpu = torch.device("cpu")
+    assert uses_channels_last(TrainConfig(), cpu, student) is last
+    assert uses_channels_last(TrainConfig(channels_last=False), cpu, student) is False
+    assert uses_channels_last(TrainConfig(), torch.device("cuda"), student)
+    assert uses_channels_last(TrainConfig(), cpu)  # a teacher has no backward pass
+    if last:
+        assert uses_channels_last(TrainConfig(channels_last=True), cpu, student)
+    else:
+        with pytest.raises(
+            InputError, match=r"train.channels_last: 1\.0 is a strided 1x1 convolution of fewer than 16"
+        ):
+            uses_channels_last(TrainConfig(channels_last=True), cpu, student)
+
+
+def test_a_student_that_breaks_in_channels_last_is_trained_without():
+    batches = Blobs()
+    student = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1, stride=2), nn.Flatten(), nn.Linear(32, CLASSES)
+    )
+    run = trainer(batches, student=student)
+    assert not run.channels_last
+    assert student[0].weight.is_contiguous()
+    ((images, _), _) = run.unpack(next(iter(batches.epoch(0))), torch.device("cpu"))
+    assert images.is_contiguous()
+    run = trainer(batches)
+    ((images, _), _) = run.unpack(next(iter(batches.epoch(0))), torch.device("cpu"))
+    assert run.channels_last
+    assert images.is_contiguous(memory_format=torch.channels_last)

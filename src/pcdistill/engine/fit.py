@@ -106,8 +106,27 @@ def make_optimizer(module: nn.Module, config: OptimConfig, device: torch.device)
     )
 
 
-def uses_channels_last(train: TrainConfig, device: torch.device) -> bool:
-    """The recipe's choice, by default yes: convolutions run fastest so, and nothing else changes but rounding."""
+def uses_channels_last(train: TrainConfig, device: torch.device, student: nn.Module | None = None) -> bool:
+    """The recipe's choice, by default yes: convolutions run fastest so, and nothing else changes but rounding.
+
+    Not for a student that is to be trained on a CPU and has a strided 1x1 convolution of fewer than 16 channels: with
+    torch 2.15 on a CPU with AVX-512, its backward pass in this format reads and writes beyond its memory (oneDNN's
+    brgconv_strided). No other convolution was found to.
+
+    Raises:
+        InputError: the recipe asks for it with such a student.
+    """
+    if train.channels_last is not False and student is not None and device.type == "cpu":
+        for name, conv in student.named_modules():
+            if not isinstance(conv, nn.Conv2d) or conv.kernel_size != (1, 1) or conv.stride == (1, 1):
+                continue
+            if conv.in_channels // conv.groups < 16:
+                if train.channels_last:
+                    raise InputError(
+                        f"train.channels_last: {name} is a strided 1x1 convolution of fewer than 16 channels, whose "
+                        "backward pass writes beyond its memory in this format on a CPU; leave it out"
+                    )
+                return False
     return device.type != "mps" if train.channels_last is None else train.channels_last
 
 
@@ -164,7 +183,7 @@ class Trainer:
         distiller.to(device)
         self.student: nn.Module = distiller.student  # type: ignore[assignment]
         self.objective: nn.Module = distiller.objective  # type: ignore[assignment]
-        self.channels_last = uses_channels_last(train, device)
+        self.channels_last = uses_channels_last(train, device, self.student)
         if self.channels_last:
             self.student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if train.sync_batchnorm and accelerator.num_processes > 1 and device.type == "cuda":

@@ -20,7 +20,7 @@ from pcdistill import models
 from pcdistill.engine.caching import replayed
 from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.console import Console, duration
-from pcdistill.engine.fit import Fit, Interrupted, Trainer, make_accelerator
+from pcdistill.engine.fit import Fit, Interrupted, Trainer, make_accelerator, uses_channels_last
 from pcdistill.engine.prepare import weights_exist
 from pcdistill.engine.tasks import Task, data_of, numbers, task_of
 from pcdistill.engine.tracking import check_trackers, make_trackers
@@ -87,6 +87,7 @@ def run(
     student = task.student(recipe, data)
     student_summary = {"name": recipe.student.name, **task.info(student, data)}
     student.to(accelerator.device)
+    uses_channels_last(task.train(recipe, accelerator), accelerator.device, student)  # a wrong choice is refused here
     if recipe.teacher is not None and recipe.method != "none":
         config = recipe.teacher
         trained = None if task.knows_classes(config, data) else teacher_recipe(recipe)
