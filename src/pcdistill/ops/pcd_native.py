@@ -126,27 +126,31 @@ def _load() -> ctypes.CDLL:
     reason = ""
     for flags in attempts:
         try:
-            return _declared(ctypes.CDLL(str(_compiled(compiler, flags, processor))))
+            return _declared(_library(compiler, flags, processor))
         except (_Unavailable, OSError) as error:
             reason = str(error)
     raise _Unavailable(reason)
 
 
-def _compiled(compiler: list[str], flags: list[str], processor: str) -> Path:
-    """The shared library: from the cache folder, or else made there."""
+def _library(compiler: list[str], flags: list[str], processor: str) -> ctypes.CDLL:
+    """The library that these flags make: from the cache folder, or else made there."""
     key = hashlib.sha256(SOURCE.read_bytes())
     key.update("\0".join([*compiler, *flags, platform.machine(), processor]).encode())
-    folder = _cache_folder()
-    library = folder / f"pcd-{key.hexdigest()[:20]}.so"
-    if library.exists():
-        return library
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with tempfile.TemporaryDirectory(dir=folder) as work:
-        compiled, linked = Path(work, "pcd.o"), Path(work, "pcd.so")
+    kept = _cache_folder() / f"pcd-{key.hexdigest()[:20]}.so"
+    if os.path.exists(kept):  # which, unlike Path.exists, is False where looking is forbidden
+        return ctypes.CDLL(str(kept))
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder = tempfile.TemporaryDirectory(dir=kept.parent)
+    except OSError:  # a home that cannot be written: every process compiles for itself
+        folder = tempfile.TemporaryDirectory()
+        kept = Path(folder.name, "pcd.so")
+    with folder as work:
+        compiled, linked = Path(work, "pcd.o"), Path(work, "linked.so")
         _run([*compiler, *flags, "-c", str(SOURCE), "-o", str(compiled)])
         _run([*compiler, "-shared", str(compiled), "-o", str(linked), "-lm"])
-        os.replace(linked, library)  # whole or not at all, also when two processes compile at once
-    return library
+        os.replace(linked, kept)  # whole or not at all, also when two processes compile at once
+        return ctypes.CDLL(str(kept))
 
 
 def _run(command: list[str]) -> None:
