@@ -151,6 +151,30 @@ def test_two_teachers_take_turns():
         DFMSDLoss(student, [first, second, first])
 
 
+def test_of_two_teachers_none_is_mixed_with_the_student():
+    """The teachers are the stages, where one teacher has a stage half way to it."""
+    student = checks.make_pyramid()
+    first, second = checks.make_pyramid(seed=1), checks.make_pyramid(seed=2)
+    loss = at(checks.shake(DFMSDLoss(student, [first, second])).double(), 0.1)
+    value = loss(student, first, checks.make_targets()).item()
+    torch.testing.assert_close(value, expected(loss, student, first))
+    alone = at(checks.shake(DFMSDLoss(student, first)).double(), 0.1)
+    alone.load_state_dict({key: value for key, value in loss.state_dict().items() if key.split(".")[1] == "0"})
+    assert alone(student, first, checks.make_targets()).item() != value
+
+
+def test_temperature_decides_what_the_enhancement_can_turn():
+    """Flat attention puts the objects first; sharp attention keeps its own order."""
+    student, teacher = checks.make_pyramid(), checks.make_pyramid(seed=1)
+    targets = [{"boxes": torch.tensor([[4.0, 4.0, 15.0, 15.0]])}] * 2
+    masked = {}
+    for temperature in (0.01, 100.0):
+        loss = at(DFMSDLoss(student, teacher, temperature=temperature), 0.99)
+        masked[temperature] = (loss.masks(student, teacher, targets)[0][0][:, 0:3, 0:3] == 0).sum().item()
+    assert masked[100.0] == 18
+    assert masked[0.01] < 18
+
+
 def test_stages_move_the_target_from_between_to_the_teacher():
     student, teacher = checks.make_pyramid(), checks.make_pyramid(seed=1)
     loss = DFMSDLoss(student, teacher, masking="none", alignment=False)
@@ -162,6 +186,8 @@ def test_stages_move_the_target_from_between_to_the_teacher():
 def test_targets_are_needed_only_where_boxes_are_used():
     student = checks.make_pyramid(dtype=torch.float32)
     checks.check_needs_targets(DFMSDLoss(student, student), student, student)
+    for masking in ("both", "spatial"):
+        assert DFMSDLoss(student, student, masking=masking).needs_target
     for options in ({"enhancement": False}, {"masking": "channel"}, {"masking": "none"}):
         loss = DFMSDLoss(student, student, **options)
         assert not loss.needs_target

@@ -275,7 +275,8 @@ static int row_statistics(const Problem *a, const Work *w, const float *student,
         float *mass_p = w->sums + k, *mass_q = mass_p + segments, *pp = mass_p + 3 * segments, *qq = pp + segments;
         /* The squared distance of p and q at one norm: 1 - p.q / (|p| |q|) itself would cancel. Without the weighting,
            no small weight hides the rounding of KL: then it is summed in terms that do not cancel. */
-        float ratio = a->weighting ? sqrtf(*pp / *qq) : *mass_p / *mass_q, shift = logf(ratio);
+        float ratio = a->weighting ? sqrtf(*pp / *qq) : *mass_p / *mass_q;
+        float shift = a->weighting ? 0 : logf(ratio);
         for (int32_t i = a->edges[k]; i < a->edges[k + 1]; i += LANES, p += LANES, q += LANES) {
             Floats x = load(p), y = ratio * load(q);
             if (a->weighting)
