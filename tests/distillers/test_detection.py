@@ -349,6 +349,8 @@ def test_the_teacher_stays_as_it_is_and_out_of_the_state():
     assert all(torch.equal(before[key], value) for key, value in teacher.model.state_dict().items())
     assert all(key.startswith(("student.", "objective.")) for key in distiller.state_dict())
     assert distiller.teacher is teacher
+    assert not teacher.train().model.training
+    assert not any(p.requires_grad for p in teacher.parameters())
 
 
 @pytest.mark.parametrize("family", FAMILIES)

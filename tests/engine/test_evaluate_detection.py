@@ -128,6 +128,16 @@ def test_nothing_found_is_zero_and_nothing_there_is_no_crash():
     assert alarm["map"] == 0
 
 
+@pytest.mark.parametrize("side", [20, 32, 50, 96, 150])
+@pytest.mark.parametrize("crowd", [0, 1])
+def test_nothing_found_is_what_the_tool_says_of_another_class_found(side, crowd):
+    """32 and 96: an area on the border of two sizes counts in both."""
+    truth = [target([[0, 0, side, side]], [1], [crowd])]
+    alarm = coco_map([prediction([[0, 0, 9, 9]], [2], [0.5])], truth, ["a", "b"])
+    assert coco_map([prediction()], truth, ["a", "b"]) == alarm
+    assert len(alarm) == (2 if crowd else 7 if side in (32, 96) else 6)
+
+
 class Oracle(nn.Module):
     """A detector that returns what it was told to, and notes how it was asked."""
 

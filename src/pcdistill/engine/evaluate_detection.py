@@ -23,6 +23,7 @@ SUMMARY: dict[str, tuple[str, slice, int]] = {
     "map_large": ("precision", slice(None), 3),
     "mar_100": ("recall", slice(None), 0),
 }
+SIZES = {1: (0.0, 32.0**2), 2: (32.0**2, 96.0**2), 3: (96.0**2, 1e10)}  # in pixels: small, medium, large
 
 
 @torch.no_grad()
@@ -142,7 +143,8 @@ def _none_found(targets: Sequence[Mapping[str, Any]], num_classes: int) -> dict[
     for target in targets:
         for label, area, crowd in zip(target["labels"], target["area"], target["iscrowd"], strict=True):
             if not crowd:
-                sizes = [0, 1 if area < 32**2 else 2 if area < 96**2 else 3]
+                # As in COCO, an area on a border belongs to both sizes.
+                sizes = [0, *(k for k, (low, high) in SIZES.items() if low <= area <= high)]
                 precision[:, :, int(label) - 1, sizes] = 0.0
                 recall[:, int(label) - 1, sizes] = 0.0
     return {"precision": precision, "recall": recall}
