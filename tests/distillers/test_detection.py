@@ -415,6 +415,33 @@ def test_mixed_precision_gives_a_finite_loss_in_float32(family):
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in student.parameters())
 
 
+def test_the_loss_is_the_weighted_sum_of_what_is_reported():
+    student = detector().train()
+    teacher = teacher_of(student=student)
+    terms = objective("detector", "kd", "fpn-fitnet", student=student, teacher=teacher).terms
+    weighted = [Term(t.name, t.loss, weight, kind=t.kind) for t, weight in zip(terms, (2.0, 0.5, 3.0), strict=True)]
+    result = DetectionDistiller(student, DetectionObjective(weighted), teacher)(*batch())
+    parts = [2.0 * result["loss/detector"], 0.5 * result["loss/kd"], 3.0 * result["loss/fpn-fitnet"]]
+    torch.testing.assert_close(result["loss"].detach(), sum(parts))
+    assert [name for name, value in result.items() if value.requires_grad] == ["loss"]
+    assert all(part > 0 for part in parts)
+
+
+def test_options_of_the_pairing_reach_dense_detectors():
+    student = detector("retinanet").train()
+    teacher = teacher_of("retinanet", student)
+    for options, rows in (({"top_k": 3}, 6), ({"threshold": 1.0}, 0), ({}, 200)):
+        compared = DetectionDistiller(student, objective("detector", "kd"), teacher, **options).compare(*batch())
+        assert compared.pairing.student.shape == compared.pairing.teacher.shape == (rows, 4)
+
+
+def test_a_teacher_that_no_term_needs_is_not_asked(monkeypatch):
+    student = detector().train()
+    teacher = teacher_of(student=student)
+    monkeypatch.setattr(teacher, "features", None)
+    assert DetectionDistiller(student, objective("detector"), teacher)(*batch())["loss"].isfinite()
+
+
 def test_without_a_teacher_the_student_learns_from_its_own_losses():
     student = detector().train()
     result = DetectionDistiller(student, objective("detector"))(*batch())

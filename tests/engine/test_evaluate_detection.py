@@ -87,11 +87,15 @@ def test_one_box_found_exactly_is_100_and_with_iou_of_two_thirds_counts_at_four_
     assert shifted["map"] == pytest.approx(40)
     assert shifted["map_50"] == pytest.approx(100)
     assert shifted["map_75"] == 0
+    away = coco_map([prediction([[50, 40, 80, 60]], [1], [0.9])], [target([[50, 40, 80, 70]], [1])], ["a"])
+    assert away["map"] == pytest.approx(40)
 
 
 def test_a_false_alarm_above_the_hit_halves_precision():
     truth = [target([[0, 0, 30, 30]], [1])]
     found = [prediction([[100, 100, 150, 150], [0, 0, 30, 30]], [1, 1], [0.9, 0.8])]
+    assert coco_map(found, truth, ["a"])["map"] == pytest.approx(50)
+    found = [prediction([[0, 0, 30, 30], [100, 100, 150, 150]], [1, 1], [0.8, 0.9])]  # scores decide, not places
     assert coco_map(found, truth, ["a"])["map"] == pytest.approx(50)
 
 
@@ -105,6 +109,13 @@ def test_classes_and_sizes_are_reported_apart():
     assert found["map_large"] == 0
     small = coco_map([prediction(boxes[:1], [1], [0.9])], [target(boxes[:1], [1])], ["a"])
     assert "map_large" not in small  # no such box: no number, rather than -1
+
+
+def test_the_size_is_that_of_the_annotated_area():
+    truth = [{**target([[0, 0, 50, 50]], [1]), "area": np.array([900.0])}]  # an outline may cover less than its box
+    found = coco_map([prediction([[0, 0, 50, 50]], [1], [0.9])], truth, ["a"])
+    assert found["map_small"] == pytest.approx(100)
+    assert "map_medium" not in found
 
 
 def test_crowds_are_neither_missed_nor_false_alarms():
@@ -166,6 +177,8 @@ def test_a_model_is_evaluated_in_eval_mode_over_the_whole_split():
     assert model.modes == [False] * 3
     part = evaluate_detection(Oracle(predictions), batches, Accelerator(cpu=True), classes=names, limit=6)
     assert part["samples"] == 10
+    part = evaluate_detection(Oracle(predictions), batches, Accelerator(cpu=True), classes=names, limit=5)
+    assert part["samples"] == 5
 
 
 def test_without_a_tool_it_says_what_to_install(monkeypatch):
