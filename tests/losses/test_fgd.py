@@ -139,3 +139,9 @@ def test_bad_options_are_refused():
 
 def test_the_context_block_has_a_bottleneck_of_half_its_width():
     assert [GlobalContext(width).transform[0].out_channels for width in (1, 5, 8)] == [1, 2, 4]
+
+
+def test_default_weights_are_those_published_for_two_stages():
+    student = checks.make_pyramid()
+    weights = FGDLoss(student, checks.make_pyramid(seed=1)).weights
+    assert weights == {"foreground": 5e-5, "background": 2.5e-5, "attention": 5e-5, "relation": 5e-7}
