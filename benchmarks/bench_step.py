@@ -18,6 +18,7 @@ from pcdistill.models import build_model, load_weights
 PAIRS = [("cifar/resnet56", "cifar/resnet20"), ("cifar/resnet32x4", "cifar/resnet8x4")]
 CONTENDERS = {
     "ours, float32": {"train.precision": "float32"},
+    "ours, float32, compiled": {"train.precision": "float32", "train.compile": True},
     "ours, bfloat16": {"train.precision": "bfloat16"},
     "ours, bfloat16, compiled": {"train.precision": "bfloat16", "train.compile": True},
 }

@@ -123,6 +123,14 @@ class TestDownload:
         second = read_cifar("cifar100", root, download=True)
         assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
+    @pytest.mark.filterwarnings("ignore:Python 3.14:DeprecationWarning")
+    def test_installs_with_the_first_releases_of_python_3_11(self, mirror, tmp_path, monkeypatch):
+        monkeypatch.delattr(tarfile, "data_filter", raising=False)
+        plain = tarfile.TarFile.extractall
+        monkeypatch.setattr(tarfile.TarFile, "extractall", lambda self, path: plain(self, path))  # it knew no filter
+        read_cifar("cifar100", tmp_path / "data", download=True)
+        assert (tmp_path / "data" / "cifar-100-python" / "train").is_file()
+
     def test_processes_that_start_together_all_find_it(self, mirror, tmp_path):
         found, root = [], tmp_path / "data"
         threads = [
