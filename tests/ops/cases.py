@@ -124,6 +124,7 @@ HARD = [
     Case("usual", 1, 2, stages(1)),
     Case("ties", 2, 3, stages(1), 0.5),
     *(Case("one difference", 2, c, stages(4)) for c in (16, 17)),  # 16: all that the C kernel sorts in one vector
+    Case("spread", 2, 64, stages(32), 4.0),
     Case("usual", 2, 64, stages(32), 4.0),  # S = C // 2: almost every rank is a boundary
     Case("ties", 2, 33, stages(16), 4.0),
     Case("usual", 2, 50, (7,), 4.0),  # one stage of a progressive schedule

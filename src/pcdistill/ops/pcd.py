@@ -16,9 +16,6 @@ from pcdistill.ops.segments import Group
 Backend = Literal["auto", "reference", "eager", "compile", "native", "triton"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
-# One pass costs C + layers * segments per sample, the reference C per layer. With many stages almost every rank is a
-# boundary, and there is nothing left to share.
-MAX_MEMBERS_PER_CLASS = 4
 MAX_COMPILED_SEGMENTS = 64  # Inductor writes code for every segment
 
 
@@ -88,7 +85,7 @@ def choose_backend(backend: Backend, student: Tensor, plan: Plan) -> Backend:
             return "native"
         # One pass combines its statistics in float64, which not every device has (Apple's does not).
         known = student.device.type in ("cpu", "cuda")
-        if not known or plan.members > MAX_MEMBERS_PER_CLASS * student.shape[1] or student.numel() == 0:
+        if not known or plan.crowded or student.numel() == 0:
             return "reference"
         return "triton" if pcd_triton.preferred(student, plan) else "eager"
     return backend

@@ -20,6 +20,8 @@ from torch import Tensor
 from pcdistill.ops import pcd_cpu
 from pcdistill.ops.pcd_combine import Options
 from pcdistill.ops.pcd_plan import Plan, remember
+from pcdistill.ops.pcd_reference import pcd_reference
+from pcdistill.ops.segments import Group
 
 SOURCE = Path(__file__).with_suffix(".c")
 COMPILE = ("-O3", "-std=gnu11", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
@@ -86,8 +88,19 @@ def loss_and_gradient(student: Tensor, teacher: Tensor, plan: Plan, options: Opt
         gradient.data_ptr(),
     )
     if status == TOO_WIDE:
-        return pcd_cpu.loss_and_gradient(student, teacher, plan, options)
+        return _without_c(student, teacher, plan, options)
     return loss, gradient
+
+
+def _without_c(student: Tensor, teacher: Tensor, plan: Plan, options: Options) -> tuple[Tensor, Tensor]:
+    if not plan.crowded:
+        return pcd_cpu.loss_and_gradient(student, teacher, plan, options)
+    groups = tuple(Group(plan.edges[start], plan.edges[stop], count) for start, stop, count in plan.groups if count)
+    with torch.enable_grad():
+        student.requires_grad_()
+        loss = pcd_reference(student, teacher, groups, **vars(options))
+        (gradient,) = torch.autograd.grad(loss.sum(), student)
+    return loss.detach(), gradient
 
 
 @remember

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from pcdistill.ops.segments import Group, refinement, summed_groups
 
+MAX_MEMBERS_PER_CLASS = 4
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -42,6 +44,15 @@ class Plan:
     def members(self) -> int:
         """Pairs of a segment and a group that holds it: what combining the statistics of one sample costs."""
         return len(self.layers) * self.segments
+
+    @property
+    def crowded(self) -> bool:
+        """Whether there are so many groups that eager one-pass code loses to the reference, and needs huge tables.
+
+        One pass costs C + members per sample, the reference C per layer: with many stages almost every rank is a
+        boundary, and there is nothing left to share.
+        """
+        return self.members > MAX_MEMBERS_PER_CLASS * self.edges[-1]
 
 
 R = TypeVar("R")
