@@ -118,3 +118,10 @@ def test_a_tracker_that_is_not_installed_is_named_before_the_teacher_is_trained(
     with pytest.raises(InputError, match="wandb is not installed; pip install wandb"):
         run(recipe(method="kd", train__trackers=["wandb"]), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_student_that_breaks_in_channels_last_is_named_before_the_teacher_is_trained(tmp_path):
+    narrow = recipe(method="kd", train__channels_last=True)  # a shortcut of 4 channels; the teacher's have 16
+    with pytest.raises(InputError, match=r"train.channels_last: layer2.0.shortcut.0 is a strided 1x1 convolution"):
+        run(narrow, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -69,10 +69,9 @@ def test_where_nothing_can_be_kept_it_is_compiled_all_the_same(anew):
     torch.testing.assert_close(pcd_loss(student, teacher, backend="native"), expected)
 
 
-@pytest.mark.parametrize(("dtype", "message"), [(torch.float64, "computes in float32, got torch.float64")])
-def test_other_logits_are_refused(dtype, message):
-    student, teacher = make_pair(3, 12, dtype)
-    with pytest.raises(ValueError, match=message):
+def test_other_logits_are_refused():
+    student, teacher = make_pair(3, 12, torch.float64)
+    with pytest.raises(ValueError, match="computes in float32, got torch.float64"):
         pcd_loss(student, teacher, backend="native")
     with pytest.raises(ValueError, match="needs logits on the CPU, got meta"):
         pcd_loss(student.to("meta"), teacher.to("meta"), backend="native")

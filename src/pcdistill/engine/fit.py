@@ -109,25 +109,32 @@ def make_optimizer(module: nn.Module, config: OptimConfig, device: torch.device)
 def uses_channels_last(train: TrainConfig, device: torch.device, student: nn.Module | None = None) -> bool:
     """The recipe's choice, by default yes: convolutions run fastest so, and nothing else changes but rounding.
 
-    Not for a student that is to be trained on a CPU and has a strided 1x1 convolution of fewer than 16 channels: with
-    torch 2.15 on a CPU with AVX-512, its backward pass in this format reads and writes beyond its memory (oneDNN's
-    brgconv_strided). No other convolution was found to.
+    Not for a student whose training in it would break, if one is given.
 
     Raises:
         InputError: the recipe asks for it with such a student.
     """
-    if train.channels_last is not False and student is not None and device.type == "cpu":
-        for name, conv in student.named_modules():
-            if not isinstance(conv, nn.Conv2d) or conv.kernel_size != (1, 1) or conv.stride == (1, 1):
-                continue
-            if conv.in_channels // conv.groups < 16:
-                if train.channels_last:
-                    raise InputError(
-                        f"train.channels_last: {name} is a strided 1x1 convolution of fewer than 16 channels, whose "
-                        "backward pass writes beyond its memory in this format on a CPU; leave it out"
-                    )
-                return False
-    return device.type != "mps" if train.channels_last is None else train.channels_last
+    wanted = device.type != "mps" if train.channels_last is None else train.channels_last
+    broken = _broken_in_channels_last(student) if wanted and student is not None and device.type == "cpu" else None
+    if broken is not None and train.channels_last:
+        raise InputError(
+            f"train.channels_last: {broken} is a strided 1x1 convolution of fewer than 16 channels, whose backward "
+            "pass writes beyond its memory in this format on a CPU; leave it out"
+        )
+    return wanted and broken is None
+
+
+def _broken_in_channels_last(student: nn.Module) -> str | None:
+    """Name of the first strided 1x1 convolution of fewer than 16 channels.
+
+    With torch 2.15 on a CPU with AVX-512, its backward pass in this format reads and writes beyond its memory (oneDNN's
+    brgconv_strided). No other convolution was found to: benchmarks/channels_last_memory.py.
+    """
+    for name, module in student.named_modules():
+        strided = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.stride != (1, 1)
+        if strided and module.in_channels // module.groups < 16:
+            return name
+    return None
 
 
 class Trainer:

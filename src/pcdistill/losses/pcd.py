@@ -130,8 +130,8 @@ def pcd_loss(
             hardly depends on S; at equal weight it distils S (S + 1) times less than the plain sum.
         reduction: "mean" over samples, "sum", or "none".
         backend: which program computes it; the numbers agree to rounding. "auto" chooses: "triton" on CUDA; on a CPU
-            "native", a C program that the machine's own compiler translates on first use (half a second; kept in
-            ~/.cache/pcdistill); without a compiler "eager", one pass whatever S is, or "reference", group by group,
+            "native", a C program that the machine's own compiler translates on first use and that is kept in
+            ~/.cache/pcdistill; without a compiler "eager", one pass whatever S is, or "reference", group by group,
             where S is so large that the eager pass costs more. "compile" is the eager pass through torch.compile. All
             but the reference keep the gradient, in closed form, for the backward pass, and turn to the reference when
             that is to be differentiated again.

@@ -93,6 +93,7 @@ def loss_and_gradient(student: Tensor, teacher: Tensor, plan: Plan, options: Opt
 
 
 def _without_c(student: Tensor, teacher: Tensor, plan: Plan, options: Options) -> tuple[Tensor, Tensor]:
+    """The same by NumPy, or group by group where NumPy's tables would be huge."""
     if not plan.crowded:
         return pcd_cpu.loss_and_gradient(student, teacher, plan, options)
     groups = tuple(Group(plan.edges[start], plan.edges[stop], count) for start, stop, count in plan.groups if count)
