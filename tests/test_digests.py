@@ -1,0 +1,88 @@
+"""Digests of recipes as they were when runs were begun with them: another digest would refuse to resume those runs."""
+
+import pytest
+
+from pcdistill.recipe import load_recipe, recipe_names, with_method
+
+SHIPPED = {
+    "cifar100": "39d8bbedbd46",
+    "cifar100-resnet32x4-resnet8x4": "c719af75227c",
+    "cifar100-resnet56-resnet20": "39d8bbedbd46",
+    "coco": "63516ac557a8",
+    "coco-fasterrcnn-r101-r18": "8cb70537d700",
+    "coco-fasterrcnn-r101-r50": "5233dace140f",
+    "coco-fasterrcnn-r50-mobilenetv2": "1f0cdfb3a273",
+    "coco-fasterrcnn-r50-retinanet-r50-dfmsd": "8eb851010758",
+    "coco-fcos-x101-retinanet-r50-dfmsd": "fd17dbc728fa",
+    "coco-retinanet-r101-r50-dfmsd": "115481262572",
+    "default": "bcc5d7cf7a3b",
+    "detection": "1aab1bc0d1c7",
+    "digits": "335068b2e715",
+    "digits-detection": "6e433670dee1",
+    "imagenet-resnet34-resnet18": "2839b1a3a4a7",
+}
+DIGITS = {
+    "none": "86ffcd6be3d7",
+    "ce": "cf8716e6080c",
+    "kd": "b8820f1bad1b",
+    "lskd": "884abaddccd9",
+    "pcd": "104f601d6e65",
+    "pcd-released": "d10d3ab45bd6",
+    "dkd": "78cd9fe804d8",
+    "nkd": "4a5455124096",
+    "mlkd": "220b2841f738",
+    "mlkd-noaug": "f2e822878c68",
+    "ctkd": "354cfff71756",
+    "dist": "50b72204a791",
+    "ttm": "57758f6c520b",
+    "wttm": "4f03ce4605c7",
+    "clkd": "109715bedea7",
+    "ldrld": "b9bbcba449fc",
+    "cskd": "2d7425bc86f1",
+    "cskd-noaug": "ceaec2560f8d",
+    "sdd": "416ad5296749",
+    "rld": "fcfbf819107c",
+    "rc": "81774a056358",
+    "swap": "d4926b481464",
+    "revision": "b4972bf7c81a",
+    "fitnet": "4c441ab339c9",
+    "at": "a253294453fa",
+    "nst": "28ef6d61e942",
+    "pkt": "e3032502e8c7",
+    "rkd": "a7906f53f808",
+    "sp": "0873b59d0092",
+    "vid": "6fb40e835371",
+    "ofd": "d54620a0055c",
+    "crd": "162a335639b0",
+    "reviewkd": "1af0aed72a68",
+    "srrl": "a64ee982d1a9",
+    "simkd": "bb594db09cb0",
+}
+DETECTION = {
+    "none": "eba84f97247d",
+    "kd": "33394317a560",
+    "pcd": "ba5f0dde1c11",
+    "pkd": "3d186bd4a675",
+    "dfmsd": "bc38f715286e",
+    "mgd": "b351692f3e24",
+    "fgd": "dc56148294f6",
+}
+
+
+def test_every_shipped_recipe_is_listed():
+    assert sorted(SHIPPED) == recipe_names()
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_recipe_keeps_its_digest(name):
+    assert load_recipe(name).digest() == SHIPPED[name]
+
+
+@pytest.mark.parametrize("method", DIGITS)
+def test_every_method_on_digits_keeps_its_digest(method):
+    assert with_method(load_recipe("digits"), method, 1).digest() == DIGITS[method]
+
+
+@pytest.mark.parametrize("method", DETECTION)
+def test_methods_on_detection_keep_their_digests(method):
+    assert with_method(load_recipe("digits-detection"), method, 1).digest() == DETECTION[method]
