@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision import transforms
 
-from pcdistill.engine.run import run
+from pcdistill.commands.session import run
 from pcdistill.models import build_model, save_weights
 from pcdistill.recipe import load_recipe
 

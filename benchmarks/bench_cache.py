@@ -12,7 +12,7 @@ import torch
 from _bench import machine, report
 from _training import our_speed, summary, write_data, write_teacher
 
-from pcdistill.engine.caching import make_cache
+from pcdistill.commands.cache import make_cache
 from pcdistill.recipe import load_recipe
 
 PAIRS = [("cifar/resnet56", "cifar/resnet20"), ("cifar/resnet32x4", "cifar/resnet8x4")]

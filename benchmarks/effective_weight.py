@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from _bench import machine, report
 
-from pcdistill.data.classification import build_data
+from pcdistill.classification.data import build_data
+from pcdistill.commands.compare import run_recipe
 from pcdistill.losses import kd_loss, pcd_loss
 from pcdistill.models import build_model, load_weights
-from pcdistill.workflows import run_recipe
 
 STAGES = (1, 2, 3, 5)
 

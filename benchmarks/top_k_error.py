@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from _bench import machine, report
 
-from pcdistill.data.classification import build_data
-from pcdistill.engine.cache import CacheInfo
+from pcdistill.classification.data import build_data
+from pcdistill.commands.compare import run_recipe
+from pcdistill.distill.cache_store import CacheInfo
 from pcdistill.losses import kd_loss, pcd_loss
 from pcdistill.models import build_model, load_weights
-from pcdistill.workflows import run_recipe
 
 
 def main() -> None:

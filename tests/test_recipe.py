@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pcdistill.detector_models import build_detector
+from pcdistill.detection.detectors.build import build_detector
 from pcdistill.errors import InputError
 from pcdistill.losses import METHODS
 from pcdistill.recipe import RECIPES, load_recipe, make_recipe, method_terms, recipe_names, with_method

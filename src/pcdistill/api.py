@@ -9,12 +9,12 @@ import torch
 from accelerate.utils import set_seed
 from torch import nn
 
-from pcdistill.data.classification import LoaderBatches
-from pcdistill.distillers.teacher import Teacher, logits_of
+from pcdistill.classification.data import LoaderBatches
+from pcdistill.classification.metrics import evaluate
+from pcdistill.classification.task import build_distiller, check_losses, check_teacher
+from pcdistill.distill.teacher import Teacher, logits_of
 from pcdistill.engine.console import Console
-from pcdistill.engine.evaluate import evaluate
-from pcdistill.engine.fit import Trainer, make_accelerator, uses_channels_last
-from pcdistill.engine.prepare import build_distiller, check_losses, check_teacher
+from pcdistill.engine.loop import Trainer, make_accelerator, uses_channels_last
 from pcdistill.errors import InputError
 from pcdistill.recipe import make_recipe
 

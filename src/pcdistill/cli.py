@@ -311,8 +311,8 @@ def _one_run(args: Any, recipe: Recipe, kind: str, command: str) -> None:
     if args.print_config:
         print(recipe.to_yaml(), end="")
         return
+    from pcdistill.commands.compare import run_with_report
     from pcdistill.engine.console import Console
-    from pcdistill.workflows import run_with_report
 
     out = _out(args, recipe, kind)
     console = Console(recipe.method if kind == "distill" else kind, quiet=args.quiet)
@@ -345,8 +345,8 @@ def _compare(args: Compare, command: str) -> None:
     if args.print_config:
         print(recipe.to_yaml(), end="")
         return
+    from pcdistill.commands.compare import compare, expand_methods
     from pcdistill.engine.console import Console
-    from pcdistill.workflows import compare, expand_methods
 
     out = _out(args, recipe, "compare")
     methods = expand_methods(args.methods, recipe)
@@ -360,7 +360,7 @@ def _cache(args: Cache, command: str) -> None:
     if args.print_config:
         print(recipe.to_yaml(), end="")
         return
-    from pcdistill.engine.caching import make_cache
+    from pcdistill.commands.cache import make_cache
     from pcdistill.engine.console import Console
 
     info = make_cache(
@@ -381,8 +381,8 @@ def _demo(args: Demo, command: str) -> None:
     detection = args.task == "detection"
     recipe = load_recipe("digits-detection" if detection else "digits", args.set)
     methods = ["none", "kd", "pcd", *(["dfmsd"] if detection else [])]
+    from pcdistill.commands.compare import compare
     from pcdistill.engine.console import Console
-    from pcdistill.workflows import compare
 
     console = Console("demo", quiet=args.quiet)
     out = args.out or Path("runs/demo-detection" if detection else "runs/demo")
@@ -391,7 +391,7 @@ def _demo(args: Demo, command: str) -> None:
 
 
 def _evaluate(args: Evaluate, command: str) -> None:
-    from pcdistill.workflows import evaluate_model, run_recipe
+    from pcdistill.commands.compare import evaluate_model, run_recipe
 
     values = {key: value for key, value in _values(args).items() if key != "student.weights"}
     weights = args.weights
@@ -425,7 +425,7 @@ def _list(args: List, command: str) -> None:
 
         rows = list(DATASETS.items())
     elif args.what == "detectors":
-        from pcdistill.detector_models import list_detectors
+        from pcdistill.detection.detectors.build import list_detectors
 
         rows = [(name, "") for name in list_detectors()]
     else:

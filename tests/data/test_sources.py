@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from PIL import Image
 from torchvision import datasets
 
-from pcdistill.data.classification import build_data
+from pcdistill.classification.data import build_data
 from pcdistill.data.sources import ImageFiles, stratified
 from pcdistill.errors import InputError
 

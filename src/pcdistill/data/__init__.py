@@ -1,15 +1,5 @@
 """Data as batches that are a pure function of seed, epoch and batch number; listing the names needs no torch."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from pcdistill.data.classification import Data as Data
-    from pcdistill.data.classification import build_data as build_data
-    from pcdistill.data.loader import Batch as Batch
-    from pcdistill.data.loader import Batches as Batches
-    from pcdistill.data.loader import LoaderBatches as LoaderBatches
-
 # Classification data by name -> one line for `pcdistill list`.
 DATASETS: dict[str, str] = {
     "digits": "1,797 handwritten digits of 8 x 8, in scikit-learn: nothing to download",
@@ -23,19 +13,3 @@ DATASETS: dict[str, str] = {
     "voc:FOLDER": "images with boxes in Pascal VOC's layout, one year or several",
     "torchvision/NAME": "a classification data set of torchvision by its class name, such as torchvision/SVHN",
 }
-
-_EXPORTS = {
-    "Batch": "loader",
-    "Batches": "loader",
-    "LoaderBatches": "loader",
-    "Data": "classification",
-    "build_data": "classification",
-}
-
-__all__ = ["DATASETS", *sorted(_EXPORTS)]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        return getattr(importlib.import_module(f"pcdistill.data.{_EXPORTS[name]}"), name)
-    raise AttributeError(f"module 'pcdistill.data' has no attribute {name!r}")

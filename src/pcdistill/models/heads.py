@@ -6,8 +6,8 @@ from typing import Any
 from torch import nn
 
 from pcdistill.errors import InputError
-from pcdistill.feature_maps import Headed
 from pcdistill.losses.simkd import SimKDHead
+from pcdistill.models.feature_maps import Headed
 from pcdistill.models.weights import read_metadata
 
 

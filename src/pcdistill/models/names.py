@@ -65,7 +65,7 @@ def is_user_file(name: str) -> bool:
 
 
 def _cifar_names() -> list[str]:
-    from pcdistill.cifar_models import MODELS
+    from pcdistill.models.cifar import MODELS
 
     return list(MODELS)
 

@@ -58,7 +58,7 @@ def _build_errors(name: str) -> Iterator[None]:
 
 
 def _build_cifar(request: Request) -> Built:
-    from pcdistill.cifar_models import MODELS
+    from pcdistill.models.cifar import MODELS
 
     full_name = f"cifar/{request.name}"
     if request.pretrained:

@@ -2,7 +2,6 @@
 
 from pcdistill.report.compare_page import write_compare_report
 from pcdistill.report.model_card import write_model_card
-from pcdistill.report.pictures import write_compare_pictures, write_run_pictures
 from pcdistill.report.rows import Failure, Row, compare_rows, format_table
 from pcdistill.report.run_page import write_run_report
 
@@ -11,9 +10,7 @@ __all__ = [
     "Row",
     "compare_rows",
     "format_table",
-    "write_compare_pictures",
     "write_compare_report",
     "write_model_card",
-    "write_run_pictures",
     "write_run_report",
 ]

@@ -169,7 +169,7 @@ def _detector_usage(run: Run, student: str, metadata: dict[str, Any]) -> list[st
     count_of = len(classes) if isinstance(classes, list) else None
     return [
         "from pcdistill import models",
-        "from pcdistill.detector_models import build_detector",
+        "from pcdistill.detection.detectors.build import build_detector",
         f"model = build_detector({json.dumps(student)}, num_classes={count_of}, kwargs={kwargs!r}).eval()",
         f'models.load_weights(model, "{WEIGHTS}")',
         'found = model(images)  # a list of [3, H, W] in [0, 1]; per image "boxes", "labels" from 1, "scores"',

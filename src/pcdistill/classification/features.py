@@ -1,0 +1,131 @@
+"""Feature terms in a run: taps on both models, what the losses are built from, and the student's new head (SimKD)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pcdistill.distill.objective import Objective, build_loss
+from pcdistill.distill.taps import Taps
+from pcdistill.distill.teacher import Teacher
+from pcdistill.losses import METHODS
+from pcdistill.losses._features import Features
+from pcdistill.losses.simkd import SimKDLoss
+from pcdistill.models.feature_maps import Headed
+from pcdistill.recipe import Recipe, TermConfig
+
+PROJECTED = "head.projector"
+
+
+@dataclass
+class Tapped:
+    """Both models as the feature terms see them.
+
+    Attributes:
+        student: the student to train, evaluate and ship: the one that came, or the same with a new head.
+        run_student: images [N, C, H, W] and positions in the data set [N] -> the student's Features.
+        run_teacher: images -> the teacher's Features, its logits in the order of the data's classes.
+        context: what feature losses are built from.
+    """
+
+    student: nn.Module
+    run_student: Callable[..., Features]
+    run_teacher: Callable[[Tensor], Features]
+    context: dict[str, Any]
+
+    def adopt(self, objective: Objective) -> None:
+        """Let the term that learns the new head's projector and the head share it."""
+        if isinstance(self.student, Headed):
+            for loss in objective.losses:
+                if isinstance(loss, SimKDLoss):
+                    loss.projector = self.student.head.projector  # type: ignore[assignment]
+
+
+def tap(recipe: Recipe, student: nn.Module, teacher: Teacher, data: Any) -> Tapped:
+    """Tap both models and look at one batch.
+
+    Args:
+        recipe: names the features (`student.features`, `teacher.features`) and the terms.
+        student: on its device.
+        teacher: the frozen teacher.
+        data: `train` gives the batch, with `index` where positions in the data set are known.
+
+    Raises:
+        InputError: models that show no features, or an option that a loss refuses.
+    """
+    device = next(student.parameters()).device
+    teacher.to(device)
+    student_taps = Taps(student, recipe.student.features)
+    teacher_taps = Taps(teacher.model, recipe.teacher.features if recipe.teacher is not None else None)
+
+    def run_teacher(images: Tensor) -> Features:
+        with torch.no_grad():
+            features = teacher_taps.run(teacher.prepare(images))
+        classifier = _select(features.classifier, teacher.class_map)
+        return features._replace(logits=teacher.select(features.logits), classifier=classifier)
+
+    batch = next(iter(data.train.epoch(0)))
+    images = batch[0][:4].to(device)
+    index = getattr(batch, "index", None)
+    if index is not None:
+        # -1 stands for a loader that does not tell; looked at once, before training
+        index = None if bool((index < 0).any()) else index[: len(images)].to(device)
+
+    def look(run: Callable[..., Features], model: nn.Module) -> Features:
+        was_training = model.training
+        model.eval()
+        with torch.no_grad():
+            features = run(images, index)
+        model.train(was_training)
+        return features
+
+    context = {
+        "student": look(student_taps.run, student),
+        "teacher": run_teacher(images),
+        "n_data": data.train.num_samples,
+        "labels": getattr(data.train, "labels", None),
+        "num_classes": len(data.classes),
+    }
+    headed = [i for i, term in enumerate(recipe.losses) if _is_simkd(term)]
+    if not headed:
+        return Tapped(student, student_taps.run, run_teacher, context)
+
+    term = recipe.losses[headed[0]]
+    loss, _ = build_loss(term.method, term.options, where=f"losses.{headed[0]}", context=context)
+    assert isinstance(loss, SimKDLoss)
+    names = student_taps.names
+    assert names is not None
+    student_taps.remove()
+    student = Headed(student, names[-1], loss.student_head()).train(student.training)
+    taps = Taps(student, [*(f"model.{name}" for name in names), PROJECTED])
+
+    def run_student(images: Tensor, index: Tensor | None = None) -> Features:
+        features = taps.run(images, index)
+        assert features.pre_activations is not None
+        assert features.norms is not None
+        return features._replace(
+            maps=features.maps[:-1],
+            pre_activations=features.pre_activations[:-1],
+            norms=features.norms[:-1],
+            projected=features.maps[-1],
+        )
+
+    context["student"] = look(run_student, student)
+    return Tapped(student, run_student, run_teacher, context)
+
+
+def _is_simkd(term: TermConfig) -> bool:
+    return term.method in METHODS and METHODS[term.method].path.endswith(":SimKDLoss")
+
+
+def _select(classifier: nn.Module | None, class_map: Tensor | None) -> nn.Module | None:
+    """The rows of a linear classifier that belong to the data's classes, in their order."""
+    if class_map is None or not isinstance(classifier, nn.Linear):
+        return classifier
+    own = nn.Linear(classifier.in_features, len(class_map), bias=classifier.bias is not None, device="meta")
+    own.weight = nn.Parameter(classifier.weight.detach()[class_map], requires_grad=False)
+    if classifier.bias is not None:
+        own.bias = nn.Parameter(classifier.bias.detach()[class_map], requires_grad=False)
+    return own

@@ -1,0 +1,314 @@
+"""From a recipe to models that are checked: weights that fit, classes that match, a teacher that can teach."""
+
+import inspect
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from pcdistill import models
+from pcdistill.classification.distiller import ClassificationDistiller
+from pcdistill.classification.features import tap
+from pcdistill.classification.metrics import evaluate
+from pcdistill.distill.cache_store import read_state
+from pcdistill.distill.folding import fold_batchnorm
+from pcdistill.distill.objective import Objective, Term, build_loss, import_user_object
+from pcdistill.distill.teacher import Stats, Teacher, align_classes
+from pcdistill.engine.console import Console
+from pcdistill.engine.loop import uses_channels_last
+from pcdistill.errors import InputError
+from pcdistill.losses import METHODS
+from pcdistill.models.heads import with_head
+from pcdistill.recipe import ModelConfig, Recipe, TeacherConfig, TermConfig
+
+GATE_SAMPLES = 2048
+
+
+def build_student(config: ModelConfig, *, classes: Sequence[str], data: Any, allow: Iterable[str] = ()) -> nn.Module:
+    """The student, with an output for every class of the data."""
+    model = models.build_model(
+        config.name,
+        num_classes=len(classes),
+        in_channels=data.in_channels,
+        image_size=data.image_size,
+        pretrained=config.pretrained,
+        kwargs=config.kwargs,
+    )
+    if config.weights is not None:
+        model = with_head(model, config.weights)
+        models.load_weights(model, config.weights, allow_mismatch="mismatched-weights" in allow)
+    return model
+
+
+def knows_classes(config: TeacherConfig, data: Any) -> bool:
+    """Whether a pretrained teacher can be used as it is: its own classes cover the data's."""
+    if config.weights is not None or not config.pretrained:
+        return False
+    named = _pretrained(config, data)[1]
+    return named is not None and set(data.classes) <= set(named)
+
+
+def _pretrained(config: TeacherConfig, data: Any) -> tuple[nn.Module, list[str] | None]:
+    """The zoo's model with its own head, and the names of its outputs in the form that the data uses."""
+    model = models.build_model(
+        config.name, num_classes=None, in_channels=data.in_channels, pretrained=True, kwargs=config.kwargs
+    )
+    if config.classes is not None:
+        return model, list(config.classes)
+    wnids = all(re.fullmatch(r"n\d{8}", name) for name in data.classes)
+    return model, models.class_names(model, config.name, wnids=wnids)
+
+
+def build_teacher(config: TeacherConfig, *, data: Any, allow: Iterable[str] = ()) -> Teacher:
+    """The teacher, its outputs matched to the data's classes by name where its weights name them.
+
+    Raises:
+        InputError: the classes cannot be matched, or the weights do not fit.
+    """
+    named: list[str] | None = list(config.classes) if config.classes is not None else None
+    if config.pretrained and config.weights is None:
+        model, named = _pretrained(config, data)
+    else:
+        if named is None and config.weights is not None:
+            named = models.read_metadata(config.weights).get("classes")
+        num_classes = len(named) if named is not None else len(data.classes)
+        model = models.build_model(
+            config.name,
+            num_classes=num_classes,
+            in_channels=data.in_channels,
+            image_size=config.image_size or data.image_size,
+            kwargs=config.kwargs,
+        )
+    if config.weights is not None:
+        model = with_head(model, config.weights)
+        models.load_weights(model, config.weights, allow_mismatch="mismatched-weights" in allow)
+    return wrap_teacher(model, config, data=data, named=named, allow=allow)
+
+
+def wrap_teacher(
+    model: nn.Module, config: TeacherConfig, *, data: Any, named: Sequence[str] | None, allow: Iterable[str] = ()
+) -> Teacher:
+    """Give a model the data's class order and its own input's statistics."""
+    class_map = None
+    in_order = "class-order" in allow and len(named or ()) == len(data.classes)
+    if named is not None and list(named) != list(data.classes) and not in_order:
+        class_map = align_classes(named, data.classes)
+    stats: Stats | None = None
+    image_size = config.image_size
+    if config.mean is not None and config.std is not None:
+        stats = (config.mean, config.std)
+    elif config.pretrained and config.weights is None:
+        found = models.input_stats(model, config.name)
+        if found is not None:
+            stats = (found[0], found[1])
+            image_size = image_size or found[2]
+    elif config.weights is not None:
+        metadata = models.read_metadata(config.weights)  # our own files say how their images were normalised
+        if "mean" in metadata and "std" in metadata and len(metadata["mean"]) == data.in_channels:
+            stats = (metadata["mean"], metadata["std"])
+    return Teacher(
+        model,
+        class_map=class_map,
+        student_stats=(data.mean, data.std),
+        teacher_stats=stats,
+        image_size=image_size,
+    )
+
+
+def check_teacher(
+    teacher: Teacher,
+    student: nn.Module | None,
+    batches: Any,
+    accelerator: Accelerator,
+    *,
+    num_classes: int,
+    allow: Iterable[str] = (),
+    console: Console | None = None,
+) -> dict[str, float]:
+    """The teacher gate: evaluate the teacher on held-out batches before any time is spent on training.
+
+    Args:
+        teacher: over the data's classes.
+        student: a student that has weights already, to compare with; None for a fresh one.
+        batches: the held-out split; its `epoch(0)` gives the batches.
+        accelerator: where to compute.
+        num_classes: C; chance is 100 / C percent.
+        allow: "weak-teacher" turns a weak teacher into a warning.
+        console: where warnings go.
+
+    Raises:
+        InputError: outputs that do not fit the classes, logits that are not finite, accuracy near chance, or below
+            the student's.
+    """
+    first = next(iter(batches.epoch(0)))
+    images = first[0][:2].to(accelerator.device)
+    with accelerator.autocast():
+        logits = teacher(images)
+    if logits.ndim != 2 or logits.shape[1] != num_classes:
+        raise InputError(
+            f"the teacher gives logits {list(logits.shape[1:])} per image and the data has {num_classes} classes; "
+            "name the teacher's classes (teacher.classes) so that they can be matched, or train it on this data"
+        )
+    result = evaluate(teacher, batches.epoch(0), accelerator, limit=GATE_SAMPLES)
+    if not result["finite"]:
+        raise InputError(
+            "the teacher's logits are NaN or infinite on held-out images; check that its weights are loaded and its "
+            "input normalisation (teacher.mean, teacher.std) is right"
+        )
+    chance = 100 / num_classes
+    # 1.5 x chance, and three standard errors above it: a split of a few images must not pass by luck.
+    error = 100 * (chance / 100 * (1 - chance / 100) / result["samples"]) ** 0.5
+    weak = None
+    if result["top1"] < max(1.5 * chance, chance + 3 * error):
+        weak = f"the teacher has {result['top1']:.1f} % top-1 on held-out images, near chance ({chance:.1f} %)"
+    elif student is not None:
+        own = evaluate(student, batches.epoch(0), accelerator, limit=GATE_SAMPLES)
+        if own["top1"] > result["top1"]:
+            weak = (
+                f"the teacher has {result['top1']:.1f} % top-1 on held-out images, less than the student's "
+                f"{own['top1']:.1f} %"
+            )
+    if weak is not None:
+        advice = (
+            f"{weak}; check that its weights are loaded, its input normalisation and resolution, and the order of its "
+            "classes, or go on with --allow weak-teacher"
+        )
+        if "weak-teacher" not in allow:
+            raise InputError(advice)
+        (console or Console(quiet=True)).warn(advice)
+    return result
+
+
+def build_objective(
+    terms: Sequence[TermConfig], *, num_classes: int, context: dict[str, Any] | None = None
+) -> Objective:
+    """The recipe's terms as one module; names are made unique."""
+    built: list[Term] = []
+    for i, term in enumerate(terms):
+        where = f"losses.{i}"
+        loss, kind = build_loss(
+            term.method,
+            term.options,
+            standardize=term.standardize,
+            where=where,
+            context={"num_classes": num_classes, **(context or {})},
+        )
+        name = term.method.rsplit(":", 1)[-1] if ".py:" in term.method else term.method
+        if any(other.name == name for other in built):
+            name = f"{name}_{i}"
+        built.append(Term(name, loss, term.weight, term.warmup_epochs, kind, term.weight_to, term.temperature_to))
+    return Objective(built)
+
+
+def check_losses(recipe: Recipe, num_classes: int) -> None:
+    """Build every logit term and run it once on random logits of the run's shape: a misfit is known before training.
+
+    Raises:
+        InputError: with the term's own sentence, for example stages > C // 2.
+    """
+    terms = [term for term in recipe.losses if method_kind(term.method) == "logits"]
+    if not terms:
+        return
+    objective = build_objective(terms, num_classes=num_classes)
+    views = views_of(recipe)
+    soft_targets = recipe.data.mixup > 0 or recipe.data.cutmix > 0
+    if objective.views > views:
+        term = next(t for t in objective.terms if getattr(t.loss, "views", 1) > views)
+        raise InputError(f"{term.name} compares two views of each image; set data.views to 2")
+    generator = torch.Generator().manual_seed(0)
+    n = 4 * views
+    student, teacher = (torch.randn(n, num_classes, generator=generator) for _ in range(2))
+    target = torch.arange(n // views).repeat(views) % num_classes
+    wanted = torch.nn.functional.one_hot(target, num_classes).float() if soft_targets else target
+    for i, term in enumerate(objective.terms):
+        try:
+            with torch.no_grad():
+                term.loss(student, teacher, wanted)
+        except (ValueError, TypeError) as error:
+            raise InputError(f"losses.{i}: {term.name}: {error}") from error
+
+
+def build_distiller(
+    recipe: Recipe,
+    student: nn.Module,
+    teacher: Teacher | None,
+    *,
+    data: Any,
+) -> ClassificationDistiller:
+    """Student, teacher and objective as one module; feature terms are built from the shapes of one batch."""
+    num_classes = len(data.classes)
+    tapped = None
+    context: dict[str, Any] = {}
+    kinds = {method_kind(term.method) for term in recipe.losses}
+    if "detection" in kinds:
+        raise InputError("losses: a detection loss needs task: detection")
+    if "features" in kinds:
+        if teacher is None:
+            raise InputError("losses: feature losses need a teacher")
+        tapped = tap(recipe, student, teacher, data)
+        student, context = tapped.student, tapped.context
+    elif teacher is not None:
+        speed_up(teacher, recipe, next(student.parameters()).device, data)
+    objective = build_objective(recipe.losses, num_classes=num_classes, context=context)
+    if tapped is None:
+        return ClassificationDistiller(student, objective, teacher)
+    tapped.adopt(objective)
+    return ClassificationDistiller(
+        student, objective, teacher, student_taps=tapped.run_student, teacher_taps=tapped.run_teacher
+    )
+
+
+def speed_up(teacher: Teacher, recipe: Recipe, device: torch.device, data: Any) -> None:
+    """Fold and compile the teacher, as far as the recipe allows; its logits stay the same up to rounding."""
+    teacher.to(device)
+    memory_format = torch.channels_last if uses_channels_last(recipe.train, device) else torch.contiguous_format
+    size = teacher.image_size or data.image_size
+    example = torch.randn(2, data.in_channels, size, size, device=device)
+    if recipe.train.fold_teacher:
+        teacher.model = fold_batchnorm(teacher.model, example)
+    teacher.model.to(memory_format=memory_format)  # type: ignore[call-overload]
+    if recipe.train.compile:
+        teacher.model.compile()
+
+
+def stream_seed(recipe: Recipe) -> int:
+    """The seed of order, augmentation and split: data.seed, else the cache's, else train.seed."""
+    if recipe.data.seed is not None:
+        return recipe.data.seed
+    if recipe.teacher is not None and recipe.teacher.cache is not None and recipe.method != "none":
+        return int(read_state(Path(recipe.teacher.cache))["info"]["seed"])
+    return recipe.train.seed
+
+
+def views_of(recipe: Recipe) -> int:
+    """Views of each image: the recipe's number, or as many as its losses compare."""
+    if recipe.data.views is not None:
+        return recipe.data.views
+    return max((_views(term) for term in recipe.losses), default=1)
+
+
+def _views(term: TermConfig) -> int:
+    """Views that one term compares: its own option, else its class's default."""
+    if term.method not in METHODS:
+        return 1
+    loss_class = METHODS[term.method].load()
+    option = inspect.signature(loss_class).parameters.get("views")
+    default = option.default if option is not None else getattr(loss_class, "views", 1)
+    return int(term.options.get("views", default))
+
+
+def method_kind(method: str) -> str:
+    """What a method compares: "logits", "features" or "detection"."""
+    if ".py:" in method:
+        return str(getattr(import_user_object(method, "losses"), "kind", "logits"))
+    return METHODS[method].kind if method in METHODS else "logits"
+
+
+def weights_exist(path: str | None) -> None:
+    """Raise early, before data is read, when a named weights file is not there."""
+    if path is not None and not Path(path).is_file():
+        raise InputError(f"weights file {path} does not exist")

@@ -1,0 +1,418 @@
+"""Data for detectors: `digits-detection`, COCO and VOC folders, as batches that are pure functions of the epoch.
+
+Every image, augmentation and order follows from (seed, epoch, sample index) alone: a resumed run sees what the
+uninterrupted one would have seen, and each process of a distributed run takes its share of the same global batch.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pcdistill.detection import digits as digits_detection
+from pcdistill.detection.formats import Record, read_folder
+from pcdistill.errors import InputError, nearest
+
+Target = dict[str, Tensor]
+AUGMENTATIONS = ("flip", "photometric", "crop")
+DIGITS_SIZE = 96
+CACHE_BYTES = 512 * 2**20  # decoded images are kept when a split is no larger than this
+
+
+@dataclass(frozen=True)
+class DetectionBatch:
+    """One batch.
+
+    Attributes:
+        images: [3, H, W] float32 in 0..1 each; sizes may differ.
+        targets: per image "boxes" [M, 4] xyxy pixels, "labels" [M] int64 from 1, "area" [M], "iscrowd" [M],
+            "image_id" [1] int64.
+        index: [N] int64, positions in the split.
+    """
+
+    images: list[Tensor]
+    targets: list[Target]
+    index: Tensor
+
+    def to(self, device: torch.device | str) -> "DetectionBatch":
+        """The batch on a device."""
+        images = [image.to(device, non_blocking=True) for image in self.images]
+        targets = [{key: value.to(device, non_blocking=True) for key, value in t.items()} for t in self.targets]
+        return DetectionBatch(images, targets, self.index)
+
+
+@dataclass(frozen=True)
+class DetectionData:
+    """A detection set, ready to train on.
+
+    Attributes:
+        name: as it was asked for.
+        classes: label k is classes[k - 1]; 0 is the background.
+        train: shuffled and augmented.
+        val: decides which epoch is best.
+        test: looked at once, at the end.
+        fingerprint: changes with any image list, box or size.
+        image_size: side of `digits-detection`'s images or the bound on the longer side; None for files as they are.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: "DetectionBatches"
+    val: "DetectionBatches"
+    test: "DetectionBatches | None"
+    fingerprint: str
+    image_size: int | None = None
+
+
+class DetectionSplit:
+    """Images with boxes: from files, or uint8 in memory.
+
+    Args:
+        records: one per image.
+        pixels: [N, 3, H, W] uint8 when the images are in memory.
+        image_size: images of files are scaled down so that their longer side is at most this; boxes follow.
+    """
+
+    def __init__(self, records: Sequence[Record], pixels: Tensor | None = None, image_size: int | None = None) -> None:
+        self.records = list(records)
+        self.pixels = pixels
+        self.image_size = image_size
+        total = sum(3 * _scaled(r, image_size)[0] * _scaled(r, image_size)[1] for r in records)
+        self._kept: dict[int, Tensor] | None = {} if pixels is None and total <= CACHE_BYTES else None
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether images are drawn, or kept once they were decoded."""
+        return self.pixels is not None or self._kept is not None
+
+    def sample(self, index: int) -> tuple[Tensor, Target]:
+        """The image [3, H, W] uint8 and its target."""
+        record = self.records[index]
+        width, height = _scaled(record, self.image_size)
+        factor = torch.tensor([width / record.width, height / record.height] * 2)
+        target = {
+            "boxes": torch.from_numpy(record.boxes) * factor,
+            "labels": torch.from_numpy(record.labels),
+            "area": torch.from_numpy(record.area) * factor[0] * factor[1],
+            "iscrowd": torch.from_numpy(record.iscrowd),
+            "image_id": torch.tensor([record.image_id]),
+        }
+        return self._image(index, (width, height)), target
+
+    def _image(self, index: int, size: tuple[int, int]) -> Tensor:
+        if self.pixels is not None:
+            return self.pixels[index]
+        if self._kept is not None and index in self._kept:
+            return self._kept[index]
+        record = self.records[index]
+        assert record.path is not None
+        try:
+            with Image.open(record.path) as opened:
+                picture = opened.convert("RGB")
+        except OSError as error:
+            raise InputError(f"{record.path} cannot be read as an image: {error}") from error
+        if picture.size != size:
+            picture = picture.resize(size, Image.Resampling.BILINEAR)
+        image = torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+        if self._kept is not None:
+            self._kept[index] = image
+        return image
+
+
+class DetectionBatches:
+    """Batches of a split, one process's share of each.
+
+    Training batches are shuffled anew in every epoch and are all of the full size (a remainder waits for the next
+    epoch's order). Batches for evaluation go through the split once, in order, without augmentation.
+
+    Args:
+        split: the images.
+        batch_size: images of the global batch, over all processes.
+        seed: of order and augmentation.
+        train: shuffle, augment, leave out crowd boxes and the last incomplete batch.
+        augment: names out of AUGMENTATIONS.
+        rank: this process.
+        world_size: number of processes.
+        workers: worker processes that decode and augment; 0 does it here.
+    """
+
+    def __init__(
+        self,
+        split: DetectionSplit,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        train: bool = False,
+        augment: Sequence[str] = (),
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int = 0,
+    ) -> None:
+        if len(split) == 0:
+            raise InputError("a split of the data has no images")
+        if batch_size % world_size != 0:
+            raise InputError(f"data.batch_size {batch_size} must be divisible by the {world_size} processes")
+        self.split = split
+        self.batch_size = min(batch_size, len(split) // world_size * world_size) if train else batch_size
+        self.seed, self.train, self.augment = seed, train, tuple(augment)
+        self.rank, self.world_size, self.workers = rank, world_size, workers
+
+    @property
+    def num_samples(self) -> int:
+        """Images of the split, over all processes."""
+        return len(self.split)
+
+    def __len__(self) -> int:
+        if self.train:
+            return len(self.split) // self.batch_size
+        return -(-len(range(self.rank, len(self.split), self.world_size)) // self._share)
+
+    @property
+    def _share(self) -> int:
+        return self.batch_size // self.world_size
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[DetectionBatch]:
+        """The batches of an epoch, from number `start` on."""
+        if self.train:
+            order = torch.randperm(len(self.split), generator=_generator(self.seed, epoch))
+            order = order[: len(self) * self.batch_size].view(len(self), self.batch_size)
+            indices = list(order[:, self.rank :: self.world_size])
+        else:
+            indices = list(torch.split(torch.arange(self.rank, len(self.split), self.world_size), self._share))
+        plan = _Plan(self, epoch, indices[start:])
+        if self.workers:
+            yield from DataLoader(plan, batch_size=None, shuffle=False, num_workers=self.workers)
+        else:
+            yield from (plan[i] for i in range(len(plan)))
+
+    def example(self, index: int, epoch: int) -> tuple[Tensor, Target]:
+        """One image [3, H, W] float32 in 0..1 and its target, as they are in that epoch."""
+        raw, target = self.split.sample(index)
+        image = raw.float() / 255
+        if self.train:
+            learnt = target["iscrowd"] == 0
+            target = {key: value if key == "image_id" else value[learnt] for key, value in target.items()}
+            image, target = augmented(image, target, self.augment, _generator(self.seed, epoch, index))
+        return image, target
+
+
+class _Plan(Dataset[DetectionBatch]):
+    """The batches of one epoch, by position."""
+
+    def __init__(self, batches: DetectionBatches, epoch: int, indices: list[Tensor]) -> None:
+        self.batches, self.epoch, self.indices = batches, epoch, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> DetectionBatch:
+        index = self.indices[position]
+        images, targets = zip(*(self.batches.example(i, self.epoch) for i in index.tolist()), strict=True)
+        return DetectionBatch(list(images), list(targets), index)
+
+
+def build_detection_data(
+    name: str,
+    *,
+    batch_size: int = 8,
+    eval_batch_size: int | None = None,
+    seed: int = 0,
+    image_size: int | None = None,
+    limit: int | None = None,
+    augment: str = "auto",
+    val_fraction: float = 0.1,
+    workers: int = 0,
+    root: str | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+) -> DetectionData:
+    """Build a detection set by name.
+
+    A folder without a test split tests on its val split, and without a val split sets a fixed part of the training
+    images aside; which part does not depend on the seed.
+
+    Args:
+        name: "digits-detection", a folder, or "coco:FOLDER" or "voc:FOLDER" to say what it is.
+        batch_size: images of the global batch.
+        eval_batch_size: the same for val and test; None takes `batch_size`.
+        seed: of order and augmentation, not of the images.
+        image_size: side of the images that `digits-detection` draws (96); for folders a bound on the longer side, to
+            which images and boxes are scaled down before anything else (AP by size is then of the scaled boxes).
+        limit: at most this many training images.
+        augment: "none", "auto", or names out of flip, photometric and crop joined by "+". Auto is flip for folders and
+            photometric for digits, which must not be mirrored.
+        val_fraction: share of the training images that are set aside where a split is missing.
+        workers: worker processes.
+        root: a folder that relative names are looked up in.
+        rank: this process.
+        world_size: number of processes.
+
+    Raises:
+        InputError: unknown name, or anything wrong with the files.
+    """
+    if name == "digits-detection":
+        image_size = image_size or DIGITS_SIZE
+        if image_size < 48:
+            raise InputError(f"data.image_size must be at least 48 for digits-detection, got {image_size}")
+        classes = digits_detection.CLASSES
+        splits = {split: _digits(split, image_size) for split in ("train", "val", "test")}
+        auto = "photometric"
+    else:
+        kind, folder = _place(name, root)
+        found = read_folder(folder, kind)
+        classes = found["train"].classes
+        records = {split: annotations.records for split, annotations in found.items()}
+        _fill_splits(records, val_fraction)
+        splits = {split: DetectionSplit(of, image_size=image_size) for split, of in records.items()}
+        auto = "flip"
+    names = _augmentations(auto if augment == "auto" else augment)
+    fingerprint = _fingerprint(classes, splits)
+    if limit is not None:
+        splits["train"] = _limited(splits["train"], limit)
+    share: dict[str, Any] = {"rank": rank, "world_size": world_size, "workers": workers, "seed": seed}
+    test = DetectionBatches(splits["test"], batch_size=eval_batch_size or batch_size, **share)
+    val = DetectionBatches(splits["val"], batch_size=eval_batch_size or batch_size, **share)
+    train = DetectionBatches(splits["train"], batch_size=batch_size, train=True, augment=names, **share)
+    return DetectionData(name, classes, train, val, test, fingerprint, image_size)
+
+
+def augmented(image: Tensor, target: Target, names: Sequence[str], generator: torch.Generator) -> tuple[Tensor, Target]:
+    """Augment an image in 0..1 and its boxes.
+
+    Crop (half of the time) takes a part with sides of 60 % to 100 %; a box stays if its centre does, cut to the part.
+    Flip (half of the time) mirrors left and right. Photometric scales contrast by 20 % at most, each colour by 10 %.
+    """
+    draw = torch.rand(10, generator=generator)
+    if "crop" in names and draw[0] < 0.5:
+        image, target = _crop(image, target, draw[1:5].tolist())
+    if "flip" in names and draw[5] < 0.5:
+        width = image.shape[-1]
+        boxes = target["boxes"]
+        flipped = torch.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], dim=1)
+        image, target = image.flip(-1), {**target, "boxes": flipped}
+    if "photometric" in names:
+        gain = 0.8 + 0.4 * draw[6]
+        mean = image.mean()
+        image = ((image - mean) * gain + mean) * (0.9 + 0.2 * draw[7:10, None, None])
+        image = image.clamp(0, 1)
+    return image, target
+
+
+def _crop(image: Tensor, target: Target, draw: Sequence[float]) -> tuple[Tensor, Target]:
+    height, width = image.shape[-2:]
+    h, w = round(height * (0.6 + 0.4 * draw[0])), round(width * (0.6 + 0.4 * draw[1]))
+    y, x = round((height - h) * draw[2]), round((width - w) * draw[3])
+    boxes = target["boxes"] - torch.tensor([x, y, x, y], dtype=torch.float32)
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+    cut = torch.stack([boxes[:, 0::2].clamp(0, w), boxes[:, 1::2].clamp(0, h)], dim=2).flatten(1)
+    inside = (centre >= 0).all(1) & (centre[:, 0] < w) & (centre[:, 1] < h) & (cut[:, 2:] - cut[:, :2] > 1).all(1)
+    kept = {key: value if key == "image_id" else value[inside] for key, value in target.items()}
+    return image[:, y : y + h, x : x + w].contiguous(), {**kept, "boxes": cut[inside]}
+
+
+def _digits(split: str, image_size: int) -> DetectionSplit:
+    pixels, boxes, labels = digits_detection.draw_split(split, image_size)
+    records = [
+        Record(
+            path=None,
+            width=image_size,
+            height=image_size,
+            boxes=b,
+            labels=d + 1,
+            area=(b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1]),
+            iscrowd=np.zeros(len(b), dtype=np.int64),
+            image_id=i,
+        )
+        for i, (b, d) in enumerate(zip(boxes, labels, strict=True))
+    ]
+    return DetectionSplit(records, pixels)
+
+
+def _place(name: str, root: str | None) -> tuple[str | None, Path]:
+    """The kind that the name gives, and the folder."""
+    prefix, colon, rest = name.partition(":")
+    kind = prefix if colon and prefix in ("coco", "voc") else None
+    folder = Path(rest if kind else name).expanduser()
+    if root is not None and not folder.is_absolute():
+        folder = Path(root) / folder
+    if not folder.exists() and kind is None:
+        raise InputError(
+            f'unknown detection data "{name}"{nearest(name, ["digits-detection"])}; it must be digits-detection or a '
+            "folder in COCO or VOC format"
+        )
+    return kind, folder
+
+
+def _fill_splits(records: dict[str, list[Record]], val_fraction: float) -> None:
+    """Make sure that there are train, val and test, without one image in two of them."""
+    if "test" not in records and "val" in records:
+        records["test"] = records.pop("val")
+    for split in ("test", "val"):
+        if split not in records:
+            records["train"], records[split] = _set_aside(records["train"], val_fraction)
+
+
+def _set_aside(records: list[Record], fraction: float) -> tuple[list[Record], list[Record]]:
+    count = max(round(len(records) * fraction), 1)
+    if count >= len(records):
+        raise InputError(f"{len(records)} training images are too few to set {fraction:.0%} aside for validation")
+    order = torch.randperm(len(records), generator=torch.Generator().manual_seed(0)).tolist()
+    return [records[i] for i in sorted(order[count:])], [records[i] for i in sorted(order[:count])]
+
+
+def _limited(split: DetectionSplit, limit: int) -> DetectionSplit:
+    """A fixed random part of the training images."""
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:limit].sort().values
+    pixels = None if split.pixels is None else split.pixels[order]
+    return DetectionSplit([split.records[i] for i in order.tolist()], pixels, split.image_size)
+
+
+def _augmentations(text: str) -> tuple[str, ...]:
+    names = () if text == "none" else tuple(text.split("+"))
+    for name in names:
+        if name not in AUGMENTATIONS:
+            raise InputError(
+                f'data.augment: unknown "{name}"{nearest(name, AUGMENTATIONS)}; known: none, auto, '
+                f"{', '.join(AUGMENTATIONS)}"
+            )
+    return names
+
+
+def _scaled(record: Record, image_size: int | None) -> tuple[int, int]:
+    """Width and height after the bound on the longer side."""
+    longer = max(record.width, record.height)
+    if image_size is None or longer <= image_size:
+        return record.width, record.height
+    return max(1, round(record.width * image_size / longer)), max(1, round(record.height * image_size / longer))
+
+
+def _generator(*parts: int) -> torch.Generator:
+    """A generator of its own for (seed, epoch) or (seed, epoch, index)."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def _fingerprint(classes: Sequence[str], splits: dict[str, DetectionSplit]) -> str:
+    """Sixteen hexadecimal digits over classes, splits, file names, sizes and boxes: the same on every machine.
+
+    Pixels do not count: drawn ones follow from the drawing's version, and their last bit may differ between machines.
+    """
+    digest = hashlib.sha256(repr((digits_detection.VERSION, tuple(classes))).encode())
+    for name, split in sorted(splits.items()):
+        digest.update(f"{name} {len(split)} {split.image_size}".encode())
+        for record in split.records:
+            file = None if record.path is None else record.path.name
+            digest.update(repr((file, record.width, record.height, record.image_id)).encode())
+            for values in (record.boxes, record.labels, record.area, record.iscrowd):
+                digest.update(values.tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,80 @@
+"""A few images of a detection run as it left them: what student and teacher find on them, what DFMSD masks."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pcdistill.detection.data import DetectionData
+from pcdistill.detection.distiller import DetectionDistiller
+from pcdistill.engine.checkpoint import atomic_write
+from pcdistill.losses.dfmsd import DFMSDLoss
+
+IMAGES = 6
+
+
+@torch.no_grad()
+def write_samples(path: Path, distiller: DetectionDistiller, student: nn.Module, data: DetectionData) -> None:
+    """Write samples.npz: for image i `image_i` [H, W, 3] uint8, `WHO_i_boxes`, `_labels` and, but for truth, `_scores`
+    with WHO out of truth, teacher and student; `classes`; and `mask_i_STRIDE` [H, W] (1 where the place is kept), its
+    corners `extent_i` in image pixels, and `channels_i_STRIDE` [D], when the run has a DFMSD term.
+
+    Args:
+        path: the file.
+        distiller: with the teacher, and the objective in its last state.
+        student: with the kept weights.
+        data: the first images of its test split, or else of validation, that have boxes are taken.
+    """
+    split = (data.test or data.val).split
+    chosen = [i for i in range(len(split)) if len(split.records[i].boxes)][:IMAGES]
+    device = next(student.parameters()).device
+    raw = [split.sample(i) for i in chosen]
+    images = [image.to(device).float() / 255 for image, _ in raw]
+    targets = [{key: value.to(device) for key, value in target.items()} for _, target in raw]
+    arrays: dict[str, np.ndarray] = {"classes": np.array(data.classes)}
+    for i, (image, target) in enumerate(raw):
+        arrays[f"image_{i}"] = image.permute(1, 2, 0).numpy()
+        _put(arrays, f"truth_{i}", target)
+    was_training = student.training
+    student.eval()
+    finders = {"teacher": distiller.teacher, "student": student}
+    for who, model in finders.items():
+        for i, found in enumerate(model(images) if model is not None else ()):
+            _put(arrays, f"{who}_{i}", found)
+    for term in distiller.objective.terms:
+        if isinstance(term.loss, DFMSDLoss) and term.loss.masking != "none":
+            arrays.update(_masks(term.loss, distiller, images, targets))
+    student.train(was_training)
+    beside = io.BytesIO()
+    np.savez_compressed(beside, **arrays)  # type: ignore[arg-type]
+    atomic_write(path, beside.getvalue())
+
+
+def _put(arrays: dict[str, np.ndarray], name: str, found: Any) -> None:
+    for key in ("boxes", "labels", "scores"):
+        if key in found:
+            arrays[f"{name}_{key}"] = found[key].detach().float().cpu().numpy()
+
+
+def _masks(loss: DFMSDLoss, distiller: DetectionDistiller, images: list[Tensor], targets: list[Any]) -> dict[str, Any]:
+    """What the loss keeps of places and channels on these images, at its last progress; the student is in eval mode."""
+    student: Any = distiller.student
+    teacher = distiller.teacher
+    assert teacher is not None
+    batch, resized = student.transform(images, targets)
+    own = distiller.adapter.pyramid(student.backbone(batch.tensors), batch)
+    theirs = teacher.adapter.pyramid(teacher.features(batch), batch)
+    found: dict[str, Any] = {}
+    height, width = batch.tensors.shape[2:]
+    for i, (image, size) in enumerate(zip(images, batch.image_sizes, strict=True)):
+        scale = (image.shape[1] / size[0], image.shape[2] / size[1])
+        found[f"extent_{i}"] = np.array([height * scale[0], width * scale[1]])
+    strides = loss.align[loss.teacher_index].strides
+    for stride, (places, channels) in zip(strides, loss.masks(own, theirs, resized), strict=True):  # type: ignore[arg-type]
+        for i in range(len(images)):
+            found[f"mask_{i}_{stride}"] = places[i].cpu().numpy().astype(np.uint8)
+            found[f"channels_{i}_{stride}"] = channels[i].cpu().numpy().astype(np.uint8)
+    return found

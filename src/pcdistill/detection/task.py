@@ -1,0 +1,216 @@
+"""From a recipe to detectors that are checked: data with boxes, classes that match, logits that can be compared."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from pcdistill import models
+from pcdistill.classification.task import build_objective, check_losses, method_kind, views_of
+from pcdistill.detection.data import DetectionData, build_detection_data
+from pcdistill.detection.detectors.adapters import TeacherDetector, adapter_of
+from pcdistill.detection.detectors.build import build_detector, pretrained_classes
+from pcdistill.detection.distiller import DetectionDistiller, DetectionObjective
+from pcdistill.detection.metrics import evaluate_detection
+from pcdistill.distill.objective import import_user_object
+from pcdistill.engine.console import Console
+from pcdistill.errors import InputError
+from pcdistill.losses import METHODS
+from pcdistill.recipe import ModelConfig, Recipe, TeacherConfig
+
+GATE_SAMPLES = 200
+WEAK_AP50 = 5.0  # percent: a teacher below this finds next to nothing
+
+
+def detection_data(recipe: Recipe, accelerator: Accelerator) -> DetectionData:
+    """The recipe's data, this process's share. A batch of it is one micro-batch of gradient accumulation."""
+    config = recipe.data
+    if config.mixup > 0 or config.cutmix > 0 or (config.views or 1) > 1:
+        raise InputError(
+            "data: mixup, cutmix and a second view are for classifiers; leave them out for task: detection"
+        )
+    if recipe.train.compile:
+        raise InputError("train.compile is for classifiers: detectors are called part by part, which it does not reach")
+    data = build_detection_data(
+        config.name,
+        batch_size=config.batch_size // recipe.train.accumulate,
+        eval_batch_size=config.eval_batch_size,
+        seed=recipe.train.seed,
+        image_size=config.image_size,
+        limit=config.limit,
+        augment=config.augment,
+        val_fraction=config.val_fraction,
+        workers=config.workers or 0,
+        root=config.root,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+    if config.workers is None and not data.train.split.in_memory:  # decoded at every step: in processes beside
+        data.train.workers = min(8, max((os.cpu_count() or 1) - 1, 1))
+    return data
+
+
+def check_detection_losses(recipe: Recipe, num_classes: int) -> None:
+    """Every term must fit detectors, and every logit term its [R, K + 1] logits, before anything is trained.
+
+    Raises:
+        InputError: with the term's name and what is wrong with it.
+    """
+    for i, term in enumerate(recipe.losses):
+        kind = method_kind(term.method)
+        if term.method == "ce":
+            raise InputError(f"losses.{i}: ce: the detector's own losses hold its cross-entropy; leave this term out")
+        if kind == "features":
+            known = ", ".join(name for name, m in METHODS.items() if m.kind == "detection" and name != "detector")
+            raise InputError(f"losses.{i}: {term.method} compares features of classifiers; for detectors: {known}")
+    if views_of(recipe) > 1:
+        raise InputError(
+            "losses: a term compares two views of each image, which detectors have not; take its one-view form"
+        )
+    if not any(term.method == "detector" for term in recipe.losses):
+        raise InputError('losses: a detector needs the term "detector", its own losses; without it, it learns no boxes')
+    check_losses(recipe, num_classes + 1)
+
+
+def make_detector(
+    config: ModelConfig, *, num_classes: int | None, image_size: int | None, pretrained: bool
+) -> nn.Module:
+    """A detector by name or by `file.py:function`, which is called with num_classes and the recipe's kwargs."""
+    if ".py:" in config.name:
+        made: nn.Module = import_user_object(config.name, "model")(num_classes=num_classes, **config.kwargs)
+        adapter_of(made)
+        return made
+    sizes = {} if image_size is None else {"min_size": image_size, "max_size": image_size}
+    return build_detector(
+        config.name, num_classes=num_classes, pretrained=pretrained, kwargs={**sizes, **config.kwargs}
+    )
+
+
+def build_student_detector(recipe: Recipe, data: DetectionData) -> nn.Module:
+    """The student, with an output for every class of the data. Its images keep the size that the data gives them."""
+    config = recipe.student
+    student = make_detector(
+        config, num_classes=len(data.classes), image_size=data.image_size, pretrained=config.pretrained
+    )
+    if config.weights is not None:
+        models.load_weights(student, config.weights, allow_mismatch="mismatched-weights" in recipe.allow)
+    return student
+
+
+def knows_detection_classes(config: TeacherConfig, data: DetectionData) -> bool:
+    """Whether a pretrained teacher can be used as it is: its own classes cover the data's."""
+    if config.weights is not None or not config.pretrained or not config.name.startswith("torchvision/"):
+        return False
+    return set(data.classes) <= set(config.classes or pretrained_classes(config.name))
+
+
+def build_teacher_detector(
+    config: TeacherConfig, student: nn.Module, data: DetectionData, allow: Sequence[str] = ()
+) -> TeacherDetector:
+    """The teacher, its classes matched to the data's by name.
+
+    Raises:
+        InputError: it does not have all of the data's classes, or its weights do not fit.
+    """
+    if config.mean is not None or config.std is not None:
+        raise InputError(
+            "teacher.mean and teacher.std: a detector normalises by itself; give kwargs image_mean, image_std"
+        )
+    named: list[str] | None = list(config.classes) if config.classes is not None else None
+    whole = config.pretrained and config.weights is None
+    if whole and not config.name.startswith("torchvision/"):
+        raise InputError(
+            f"the teacher {config.name} has pretrained weights for its backbone alone: give teacher.weights, or "
+            "teacher.epochs to train it first"
+        )
+    if named is None and whole:
+        named = list(pretrained_classes(config.name))
+    if named is None and config.weights is not None:
+        named = models.read_metadata(config.weights).get("classes")
+    count = None if whole else len(named if named is not None else data.classes)
+    size = config.image_size or data.image_size
+    model = make_detector(config, num_classes=count, image_size=size, pretrained=whole)
+    if config.weights is not None:
+        models.load_weights(model, config.weights, allow_mismatch="mismatched-weights" in allow)
+    return TeacherDetector(
+        model, student_classes=data.classes, classes=named, student=student, image_size=config.image_size
+    )
+
+
+def check_teacher_detector(
+    teacher: TeacherDetector,
+    student: nn.Module | None,
+    data: DetectionData,
+    accelerator: Accelerator,
+    *,
+    allow: Sequence[str] = (),
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """The teacher gate: its mAP on held-out images, before any time is spent on training.
+
+    Raises:
+        InputError: it finds next to nothing, or less than the student that it should teach.
+    """
+    console = console or Console(quiet=True)
+    if teacher.left_out:
+        console.say(f"the teacher has {teacher.left_out} classes that the data has not; they are left out")
+    result = evaluate_detection(teacher, data.val.epoch(0), accelerator, classes=data.classes, limit=GATE_SAMPLES)
+    weak = None
+    if result.get("map_50", 0.0) < WEAK_AP50:
+        weak = f"the teacher finds next to nothing on held-out images (AP50 {result.get('map_50', 0.0):.1f} %)"
+    elif student is not None:
+        own = evaluate_detection(student, data.val.epoch(0), accelerator, classes=data.classes, limit=GATE_SAMPLES)
+        if own["map"] > result["map"]:
+            better = f"less than the student's {own['map']:.1f} %"
+            weak = f"the teacher has AP {result['map']:.1f} % on held-out images, {better}"
+    if weak is not None:
+        advice = (
+            f"{weak}; check that its weights are loaded, its classes and its image size, or go on with --allow "
+            "weak-teacher"
+        )
+        if "weak-teacher" not in allow:
+            raise InputError(advice)
+        console.warn(advice)
+    return result
+
+
+def build_detection_distiller(
+    recipe: Recipe, student: nn.Module, teacher: TeacherDetector | None, data: DetectionData
+) -> DetectionDistiller:
+    """Student, teacher and objective as one module; losses on pyramids are built from the shapes of one batch.
+
+    Raises:
+        InputError: logits or pyramids of the two detectors that cannot be compared.
+    """
+    adapter = adapter_of(student)
+    context: dict[str, Any] = {}
+    kinds = {method_kind(term.method) for term in recipe.losses if term.method != "detector"}
+    if teacher is not None and kinds:
+        device = next(student.parameters()).device
+        teacher.to(device)
+        images = [image.to(device) for image in next(iter(data.val.epoch(0))).images[:2]]
+        was_training = student.training
+        student.eval()
+        with torch.no_grad():
+            transform: Any = student.transform
+            batch, _ = transform(images)
+            backbone: Any = student.backbone
+            context = {
+                "student": adapter.pyramid(backbone(batch.tensors), batch),
+                "teacher": teacher.adapter.pyramid(teacher.features(batch), batch),
+                "n_data": data.train.num_samples,
+            }
+        if "logits" in kinds and type(teacher.adapter) is type(adapter):
+            adapter.check_pair(teacher, images)
+        student.train(was_training)
+    objective = build_objective(recipe.losses, num_classes=len(data.classes) + 1, context=context)
+    return DetectionDistiller(
+        student,
+        DetectionObjective(objective.terms),
+        teacher,
+        top_k=recipe.detection.top_k,
+        threshold=recipe.detection.threshold,
+    )

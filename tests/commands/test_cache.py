@@ -1,0 +1,250 @@
+"""The teacher's cache: the same images and logits as live, a killed build continued, and every misfit refused."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pcdistill.classification import task as prepare
+from pcdistill.classification.data import build_data
+from pcdistill.commands import cache as caching
+from pcdistill.commands.cache import make_cache
+from pcdistill.commands.session import run
+from pcdistill.data.loader import Batch
+from pcdistill.distill import cache_store as stored
+from pcdistill.distill.cache_store import CachedBatches, CacheInfo, TeacherCache, epoch_file
+from pcdistill.distill.teacher import Teacher
+from pcdistill.errors import InputError
+from pcdistill.losses import pcd_loss
+from pcdistill.recipe import load_recipe
+
+BASE = {
+    "data.name": "digits",
+    "data.limit": 200,
+    "data.batch_size": 32,
+    "student.name": "cifar/resnet8",
+    "student.kwargs": {"widths": [4, 4, 8, 8]},
+    "teacher.name": "cifar/resnet8",
+    "teacher.epochs": 3,
+    "train.epochs": 3,
+    "train.device": "cpu",
+    "allow": ["weak-teacher"],
+}
+
+
+def recipe(**values):
+    return load_recipe(None, values={**BASE, **{key.replace("__", "."): value for key, value in values.items()}})
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    out = tmp_path_factory.mktemp("teacher")
+    run(recipe(method="none", student__kwargs={}, data__limit=600), out)
+    return str(out / "student.safetensors")
+
+
+@pytest.fixture(scope="module")
+def cache(weights, tmp_path_factory):
+    out = tmp_path_factory.mktemp("cache") / "kd"
+    make_cache(recipe(method="kd", teacher__weights=weights), out, epochs=2)
+    return out
+
+
+@pytest.mark.parametrize("options", [{}, {"data__views": 2}, {"data__mixup": 0.4, "data__cutmix": 1.0}], ids=str)
+def test_a_replay_has_the_images_to_the_bit_and_the_logits_to_float16(options, weights, tmp_path):
+    made = recipe(method="kd", teacher__weights=weights, **options)
+    make_cache(made, tmp_path / "cache", epochs=2)
+    extra = {key.removeprefix("data__"): value for key, value in options.items()}
+    data = build_data("digits", batch_size=32, limit=200, **extra)
+    teacher = prepare.build_teacher(made.teacher, data=data)
+    replay = CachedBatches(data.train, TeacherCache(tmp_path / "cache"))
+    for epoch in (0, 1, 2):  # the third repeats the first
+        for live, again in zip(data.train.epoch(epoch % 2), replay.epoch(epoch), strict=True):
+            assert torch.equal(live.images, again.images)
+            assert torch.equal(live.target, again.target)
+            torch.testing.assert_close(again.teacher_logits, teacher(live.images), rtol=1e-3, atol=2e-3)
+    late = next(iter(replay.epoch(1, start=3)))
+    assert torch.equal(late.teacher_logits, list(replay.epoch(1))[3].teacher_logits)
+
+
+def test_processes_get_their_own_rows(weights, tmp_path):
+    made = recipe(method="mlkd", teacher__weights=weights)
+    make_cache(made, tmp_path / "cache", epochs=1)
+    opened = TeacherCache(tmp_path / "cache")
+    whole = next(iter(CachedBatches(build_data("digits", batch_size=32, limit=200, views=2).train, opened).epoch(0)))
+    for rank in (0, 1):
+        data = build_data("digits", batch_size=32, limit=200, views=2, rank=rank, world_size=2)
+        part = next(iter(CachedBatches(data.train, opened, rank=rank, world_size=2).epoch(0)))
+        rows = [*range(16 * rank, 16 * rank + 16), *range(32 + 16 * rank, 48 + 16 * rank)]
+        assert torch.equal(part.images, whole.images[rows])
+        assert torch.equal(part.teacher_logits, whole.teacher_logits[rows])
+
+
+def test_training_from_the_cache_runs_no_teacher_and_learns_as_with_it(weights, cache, tmp_path, monkeypatch):
+    live = run(recipe(method="pcd", teacher__weights=weights, train__epochs=2), tmp_path / "live")
+    calls = []
+    forward = Teacher.forward
+    monkeypatch.setattr(Teacher, "forward", lambda self, x: calls.append(len(x)) or forward(self, x))
+    cached = run(
+        recipe(method="pcd", teacher__weights=weights, train__epochs=2, teacher__cache=str(cache)), tmp_path / "c"
+    )
+    assert 32 not in calls  # evaluations come in other sizes
+    for row, other in zip(_losses(live.out), _losses(cached.out), strict=True):
+        assert row == pytest.approx(other, rel=2e-3)
+    # Another seed of the student replays the same stream.
+    other = recipe(method="kd", teacher__weights=weights, teacher__cache=str(cache), train__seed=5, train__epochs=1)
+    assert run(other, tmp_path / "five").summary["status"] == "done"
+
+
+def _losses(out):
+    lines = (out / "metrics.csv").read_text().splitlines()
+    column = lines[0].split(",").index("train/loss")
+    return [float(line.split(",")[column]) for line in lines[1:]]
+
+
+def test_a_killed_build_continues_to_the_same_bytes(weights, cache, tmp_path, monkeypatch):
+    made, out = recipe(method="kd", teacher__weights=weights), tmp_path / "cache"
+    encode, seen = CacheInfo.encode, []
+
+    def die(self, logits):
+        seen.append(1)
+        if len(seen) == 10:  # in the second epoch of six batches
+            raise KeyboardInterrupt
+        return encode(self, logits)
+
+    monkeypatch.setattr(CacheInfo, "encode", die)
+    monkeypatch.setattr(caching, "SAVE_SECONDS", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        make_cache(made, out, epochs=2)
+    state = json.loads((out / "cache.json").read_text())
+    assert len(state["checksums"]) == 1
+    assert state["rows"] > 0
+    with pytest.raises(InputError, match="is not finished: 1 of 2 epochs"):
+        TeacherCache(out)
+    with open(epoch_file(out, 1), "ab") as file:
+        file.write(b"torn")  # what a kill may leave behind the last safe row
+    monkeypatch.setattr(CacheInfo, "encode", encode)
+    make_cache(made, out, epochs=2)
+    for epoch in (0, 1):
+        assert epoch_file(out, epoch).read_bytes() == epoch_file(cache, epoch).read_bytes()
+    before = (out / "cache.json").read_text()
+    make_cache(made, out, epochs=2)  # nothing is left to do
+    assert (out / "cache.json").read_text() == before
+
+
+def test_misfits_are_refused(weights, cache, tmp_path):
+    def attempt(**values):
+        run(
+            recipe(**{"method": "kd", "teacher__weights": weights, "teacher__cache": str(cache), **values}),
+            tmp_path / "x",
+        )
+
+    with pytest.raises(InputError, match=r"of other batches: data, split.*data\.seed \(the cache's is 0\)"):
+        attempt(data__seed=3)
+    with pytest.raises(InputError, match="of other batches"):
+        attempt(data__batch_size=16)
+    with pytest.raises(InputError, match="of other batches"):
+        attempt(data__augment="none")
+    with pytest.raises(InputError, match="1 view.s. of each image, this run has 10 and 2"):
+        attempt(method="mlkd")
+    with pytest.raises(InputError, match=r"fitnet compares features; teacher\.cache holds logits alone"):
+        attempt(method="fitnet")
+    with pytest.raises(InputError, match=r"has no cache\.json; `pcdistill cache` makes one"):
+        attempt(teacher__cache=str(tmp_path))
+    run(recipe(method="none", student__kwargs={}, train__epochs=1), tmp_path / "other")
+    with pytest.raises(InputError, match="of another teacher"):
+        attempt(teacher__weights=str(tmp_path / "other" / "student.safetensors"))
+    with pytest.raises(InputError, match="holds another cache .epochs differ"):
+        make_cache(recipe(method="kd", teacher__weights=weights), cache, epochs=3)
+    with pytest.raises(InputError, match="top_k must be from 1 to 9 for 10 classes, got 10"):
+        make_cache(recipe(method="kd", teacher__weights=weights), tmp_path / "k", epochs=1, top_k=10)
+
+
+def test_a_comparison_takes_the_cache_where_it_fits_and_its_stream_everywhere(cache):
+    for method, used in (("pcd", True), ("none", False), ("mlkd", False), ("fitnet", False)):
+        fitted = caching.fit_cache(recipe(method=method, teacher__cache=str(cache), train__seed=4))
+        assert (fitted.teacher.cache is not None) == used
+        assert fitted.data.seed == 0
+    (cache.parent / "for-7").symlink_to(cache)
+    own = caching.fit_cache(recipe(method="pcd", teacher__cache=str(cache.parent / "for-{seed}"), train__seed=7))
+    assert own.teacher.cache == str(cache.parent / "for-7")
+
+
+def test_damage_is_noticed(cache, weights, tmp_path):
+    shutil.copytree(cache, tmp_path / "cache")
+    file = epoch_file(tmp_path / "cache", 1)
+    changed = bytearray(file.read_bytes())
+    changed[100] ^= 1
+    file.write_bytes(changed)
+    opened = TeacherCache(tmp_path / "cache")
+    opened.logits(0, torch.arange(4))
+    with pytest.raises(InputError, match=r"epoch-0001\.bin is damaged"):
+        opened.logits(1, torch.arange(4))
+    (tmp_path / "cache" / "cache.json").write_text('{"format": "pcdistill-cache-1"}')
+    with pytest.raises(InputError, match=r"cache\.json cannot be read: it is damaged"):
+        TeacherCache(tmp_path / "cache")
+
+
+def test_logits_that_float16_cannot_hold_are_refused(weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(Teacher, "forward", lambda self, x: torch.full((len(x), 10), 1e5))
+    with pytest.raises(InputError, match="NaN or beyond float16's 65504 in epoch 1, batch 1"):
+        make_cache(recipe(method="kd", teacher__weights=weights), tmp_path / "cache", epochs=1)
+
+
+def info(classes=100, top_k=None, temperature=4.0):
+    return CacheInfo("t", "s", 0, 1, 1, 8, classes, 1, top_k, temperature)
+
+
+@pytest.mark.parametrize("classes", [10, 100])
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_top_k_keeps_the_largest_logits_and_the_probability_of_the_rest(classes, temperature):
+    z = 3 * torch.randn(8, classes, generator=torch.Generator().manual_seed(0))
+    form = info(classes, 5, temperature)
+    again = form.decode(form.encode(z))
+    values, places = z.topk(5, dim=1)
+    torch.testing.assert_close(again.gather(1, places), values, rtol=1e-3, atol=1e-3)
+    p, q = (x.div(temperature).softmax(1) for x in (z, again))
+    torch.testing.assert_close(p.gather(1, places), q.gather(1, places), rtol=2e-3, atol=1e-4)
+    rest = again.scatter(1, places, torch.nan)
+    assert all(len(row[~row.isnan()].unique()) == 1 for row in rest)
+
+
+def test_the_error_of_pcd_under_top_k_falls_to_that_of_float16():
+    generator = torch.Generator().manual_seed(0)
+    z_t, z_s = (3 * torch.randn(64, 100, generator=generator) for _ in range(2))
+    exact = pcd_loss(z_s, z_t)
+    errors = []
+    for k in (10, 50, 99, None):
+        form = info(100, k)
+        errors.append(float((pcd_loss(z_s, form.decode(form.encode(z_t))) / exact - 1).abs()))
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 1e-3
+
+
+def test_the_fingerprint_follows_all_that_decides_the_logits():
+    def teacher(**options):
+        torch.manual_seed(0)
+        return Teacher(nn.Conv2d(3, 4, 1), **options)
+
+    stats = {"student_stats": ([0.0] * 3, [1.0] * 3), "teacher_stats": ([0.5] * 3, [1.0] * 3)}
+    changed = teacher()
+    with torch.no_grad():
+        changed.model.bias[0] += 1e-6
+    found = {
+        stored.fingerprint(one)
+        for one in (teacher(), changed, teacher(class_map=[1, 0]), teacher(**stats), teacher(image_size=64))
+    }
+    assert len(found) == 5
+    assert stored.fingerprint(teacher()) in found
+
+
+def test_rows_are_as_small_as_they_can_be():
+    assert info(100).row.itemsize == 200
+    assert info(100, 10).row.itemsize == 42
+    assert info(100_000, 10).row == np.dtype([("values", "<f2", (10,)), ("places", "<u4", (10,)), ("rest", "<f2")])
+    assert {field.name for field in dataclasses.fields(CacheInfo)} >= {"teacher", "stream"}
+    assert Batch(torch.zeros(1), torch.zeros(1), torch.zeros(1)).teacher_logits is None

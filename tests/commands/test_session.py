@@ -1,0 +1,127 @@
+"""Whole runs in a folder: soft labels, two views, moving averages, trackers, schedules of terms."""
+
+import csv
+import json
+
+import pytest
+import torch
+
+from pcdistill.classification.data import build_data
+from pcdistill.classification.task import build_distiller, build_student
+from pcdistill.commands.session import run
+from pcdistill.distill.teacher import Teacher
+from pcdistill.errors import InputError
+from pcdistill.recipe import load_recipe
+
+BASE = {
+    "data.name": "digits",
+    "data.limit": 256,
+    "student.name": "cifar/resnet8",
+    "student.kwargs": {"widths": [4, 4, 8, 8]},
+    "teacher.name": "cifar/resnet8",
+    "teacher.epochs": 3,
+    "train.epochs": 2,
+    "train.device": "cpu",
+    "allow": ["weak-teacher"],
+}
+
+
+def recipe(**values):
+    return load_recipe(None, values={**BASE, **{key.replace("__", "."): value for key, value in values.items()}})
+
+
+def rows(out):
+    with open(out / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    out = tmp_path_factory.mktemp("teacher")
+    run(recipe(method="none", student__kwargs={}, train__epochs=3), out)
+    return str(out / "student.safetensors")
+
+
+def test_mixup_cutmix_smoothing_average_and_tensorboard(teacher, tmp_path):
+    smoothed = [{"method": "ce", "label_smoothing": 0.1}, {"method": "pcd", "weight_to": 0.5}]
+    mixed = recipe(
+        teacher__weights=teacher,
+        losses=smoothed,
+        data__mixup=0.4,
+        data__cutmix=1.0,
+        train__ema=0.9,
+        train__trackers=["tensorboard"],
+    )
+    result = run(mixed, tmp_path / "run")
+    assert result.summary["status"] == "done"
+    assert len(rows(tmp_path / "run")) == 2
+    assert all(float(row["train/pcd"]) > 0 for row in rows(tmp_path / "run"))
+    assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
+    report = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert {"val", "test"} <= set(report["best"])
+    assert {"val", "test"} <= set(report["last"])
+
+
+def test_the_teacher_sees_exactly_the_students_images():
+    for views in (1, 2):
+        mixed = recipe(method="mlkd" if views == 2 else "kd", data__mixup=0.4)
+        data = build_data("digits", batch_size=32, limit=256, mixup=0.4, views=views)
+        student = build_student(mixed.student, classes=list(data.classes), data=data)
+        seen = {"student": [], "teacher": []}
+
+        class Spy(torch.nn.Module):
+            def __init__(self, name, seen=seen):
+                super().__init__()
+                self.name, self.seen, self.linear = name, seen, torch.nn.Linear(64, 10)
+
+            def forward(self, images):
+                self.seen[self.name].append(images.clone())
+                return self.linear(images.flatten(1))
+
+        student = Spy("student")
+        distiller = build_distiller(mixed, student, Teacher(Spy("teacher")), data=data)
+        seen["student"].clear()
+        seen["teacher"].clear()
+        batch = next(iter(data.train.epoch(0)))
+        distiller(batch.images, batch.target)
+        assert len(batch.images) == 32 * views
+        assert torch.equal(seen["student"][0], batch.images)
+        assert torch.equal(seen["teacher"][0], batch.images)
+
+
+def test_a_method_with_hard_labels_refuses_mixup_before_anything_is_trained(tmp_path):
+    with pytest.raises(InputError, match="dkd: target must be hard labels.*turn mixup, cutmix"):
+        run(recipe(method="dkd", data__mixup=0.2), tmp_path / "run")
+    assert not (tmp_path / "run" / "teacher").exists()
+
+
+def test_a_method_of_two_views_gets_them(teacher, tmp_path):
+    two = recipe(method="mlkd", teacher__weights=teacher, train__epochs=1)
+    assert run(two, tmp_path / "run").summary["status"] == "done"
+    with pytest.raises(InputError, match=r"compares two views of each image; set data\.views to 2"):
+        run(recipe(method="mlkd", teacher__weights=teacher, data__views=1), tmp_path / "one")
+
+
+def test_the_average_of_the_weights_is_what_is_kept(teacher, tmp_path):
+    kept = {}
+    for ema in (0.0, 0.5):
+        averaged = recipe(method="kd", teacher__weights=teacher, train__ema=ema, train__keep="last", train__epochs=1)
+        kept[ema] = run(averaged, tmp_path / str(ema)).student.state_dict()
+    key = "conv1.weight" if "conv1.weight" in kept[0.0] else next(k for k in kept[0.0] if k.endswith("weight"))
+    assert not torch.equal(kept[0.0][key], kept[0.5][key])
+    # An average over the last steps of one and the same path of training lies near its end.
+    assert (kept[0.0][key] - kept[0.5][key]).norm() < 0.5 * kept[0.0][key].norm()
+
+
+def test_a_tracker_that_is_not_installed_is_named_before_the_teacher_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "wandb", None)
+    with pytest.raises(InputError, match="wandb is not installed; pip install wandb"):
+        run(recipe(method="kd", train__trackers=["wandb"]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_student_that_breaks_in_channels_last_is_named_before_the_teacher_is_trained(tmp_path):
+    narrow = recipe(method="kd", train__channels_last=True)  # a shortcut of 4 channels; the teacher's have 16
+    with pytest.raises(InputError, match=r"train.channels_last: layer2.0.shortcut.0 is a strided 1x1 convolution"):
+        run(narrow, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
