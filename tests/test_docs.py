@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pcdistill import cli
-from pcdistill.losses import METHODS
+from pcdistill.methods import METHODS
 
 DOCS = Path(__file__).parents[1] / "docs"
 

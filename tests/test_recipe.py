@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pcdistill.detection.detectors.build import build_detector
 from pcdistill.errors import InputError
-from pcdistill.losses import METHODS
+from pcdistill.methods import METHODS
 from pcdistill.recipe import RECIPES, load_recipe, make_recipe, method_terms, recipe_names, with_method
 
 

@@ -414,7 +414,7 @@ def _evaluate(args: Evaluate, command: str) -> None:
 def _list(args: List, command: str) -> None:
     rows: list[tuple[str, str]]
     if args.what == "methods":
-        from pcdistill.losses import METHODS
+        from pcdistill.methods import METHODS
 
         rows = [("none", "the student alone")]
         rows += [(name, f"{m.summary} [{m.kind}; {m.source}]") for name, m in METHODS.items()]

@@ -17,7 +17,7 @@ import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from pcdistill.errors import InputError, nearest
-from pcdistill.losses import METHODS
+from pcdistill.methods import METHODS
 
 RECIPES = Path(__file__).parent / "recipes"
 FORBID = ConfigDict(extra="forbid")

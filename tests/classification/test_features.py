@@ -19,7 +19,7 @@ from pcdistill.commands.session import run
 from pcdistill.engine.checkpoint import load_checkpoint
 from pcdistill.engine.console import Console
 from pcdistill.errors import InputError
-from pcdistill.losses import METHODS
+from pcdistill.methods import METHODS
 from pcdistill.models.feature_maps import Headed
 from pcdistill.models.heads import with_head
 from pcdistill.recipe import TeacherConfig, make_recipe

@@ -1,5 +1,8 @@
 """The objective: weighted sum, warm-ups, moving weights and temperatures, every shipped method in it."""
 
+import importlib
+import pkgutil
+
 import pytest
 import torch
 
@@ -7,7 +10,8 @@ import pcdistill.losses as losses
 from pcdistill.classification.task import build_objective, views_of
 from pcdistill.distill.objective import Objective, Term, build_loss
 from pcdistill.errors import InputError
-from pcdistill.losses import METHODS, CELoss, KDLoss, LDRLDLoss, StandardizedLoss
+from pcdistill.losses import CELoss, KDLoss, LDRLDLoss, StandardizedLoss
+from pcdistill.methods import METHODS
 from pcdistill.recipe import load_recipe
 
 LOGIT_METHODS = sorted(name for name, method in METHODS.items() if method.kind == "logits")
@@ -79,15 +83,20 @@ def test_every_logit_method_is_built_from_its_name_and_learns_from_the_teacher(n
         assert not torch.allclose(changed["loss"], out["loss"])
 
 
-def test_the_registry_and_the_exports_name_what_is_there():
+def test_every_entry_of_the_table_is_a_public_loss_with_an_objective():
     for name, method in METHODS.items():
-        assert method.load().__name__ in losses.__all__, name
+        assert getattr(losses, method.load().__name__) is method.load(), name
         assert method.terms, name
-    for name in losses.__all__:
-        assert getattr(losses, name) is not None
-    assert set(losses.__all__) <= set(dir(losses))
-    with pytest.raises(AttributeError, match="no attribute 'pcd_los'"):
-        losses.pcd_los  # noqa: B018
+
+
+def test_every_loss_of_a_file_is_public():
+    for info in pkgutil.iter_modules(losses.__path__):
+        module = importlib.import_module(f"pcdistill.losses.{info.name}")
+        defined = {n for n, v in vars(module).items() if getattr(v, "__module__", None) == module.__name__}
+        wanted = {n for n in defined if n.endswith(("_loss", "Loss")) and n[0] != "_"} if info.name[0] != "_" else set()
+        assert wanted <= set(getattr(module, "__all__", ())), info.name
+        for name in getattr(module, "__all__", ()):
+            assert getattr(losses, name) is getattr(module, name)
 
 
 def test_options_are_checked_against_the_loss():

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from pcdistill.distill.objective import Objective, build_loss
 from pcdistill.distill.taps import Taps
 from pcdistill.distill.teacher import Teacher
-from pcdistill.losses import METHODS
 from pcdistill.losses._features import Features
 from pcdistill.losses.simkd import SimKDLoss
+from pcdistill.methods import METHODS
 from pcdistill.models.feature_maps import Headed
 from pcdistill.recipe import Recipe, TermConfig
 

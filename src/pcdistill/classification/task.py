@@ -21,7 +21,7 @@ from pcdistill.distill.teacher import Stats, Teacher, align_classes
 from pcdistill.engine.console import Console
 from pcdistill.engine.loop import uses_channels_last
 from pcdistill.errors import InputError
-from pcdistill.losses import METHODS
+from pcdistill.methods import METHODS
 from pcdistill.models.heads import with_head
 from pcdistill.recipe import ModelConfig, Recipe, TeacherConfig, TermConfig
 

@@ -29,7 +29,7 @@ from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.console import Console
 from pcdistill.engine.loop import make_accelerator, uses_channels_last
 from pcdistill.errors import InputError
-from pcdistill.losses import METHODS
+from pcdistill.methods import METHODS
 from pcdistill.recipe import Recipe
 
 SAVE_SECONDS = 20.0  # between two points that a killed build continues from

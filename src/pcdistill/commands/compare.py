@@ -17,7 +17,7 @@ from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.console import Console, duration
 from pcdistill.engine.loop import make_accelerator
 from pcdistill.errors import InputError, TrainingStopped, nearest
-from pcdistill.losses import METHODS
+from pcdistill.methods import METHODS
 from pcdistill.models.heads import with_head
 from pcdistill.recipe import Recipe, make_recipe, with_method
 

@@ -18,7 +18,7 @@ from pcdistill.detection.metrics import evaluate_detection
 from pcdistill.distill.objective import import_user_object
 from pcdistill.engine.console import Console
 from pcdistill.errors import InputError
-from pcdistill.losses import METHODS
+from pcdistill.methods import METHODS
 from pcdistill.recipe import ModelConfig, Recipe, TeacherConfig
 
 GATE_SAMPLES = 200

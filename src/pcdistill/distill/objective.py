@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from pcdistill.errors import InputError, nearest
-from pcdistill.losses import METHODS, StandardizedLoss
+from pcdistill.losses import StandardizedLoss
+from pcdistill.methods import METHODS
 from pcdistill.schedules import moved, warmup_factor
 
 

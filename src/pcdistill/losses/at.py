@@ -18,6 +18,8 @@ from pcdistill.losses._features import (
     unit,
 )
 
+__all__ = ["ATLoss", "at_loss"]
+
 
 def attention(features: Tensor, *, p: float = 2.0) -> Tensor:
     """Where a map is active: the mean over channels of |F|^p as a vector of length 1.

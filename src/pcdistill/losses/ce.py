@@ -5,6 +5,8 @@ from torch import Tensor, nn
 
 from pcdistill.losses._common import Reduction, check_logits, check_reduction, check_target, reduce_loss, upcast
 
+__all__ = ["CELoss", "ce_loss"]
+
 
 def _check_label_smoothing(label_smoothing: float) -> None:
     if not 0.0 <= label_smoothing < 1.0:

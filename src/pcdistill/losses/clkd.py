@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from pcdistill.losses._common import check_logits, check_temperature, check_weight, upcast
 
+__all__ = ["CLKDLoss", "clkd_loss"]
+
 Correlation = Literal["class", "class-norm", "class-cosine", "sample"]
 _CORRELATIONS = ("class", "class-norm", "class-cosine", "sample")
 

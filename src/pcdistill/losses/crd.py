@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from pcdistill.losses._common import Reduction, check_temperature, reduce_loss, shape, upcast
 from pcdistill.losses._features import Features, check_vector_pair, full_precision, nothing, unit
 
+__all__ = ["CRDLoss", "crd_loss"]
+
 NO_INDEX = (
     "CRD needs the position of every image in the data set, to find its entry in the memory: features.index must be "
     "given; a loader of your own does not tell it"

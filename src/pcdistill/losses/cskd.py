@@ -11,6 +11,8 @@ from pcdistill.losses._common import check_logits, check_temperature, check_weig
 from pcdistill.losses.dist import cosine_distance
 from pcdistill.losses.mlkd import Views, check_views, confidence_masks
 
+__all__ = ["CSKDLoss", "CSKDNoAugLoss", "cskd_loss"]
+
 SPREAD = 1e-6  # similarities closer together than this are one similarity: float32 has no more digits near 1
 
 

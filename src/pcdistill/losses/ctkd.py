@@ -19,6 +19,8 @@ from pcdistill.losses._common import (
     upcast,
 )
 
+__all__ = ["CTKDLoss", "ctkd_loss"]
+
 
 def ctkd_loss(
     student_logits: Tensor,

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+__all__ = ["DetectorLoss"]
+
 
 class DetectorLoss(nn.Module):
     """Sum of what the student computes against the boxes: Faster R-CNN's, RetinaNet's or FCOS's losses by torchvision.

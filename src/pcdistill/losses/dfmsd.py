@@ -25,6 +25,8 @@ from pcdistill.losses._pyramid import (
     spatial_attention,
 )
 
+__all__ = ["DFMSDLoss"]
+
 
 class DFMSDLoss(nn.Module):
     """Squared error between fused reconstructions of the masked student feature and the teacher's, summed over levels.

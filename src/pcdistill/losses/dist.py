@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from pcdistill.losses._common import check_logits, check_temperature, check_weight, upcast
 from pcdistill.ops.segments import log_softmax
 
+__all__ = ["DISTLoss", "dist_loss"]
+
 
 def cosine_distance(a: Tensor, b: Tensor, *, eps: float) -> Tensor:
     """1 - a.b / (|a| |b| + eps) for each row, [R, K] and [R, K] -> [R].

@@ -19,6 +19,8 @@ from pcdistill.losses._common import (
 )
 from pcdistill.ops.segments import kl_terms, log_softmax
 
+__all__ = ["DKDLoss", "dkd_loss"]
+
 
 def split_target(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Logits of the target class [N] and of the other classes [N, C - 1], in class order.

@@ -24,6 +24,8 @@ from pcdistill.losses._pyramid import (
     squared_error,
 )
 
+__all__ = ["DMKDLoss"]
+
 
 class DMKDLoss(nn.Module):
     """Squared error between the teacher's feature and two fused reconstructions, summed over the levels.

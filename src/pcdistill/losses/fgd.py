@@ -21,6 +21,8 @@ from pcdistill.losses._pyramid import (
     spatial_attention,
 )
 
+__all__ = ["FGDLoss"]
+
 
 class FGDLoss(nn.Module):
     """Four parts per level, each a sum over channels and places over the number of images, summed over the levels.

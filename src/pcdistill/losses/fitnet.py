@@ -19,6 +19,8 @@ from pcdistill.losses._features import (
     stage_map,
 )
 
+__all__ = ["FitNetLoss", "fitnet_loss"]
+
 LARGEST_KERNEL = 7
 
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from pcdistill.losses._pyramid import AlignedLevels, Pyramid, Targets, no_autocast
 
+__all__ = ["FPNFitNetLoss"]
+
 
 class FPNFitNetLoss(nn.Module):
     """Mean squared error between aligned student features and teacher features, summed over the levels.

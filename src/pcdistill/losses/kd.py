@@ -14,6 +14,8 @@ from pcdistill.losses._common import (
     upcast,
 )
 
+__all__ = ["KDLoss", "kd_loss"]
+
 
 def kd_loss(
     student_logits: Tensor,

@@ -16,6 +16,8 @@ from pcdistill.losses._common import (
     upcast,
 )
 
+__all__ = ["LDRLDLoss", "ldrld_loss"]
+
 
 def _check_top_classes(top_classes: int) -> None:
     if not isinstance(top_classes, int) or top_classes < 2:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from pcdistill.losses._common import Reduction, check_logits, check_reduction, check_temperature, upcast
 from pcdistill.losses.kd import kd_loss
 
+__all__ = ["LSKDLoss", "StandardizedLoss", "standardize_logits"]
+
 EPSILON = 1e-7  # as in the released code; it only matters for rows that are almost constant
 
 

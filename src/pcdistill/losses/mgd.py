@@ -20,6 +20,8 @@ from pcdistill.losses._pyramid import (
     squared_error,
 )
 
+__all__ = ["MGDLoss"]
+
 
 class MGDLoss(nn.Module):
     """Squared error of what a small generator makes of the masked student feature, summed over the levels.

@@ -13,6 +13,8 @@ from pcdistill.losses._common import check_logits, check_temperature, check_weig
 from pcdistill.losses.lskd import standardize_logits
 from pcdistill.ops.segments import kl_terms, log_softmax
 
+__all__ = ["MLKDLoss", "MLKDNoAugLoss", "mlkd_loss"]
+
 Views = Literal[1, 2]
 TEMPERATURES = (4.0, 2.0, 3.0, 5.0, 6.0)
 

@@ -19,6 +19,8 @@ from pcdistill.losses._common import (
 from pcdistill.losses.dkd import split_target
 from pcdistill.ops.segments import log_softmax
 
+__all__ = ["NKDLoss", "nkd_loss"]
+
 
 def nkd_loss(
     student_logits: Tensor,

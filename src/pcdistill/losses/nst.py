@@ -18,6 +18,8 @@ from pcdistill.losses._features import (
     unit,
 )
 
+__all__ = ["NSTLoss", "nst_loss"]
+
 
 def nst_loss(
     student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor], *, reduction: Reduction = "mean"

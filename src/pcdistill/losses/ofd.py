@@ -22,6 +22,8 @@ from pcdistill.losses._features import (
     pre_activations,
 )
 
+__all__ = ["OFDLoss", "ofd_loss"]
+
 RARE = 1e-3  # below this probability of a negative value the margin is -3 standard deviations
 
 

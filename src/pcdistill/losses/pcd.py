@@ -21,6 +21,8 @@ from pcdistill.ops.pcd import Backend, check_backend, pcd
 from pcdistill.ops.pcd_plan import groups_of_stages
 from pcdistill.ops.segments import check_stages
 
+__all__ = ["PCDLoss", "pcd_loss"]
+
 Directions = Literal["both", "f2cl", "c2fl"]
 Normalize = Literal["none", "groups"]
 Schedule = Literal["joint", "progressive"]

@@ -15,6 +15,8 @@ from pcdistill.losses._common import (
 )
 from pcdistill.ops.segments import check_stages
 
+__all__ = ["PCDReleasedLoss", "pcd_released_loss"]
+
 
 def pcd_released_loss(
     student_logits: Tensor,

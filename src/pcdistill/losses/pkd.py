@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from pcdistill.losses._common import shape, upcast
 from pcdistill.losses._pyramid import AlignedLevels, Pyramid, Targets, no_autocast, normalize_channels
 
+__all__ = ["PKDLoss", "pkd_loss"]
+
 
 def pkd_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     """Half the mean squared difference of features that are normalised per channel.

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from pcdistill.losses._common import upcast
 from pcdistill.losses._features import Features, check_vector_pair, full_precision
 
+__all__ = ["PKTLoss", "pkt_loss"]
+
 EPS = 1e-7
 
 

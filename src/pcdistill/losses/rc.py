@@ -17,6 +17,8 @@ from pcdistill.losses._common import (
     upcast,
 )
 
+__all__ = ["RCLoss", "rc_loss"]
+
 
 def rc_loss(
     student_logits: Tensor,

@@ -23,6 +23,8 @@ from pcdistill.losses._features import (
     stage_map,
 )
 
+__all__ = ["ReviewKDLoss", "reviewkd_loss"]
+
 LEVELS = (4, 2, 1)
 
 

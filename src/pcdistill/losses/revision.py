@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from pcdistill.losses._common import check_logits, check_target, check_weight, upcast
 
+__all__ = ["RevisionLoss", "revision_loss"]
+
 
 def _check_teacher_share(teacher_share: float) -> None:
     if not 0.0 <= teacher_share <= 1.0:

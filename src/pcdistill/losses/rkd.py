@@ -10,6 +10,8 @@ from torch.nn import functional as F
 from pcdistill.losses._common import check_weight, upcast
 from pcdistill.losses._features import Features, check_vector_pair, full_precision
 
+__all__ = ["RKDLoss", "rkd_loss"]
+
 SMALLEST_SQUARE = 1e-12
 
 

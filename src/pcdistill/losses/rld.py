@@ -17,6 +17,8 @@ from pcdistill.losses._common import (
     upcast,
 )
 
+__all__ = ["RLDLoss", "rld_loss"]
+
 
 def rld_loss(
     student_logits: Tensor,

@@ -26,6 +26,8 @@ from pcdistill.losses.dkd import dkd_loss
 from pcdistill.losses.kd import kd_loss
 from pcdistill.losses.nkd import nkd_loss
 
+__all__ = ["SDDLoss", "sdd_loss"]
+
 Base = Literal["kd", "dkd", "nkd"]
 BASES: dict[str, Callable[..., Tensor]] = {"kd": kd_loss, "dkd": dkd_loss, "nkd": nkd_loss}
 

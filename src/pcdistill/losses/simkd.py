@@ -23,6 +23,8 @@ from pcdistill.losses._features import (
     pool_to,
 )
 
+__all__ = ["SimKDLoss", "simkd_loss"]
+
 
 def simkd_loss(student_map: Tensor, teacher_map: Tensor, *, reduction: Reduction = "mean") -> Tensor:
     """Mean squared difference between the projected student's and the teacher's deepest feature map.

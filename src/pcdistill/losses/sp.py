@@ -16,6 +16,8 @@ from pcdistill.losses._features import (
     unit,
 )
 
+__all__ = ["SPLoss", "sp_loss"]
+
 
 def sp_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     """Mean squared difference between the two networks' row-normalised matrices of inner products.

@@ -19,6 +19,8 @@ from pcdistill.losses._features import (
     nothing,
 )
 
+__all__ = ["SRRLLoss", "srrl_loss"]
+
 
 def srrl_loss(
     student_embedding: Tensor,

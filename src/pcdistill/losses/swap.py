@@ -16,6 +16,8 @@ from pcdistill.losses._common import (
     upcast,
 )
 
+__all__ = ["SwapLoss", "swap_loss"]
+
 
 def swap_loss(
     student_logits: Tensor,

@@ -14,6 +14,8 @@ from pcdistill.losses._common import (
     upcast,
 )
 
+__all__ = ["TTMLoss", "WTTMLoss", "ttm_loss", "wttm_loss"]
+
 
 def ttm_loss(
     student_logits: Tensor,

@@ -21,6 +21,8 @@ from pcdistill.losses._features import (
     stage_map,
 )
 
+__all__ = ["VIDLoss", "vid_loss"]
+
 
 def vid_loss(mean: Tensor, variance: Tensor, teacher_map: Tensor, *, reduction: Reduction = "mean") -> Tensor:
     """Negative log-likelihood of the teacher's feature map under a Gaussian that the student predicts.
