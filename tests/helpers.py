@@ -44,3 +44,12 @@ def extreme_pair(n: int, c: int, dtype: torch.dtype) -> tuple[torch.Tensor, torc
     teacher[2], teacher[2, 0] = -1e4, 1e4  # one-hot teacher, and the student's opposite
     student[2], student[2, 0] = 1e4, -1e4
     return student.requires_grad_(), teacher, torch.arange(n) % c
+
+
+def on_cpu(student=None, **train):
+    """The placement of a run on the CPU."""
+    from pcdistill.engine.placement import make_accelerator, make_placement  # slow to import
+    from pcdistill.recipe import TrainConfig
+
+    config = TrainConfig(device="cpu", **train)
+    return make_placement(config, make_accelerator(config), student)

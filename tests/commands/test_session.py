@@ -12,6 +12,7 @@ from pcdistill.commands.session import run
 from pcdistill.distill.teacher import Teacher
 from pcdistill.errors import InputError
 from pcdistill.recipe import load_recipe
+from tests.helpers import on_cpu
 
 BASE = {
     "data.name": "digits",
@@ -79,11 +80,11 @@ def test_the_teacher_sees_exactly_the_students_images():
                 return self.linear(images.flatten(1))
 
         student = Spy("student")
-        distiller = build_distiller(mixed, student, Teacher(Spy("teacher")), data=data)
+        distiller = build_distiller(mixed, student, Teacher(Spy("teacher")), data=data, placement=on_cpu())
         seen["student"].clear()
         seen["teacher"].clear()
         batch = next(iter(data.train.epoch(0)))
-        distiller(batch.images, batch.target)
+        distiller(batch)
         assert len(batch.images) == 32 * views
         assert torch.equal(seen["student"][0], batch.images)
         assert torch.equal(seen["teacher"][0], batch.images)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,20 +16,44 @@ from torch.nn import functional as F
 from pcdistill.errors import InputError
 
 
-class Batch(NamedTuple):
-    """One batch.
+class Place(Protocol):
+    """Where a batch is used: pcdistill.engine.placement.Placement is one."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def images(self, images: Tensor) -> Tensor:
+        """Images on the device, in its memory format."""
+        ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch; its length is its number of images, with two views 2N.
 
     Attributes:
         images: float32, normalised, [N, C, H, W]; with two views [2N, C, H, W], the first view's rows first.
         target: [N] int64, or [N, K] float32 under mixup and cutmix; with two views [2N] or [2N, K].
-        index: [N] int64, the samples' positions in their split; -1 where a user's loader does not tell.
+        index: [N] int64, the samples' positions in their split; None where a user's loader does not tell.
         teacher_logits: [N, K] (with two views [2N, K]) out of a cache, None where there is none.
     """
 
     images: Tensor
     target: Tensor
-    index: Tensor  # type: ignore[assignment]  # the name is also a method of tuple, which nobody calls here
+    index: Tensor | None = None
     teacher_logits: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, place: Place) -> "Batch":
+        """The batch where it is used."""
+        target, index, logits = (
+            None if part is None else part.to(place.device, non_blocking=True)
+            for part in (self.target, self.index, self.teacher_logits)
+        )
+        assert target is not None
+        return Batch(place.images(self.images), target, index, logits)
 
 
 class Batches(ABC):
@@ -306,8 +330,7 @@ class LoaderBatches(Batches):
             raise InputError(f"images and target of a batch must be tensors, got {kinds}")
         if any(len(view) != len(target) for view in stacked):
             raise InputError(f"a batch has {len(stacked[0])} images and {len(target)} labels")
-        index = torch.full((len(target),), -1, device=target.device)
-        return Batch(torch.cat(stacked), torch.cat([target] * self.views), index)
+        return Batch(torch.cat(stacked), torch.cat([target] * self.views))
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from pcdistill.data.loader import Place
 from pcdistill.detection import digits as digits_detection
 from pcdistill.detection.formats import Record, read_folder
 from pcdistill.errors import InputError, nearest
@@ -28,23 +29,26 @@ CACHE_BYTES = 512 * 2**20  # decoded images are kept when a split is no larger t
 
 @dataclass(frozen=True)
 class DetectionBatch:
-    """One batch.
+    """One batch; its length is its number of images.
 
     Attributes:
         images: [3, H, W] float32 in 0..1 each; sizes may differ.
         targets: per image "boxes" [M, 4] xyxy pixels, "labels" [M] int64 from 1, "area" [M], "iscrowd" [M],
             "image_id" [1] int64.
-        index: [N] int64, positions in the split.
+        index: [N] int64, positions in the split; None where nobody asks.
     """
 
     images: list[Tensor]
     targets: list[Target]
-    index: Tensor
+    index: Tensor | None = None
 
-    def to(self, device: torch.device | str) -> "DetectionBatch":
-        """The batch on a device."""
-        images = [image.to(device, non_blocking=True) for image in self.images]
-        targets = [{key: value.to(device, non_blocking=True) for key, value in t.items()} for t in self.targets]
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, place: Place) -> "DetectionBatch":
+        """The batch where it is used; the index stays."""
+        images = [place.images(image) for image in self.images]
+        targets = [{key: value.to(place.device, non_blocking=True) for key, value in t.items()} for t in self.targets]
         return DetectionBatch(images, targets, self.index)
 
 

@@ -17,6 +17,7 @@ from pcdistill.detection.distiller import DetectionDistiller, DetectionObjective
 from pcdistill.detection.metrics import evaluate_detection
 from pcdistill.distill.objective import import_user_object
 from pcdistill.engine.console import Console
+from pcdistill.engine.placement import Placement
 from pcdistill.errors import InputError
 from pcdistill.methods import METHODS
 from pcdistill.recipe import ModelConfig, Recipe, TeacherConfig
@@ -144,7 +145,7 @@ def check_teacher_detector(
     teacher: TeacherDetector,
     student: nn.Module | None,
     data: DetectionData,
-    accelerator: Accelerator,
+    placement: Placement,
     *,
     allow: Sequence[str] = (),
     console: Console | None = None,
@@ -157,12 +158,12 @@ def check_teacher_detector(
     console = console or Console(quiet=True)
     if teacher.left_out:
         console.say(f"the teacher has {teacher.left_out} classes that the data has not; they are left out")
-    result = evaluate_detection(teacher, data.val.epoch(0), accelerator, classes=data.classes, limit=GATE_SAMPLES)
+    result = evaluate_detection(teacher, data.val.epoch(0), placement, classes=data.classes, limit=GATE_SAMPLES)
     weak = None
     if result.get("map_50", 0.0) < WEAK_AP50:
         weak = f"the teacher finds next to nothing on held-out images (AP50 {result.get('map_50', 0.0):.1f} %)"
     elif student is not None:
-        own = evaluate_detection(student, data.val.epoch(0), accelerator, classes=data.classes, limit=GATE_SAMPLES)
+        own = evaluate_detection(student, data.val.epoch(0), placement, classes=data.classes, limit=GATE_SAMPLES)
         if own["map"] > result["map"]:
             better = f"less than the student's {own['map']:.1f} %"
             weak = f"the teacher has AP {result['map']:.1f} % on held-out images, {better}"
