@@ -53,3 +53,12 @@ def on_cpu(student=None, **train):
 
     config = TrainConfig(device="cpu", **train)
     return make_placement(config, make_accelerator(config), student)
+
+
+def data_of(name, *, seed=0, rank=0, world_size=1, **config):
+    """Classification data by name and keys of the recipe's `data`, for one process."""
+    from pcdistill.classification.data import build_data
+    from pcdistill.data.loader import Stream
+    from pcdistill.recipe import DataConfig
+
+    return build_data(DataConfig(name, **config), Stream(seed, rank, world_size))

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from pcdistill import cli, models
-from pcdistill.classification.data import build_data
 from pcdistill.classification.task import build_distiller, build_student, build_teacher
 from pcdistill.commands.compare import evaluate_model, run_with_report
 from pcdistill.commands.session import run
@@ -23,7 +22,7 @@ from pcdistill.methods import METHODS
 from pcdistill.models.feature_maps import Headed
 from pcdistill.models.heads import with_head
 from pcdistill.recipe import TeacherConfig, make_recipe
-from tests.helpers import on_cpu
+from tests.helpers import data_of, on_cpu
 
 FEATURE_METHODS = ["fitnet", "at", "rkd", "sp", "pkt", "nst", "vid", "crd", "ofd", "reviewkd", "simkd", "srrl"]
 TRAINED_PARTS = {"fitnet", "vid", "crd", "ofd", "reviewkd", "simkd", "srrl"}
@@ -97,7 +96,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(method, weights, tmp_path, m
 
 
 def test_crd_gets_positions_and_labels(weights):
-    data = build_data("digits", batch_size=32, limit=128)
+    data = data_of("digits", batch_size=32, limit=128)
     chosen = recipe("crd", weights)
     student = build_student(chosen.student, classes=data.classes, data=data)
     teacher = build_teacher(chosen.teacher, data=data)
@@ -116,7 +115,7 @@ def test_crd_gets_positions_and_labels(weights):
 
 
 def test_positions_are_repeated_for_two_views(weights):
-    data = build_data("digits", batch_size=32, limit=128, views=2)
+    data = data_of("digits", batch_size=32, limit=128, views=2)
     chosen = recipe("crd", weights, data={"views": 2})
     student = build_student(chosen.student, classes=data.classes, data=data)
     distiller = build_distiller(
@@ -163,7 +162,7 @@ def test_simkd_ships_the_student_with_the_teachers_classifier(weights, tmp_path)
     assert measured["top1"] == pytest.approx(result.summary[chosen.train.keep]["test"]["top1"])
     assert result.summary["student"]["parameters"] == sum(p.numel() for p in student.parameters())
 
-    data = build_data("digits", batch_size=32, limit=128)
+    data = data_of("digits", batch_size=32, limit=128)
     again = build_teacher(
         TeacherConfig(name="cifar/resnet8", weights=str(file), kwargs=chosen.student.kwargs), data=data
     )
@@ -185,7 +184,7 @@ def test_simkd_ships_the_student_with_the_teachers_classifier(weights, tmp_path)
 
 
 def test_with_simkd_other_terms_see_the_new_logits(weights):
-    data = build_data("digits", batch_size=32, limit=128)
+    data = data_of("digits", batch_size=32, limit=128)
     tree = recipe("simkd", weights).to_dict()
     tree["losses"] = [{"method": name, "weight": 1.0} for name in ("ce", "simkd", "srrl", "at")]
     chosen = make_recipe(tree)
@@ -215,7 +214,7 @@ def test_with_simkd_other_terms_see_the_new_logits(weights):
 
 
 def test_the_teachers_classifier_follows_the_order_of_the_classes(weights):
-    data = build_data("digits", batch_size=32, limit=128)
+    data = data_of("digits", batch_size=32, limit=128)
     names = [*reversed(data.classes), "nothing"]
     torch.manual_seed(0)
     wide = models.build_model("cifar/resnet8", num_classes=11, in_channels=1)
@@ -264,7 +263,7 @@ def test_a_feature_loss_from_outside_the_package_trains_by_its_path(weights, tmp
 
 
 def test_named_features_are_the_ones_that_are_compared(weights):
-    data = build_data("digits", batch_size=32, limit=128)
+    data = data_of("digits", batch_size=32, limit=128)
     tree = recipe("fitnet", weights).to_dict()
     tree["student"]["features"] = ["stem", "layer1"]
     tree["teacher"]["features"] = ["layer1", "layer2"]

@@ -12,6 +12,7 @@ from pcdistill import models
 from pcdistill.classification import task as prepare
 from pcdistill.classification.data import Data, build_data
 from pcdistill.classification.metrics import evaluate, top1_metric
+from pcdistill.data.loader import Stream
 from pcdistill.distill.teacher import Teacher
 from pcdistill.engine.console import Console
 from pcdistill.engine.loop import Metric
@@ -79,25 +80,9 @@ class Classification:
         config = recipe.data
         if config.name == "digits-detection" or config.name.startswith(("coco:", "voc:")):
             raise InputError(f"data: {config.name} holds boxes; set task: detection, or name the recipe detection")
-        return build_data(
-            config.name,
-            batch_size=config.batch_size // recipe.train.accumulate,
-            eval_batch_size=config.eval_batch_size,
-            val_fraction=config.val_fraction,
-            seed=prepare.stream_seed(recipe),
-            image_size=config.image_size,
-            augment=config.augment,
-            mixup=config.mixup,
-            cutmix=config.cutmix,
-            views=prepare.views_of(recipe),
-            workers=config.workers,
-            limit=config.limit,
-            download=config.download,
-            root=config.root,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
-            device=accelerator.device,
-        )
+        micro = replace(config, batch_size=config.batch_size // recipe.train.accumulate, views=prepare.views_of(recipe))
+        seed = prepare.stream_seed(recipe)
+        return build_data(micro, Stream(seed, accelerator.process_index, accelerator.num_processes, accelerator.device))
 
     def check(self, recipe: Recipe, data: Any) -> None:
         prepare.check_losses(recipe, len(data.classes))

@@ -1,7 +1,7 @@
 """From a recipe to detectors that are checked: data with boxes, classes that match, logits that can be compared."""
 
-import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import nn
 
 from pcdistill import models
 from pcdistill.classification.task import build_objective, check_losses, method_kind, views_of
+from pcdistill.data.loader import Stream
 from pcdistill.detection.data import DetectionData, build_detection_data
 from pcdistill.detection.detectors.adapters import TeacherDetector, adapter_of
 from pcdistill.detection.detectors.build import build_detector, pretrained_classes
@@ -35,23 +36,10 @@ def detection_data(recipe: Recipe, accelerator: Accelerator) -> DetectionData:
         )
     if recipe.train.compile:
         raise InputError("train.compile is for classifiers: detectors are called part by part, which it does not reach")
-    data = build_detection_data(
-        config.name,
-        batch_size=config.batch_size // recipe.train.accumulate,
-        eval_batch_size=config.eval_batch_size,
-        seed=recipe.train.seed,
-        image_size=config.image_size,
-        limit=config.limit,
-        augment=config.augment,
-        val_fraction=config.val_fraction,
-        workers=config.workers or 0,
-        root=config.root,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
+    micro = replace(config, batch_size=config.batch_size // recipe.train.accumulate)
+    return build_detection_data(
+        micro, Stream(recipe.train.seed, accelerator.process_index, accelerator.num_processes, accelerator.device)
     )
-    if config.workers is None and not data.train.split.in_memory:  # decoded at every step: in processes beside
-        data.train.workers = min(8, max((os.cpu_count() or 1) - 1, 1))
-    return data
 
 
 def check_detection_losses(recipe: Recipe, num_classes: int) -> None:

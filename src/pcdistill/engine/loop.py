@@ -3,29 +3,33 @@
 import csv
 import io
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pcdistill.engine.checkpoint import (
+    Part,
+    Randomness,
+    Scaler,
+    Value,
+    Weights,
     atomic_write,
+    collect,
     load_checkpoint,
-    random_state,
-    restore_random_state,
+    restore,
     save_checkpoint,
+    to_cpu,
 )
 from pcdistill.engine.console import Console
 from pcdistill.engine.placement import Placement
+from pcdistill.engine.stopping import StopRequest
 from pcdistill.engine.tally import Tally
 from pcdistill.errors import InputError, PcdistillError, TrainingStopped
 from pcdistill.recipe import OptimConfig, TrainConfig
@@ -51,7 +55,7 @@ class Batches(Protocol):
 
     def __len__(self) -> int: ...
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]: ...
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]: ...
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,6 @@ class Fit:
     best_epoch: int
     best_state: dict[str, Tensor]
     last_state: dict[str, Tensor]
-    notes: list[str] = field(default_factory=list)
 
 
 def make_optimizer(module: nn.Module, config: OptimConfig, device: torch.device) -> torch.optim.Optimizer:
@@ -163,7 +166,7 @@ class Trainer:
         self.best: dict[str, float] = {"epoch": 0, "value": -math.inf}
         self.best_state: dict[str, Tensor] = {}
         self.epoch_seconds = 0.0
-        self._stop = threading.Event()
+        self._stop = StopRequest()
         self._last_saved = time.monotonic()
 
     def _place(self, distiller: nn.Module) -> None:
@@ -198,7 +201,7 @@ class Trainer:
         """
         epochs = self.config.epochs
         self.console.start((self.epoch + self.batch / len(self.batches)) / epochs)
-        with self._signals():
+        with self._stop.listening():
             while self.epoch < epochs:
                 self._train_epoch()
                 self._end_epoch()
@@ -265,16 +268,16 @@ class Trainer:
             self.config.epochs,
             f"loss {row['train/loss']:.4f}  {name}: {train_part}val {metrics[name]:.2f}",
         )
-        if self._agree(self._stop.is_set()) and epoch < self.config.epochs:
+        if self._agree(self._stop.asked) and epoch < self.config.epochs:
             raise Interrupted(f"interrupted after epoch {epoch}")
 
     def _keep_best(self, value: float, epoch: int) -> None:
-        if value <= self.best["value"]:
+        if not value > self.best["value"]:  # nor is NaN better
             return
         self.best = {"epoch": epoch, "value": value}
         self.best_state = to_cpu(self.kept.state_dict())
         if self.out is not None and self.accelerator.is_main_process:
-            state = {"format": "pcdistill-1", "student": self.best_state, "epoch": epoch, "digest": self.record.digest}
+            state = {"student": self.best_state, "epoch": epoch, "digest": self.record.digest}
             save_checkpoint(self.out / "best.pt", state)
 
     def _set_schedules(self, total: int) -> None:
@@ -291,7 +294,9 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
         self.objective.set_progress(  # type: ignore[operator]
-            progress=self.step / total, epoch=self.epoch + self.batch / len(self.batches)
+            progress=self.step / total,
+            epoch=self.epoch + self.batch / len(self.batches),
+            total_epochs=self.config.epochs,
         )
 
     def _row(self, metrics: dict[str, float]) -> dict[str, float]:
@@ -319,34 +324,28 @@ class Trainer:
 
     # Checkpoints
 
+    def _parts(self) -> dict[str, Part]:
+        """All that the rest of the run depends on, in the order in which it is loaded."""
+        values = ("epoch", "batch", "step", "epoch_seconds", "history", "best")
+        return {
+            "student": Weights(self.student),
+            "objective": Weights(self.objective),
+            "optimizer": self.optimizer,
+            "ema": Weights(self.ema),
+            "scaler": Scaler(self.accelerator),
+            "sums": self.tally,
+            **{name: Value(self, name) for name in values},
+            "random": Randomness(self.accelerator),
+        }
+
     def save(self) -> None:
-        """Write last.pt: everything that the rest of the run depends on."""
+        """Write last.pt."""
         if self.out is None:
             return
-        randoms = gather_object([random_state()])
-        sums = self.tally.state_dict()
+        state = collect(self._parts())
         if self.accelerator.is_main_process:
-            save_checkpoint(
-                self.out / "last.pt",
-                {
-                    "format": "pcdistill-1",
-                    "digest": self.record.digest,
-                    "processes": self.accelerator.num_processes,
-                    "epoch": self.epoch,
-                    "batch": self.batch,
-                    "step": self.step,
-                    "epoch_seconds": self.epoch_seconds,
-                    "student": to_cpu(self.student.state_dict()),
-                    "objective": to_cpu(self.objective.state_dict()),
-                    "optimizer": self.optimizer.state_dict(),
-                    "ema": None if self.ema is None else to_cpu(self.ema.state_dict()),
-                    "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
-                    "sums": sums,
-                    "history": self.history,
-                    "best": self.best,
-                    "random": randoms,
-                },
-            )
+            owner = {"digest": self.record.digest, "processes": self.accelerator.num_processes}
+            save_checkpoint(self.out / "last.pt", {**owner, **state})
         self._last_saved = time.monotonic()
 
     def resume(self) -> bool:
@@ -366,29 +365,17 @@ class Trainer:
                 f"{path} was written by {state['processes']} processes, this run has {self.accelerator.num_processes}; "
                 "resume with the same number"
             )
-        self.student.load_state_dict(state["student"])
-        self.objective.load_state_dict(state["objective"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
-        if self.accelerator.scaler is not None and state["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.epoch, self.batch, self.step = state["epoch"], state["batch"], state["step"]
-        self.epoch_seconds = state["epoch_seconds"]
-        self.tally.load_state_dict(state["sums"])
-        self.history, self.best = state["history"], state["best"]
+        restore(self._parts(), state)
         if (self.out / "best.pt").exists() and self.best["epoch"] > 0:
-            best = load_checkpoint(self.out / "best.pt")
             # A kill between the two files leaves a newer best.pt; its epoch is run again and writes it again.
-            self.best_state = best["student"]
-        restore_random_state(state["random"][self.accelerator.process_index])
+            self.best_state = load_checkpoint(self.out / "best.pt")["student"]
         return True
 
     def _maybe_save(self) -> None:
         """At a step's end: save when it is time, or when asked to stop. Processes decide together, and seldom."""
         if self.accelerator.num_processes > 1 and self.step % CHECK_EVERY != 0:
             return
-        stop = self._agree(self._stop.is_set())
+        stop = self._agree(self._stop.asked)
         due = self.out is not None and time.monotonic() - self._last_saved > self.config.checkpoint_seconds
         if self.out is not None and (stop or self._agree(due)):
             self.save()
@@ -402,33 +389,6 @@ class Trainer:
         if self.accelerator.num_processes == 1:
             return flag
         return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device)).item() > 0)
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Turn SIGINT and SIGTERM into a stop at the next step; a second SIGINT stops at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def ask(number: int, frame: Any) -> None:
-            if self._stop.is_set() and number == signal.SIGINT:
-                raise KeyboardInterrupt
-            self._stop.set()
-
-        old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
-
-
-def to_cpu(state: dict[str, Any]) -> dict[str, Any]:
-    """A copy of a state dict on the CPU, free of the wrappers' prefixes."""
-    return {
-        key.replace("_orig_mod.", ""): value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value
-        for key, value in state.items()
-    }
 
 
 def write_history(path: Path, history: list[dict[str, float]]) -> None:
