@@ -13,6 +13,7 @@ from pcdistill.classification import task as prepare
 from pcdistill.classification.data import Data, build_data
 from pcdistill.classification.metrics import evaluate, top1_metric
 from pcdistill.data.loader import Stream
+from pcdistill.distill.objective import check_losses, views_of
 from pcdistill.distill.teacher import Teacher
 from pcdistill.engine.console import Console
 from pcdistill.engine.loop import Metric
@@ -80,12 +81,12 @@ class Classification:
         config = recipe.data
         if config.name == "digits-detection" or config.name.startswith(("coco:", "voc:")):
             raise InputError(f"data: {config.name} holds boxes; set task: detection, or name the recipe detection")
-        micro = replace(config, batch_size=config.batch_size // recipe.train.accumulate, views=prepare.views_of(recipe))
+        micro = replace(config, batch_size=config.batch_size // recipe.train.accumulate, views=views_of(recipe))
         seed = prepare.stream_seed(recipe)
         return build_data(micro, Stream(seed, accelerator.process_index, accelerator.num_processes, accelerator.device))
 
     def check(self, recipe: Recipe, data: Any) -> None:
-        prepare.check_losses(recipe, len(data.classes))
+        check_losses(recipe, len(data.classes))
 
     def train(self, recipe: Recipe, accelerator: Accelerator) -> TrainConfig:
         return recipe.train
