@@ -10,12 +10,13 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from pcdistill.classification.data import LoaderBatches
-from pcdistill.classification.metrics import evaluate
+from pcdistill.classification.metrics import evaluate, top1_metric
 from pcdistill.classification.task import build_distiller, check_teacher
 from pcdistill.distill.objective import check_losses
 from pcdistill.distill.teacher import Teacher, logits_of
 from pcdistill.engine.console import Console
-from pcdistill.engine.loop import Trainer, make_accelerator, uses_channels_last
+from pcdistill.engine.loop import Record, Trainer
+from pcdistill.engine.placement import make_accelerator, make_placement
 from pcdistill.errors import InputError
 from pcdistill.recipe import make_recipe
 
@@ -116,9 +117,10 @@ def distill(
     first = next(iter(val_batches.epoch(0)))
     was_training = student.training
     with torch.no_grad():
-        num_classes = int(logits_of(student.eval()(first[0][:2].to(accelerator.device))).shape[1])
+        num_classes = int(logits_of(student.eval()(first.images[:2].to(accelerator.device))).shape[1])
     student.train(was_training)
-    shape = first[0].shape
+    placement = make_placement(recipe.train, accelerator, student)
+    shape = first.images.shape
     data = _Loaders([str(i) for i in range(num_classes)], train_batches, val_batches, shape[1], shape[-1])
     check_losses(recipe, num_classes)
     wrapped = None
@@ -136,18 +138,16 @@ def distill(
             wrapped,
             None,
             val_batches,
-            accelerator,
+            placement,
             num_classes=num_classes,
             allow=recipe.allow,
             console=Console(quiet=not verbose),
         )
-    distiller = build_distiller(recipe, student, wrapped, data=data)
+    distiller = build_distiller(recipe, student, wrapped, data=data, placement=placement)
     student = distiller.student  # the one that came, unless the method gave it a new head
 
-    channels_last = first[0].ndim == 4 and uses_channels_last(recipe.train, accelerator.device)
-
     def validate(model: nn.Module) -> dict[str, float]:
-        found = evaluate(model, val_batches.epoch(0), accelerator, channels_last=channels_last)
+        found = evaluate(model, val_batches.epoch(0), placement)
         return {key: found[key] for key in ("loss", "top1", "top5")}
 
     trainer = Trainer(
@@ -156,11 +156,9 @@ def distill(
         validate,
         optim=recipe.optim,
         train=recipe.train,
-        accelerator=accelerator,
-        out=None if out is None else Path(out),
-        digest=recipe.digest(),
-        chance=100 / num_classes,
-        console=Console(recipe.method, quiet=not verbose),
+        placement=placement,
+        metric=top1_metric(num_classes, recipe.optim.lr),
+        record=Record(None if out is None else Path(out), recipe.digest(), Console(recipe.method, quiet=not verbose)),
     )
     set_seed(seed)
     trainer.resume()

@@ -42,17 +42,17 @@ def test_each_term_has_its_own_warm_up_weight_and_temperature_schedule():
     )
     seen = []
     for epoch in range(4):
-        objective.set_progress(progress=(epoch + 0.5) / 4, epoch=epoch + 0.5)
+        objective.set_progress(progress=(epoch + 0.5) / 4, epoch=epoch + 0.5, total_epochs=4)
         seen.append([*objective.factors, kd.temperature])
     assert seen == [pytest.approx(row) for row in ([1, 0.5, 3, 4], [2 / 3, 1, 3, 3], [1 / 3, 1.5, 3, 2], [0, 2, 3, 1])]
-    objective.set_progress(progress=0.0, epoch=0.0)  # derived from progress alone: a resumed run needs no state
+    objective.set_progress(progress=0.0, epoch=0.0, total_epochs=4)  # no state: a run may resume anywhere
     assert [*objective.factors, kd.temperature] == pytest.approx([1, 0.5, 3, 4])
 
 
 def test_the_temperature_of_a_standardised_loss_moves():
     kd = KDLoss(temperature=2.0)
     objective = Objective([Term("kd", StandardizedLoss(kd), temperature_to=4.0)])
-    objective.set_progress(progress=0.5, epoch=1.0)
+    objective.set_progress(progress=0.5, epoch=1.0, total_epochs=2)
     assert kd.temperature == 4.0
 
 

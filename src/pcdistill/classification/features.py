@@ -49,7 +49,7 @@ def tap(recipe: Recipe, student: nn.Module, teacher: Teacher, data: Any) -> Tapp
         recipe: names the features (`student.features`, `teacher.features`) and the terms.
         student: on its device.
         teacher: the frozen teacher.
-        data: `train` gives the batch, with `index` where positions in the data set are known.
+        data: `train` gives the batch.
 
     Raises:
         InputError: models that show no features, or an option that a loss refuses.
@@ -66,11 +66,8 @@ def tap(recipe: Recipe, student: nn.Module, teacher: Teacher, data: Any) -> Tapp
         return features._replace(logits=teacher.select(features.logits), classifier=classifier)
 
     batch = next(iter(data.train.epoch(0)))
-    images = batch[0][:4].to(device)
-    index = getattr(batch, "index", None)
-    if index is not None:
-        # -1 stands for a loader that does not tell; looked at once, before training
-        index = None if bool((index < 0).any()) else index[: len(images)].to(device)
+    images = batch.images[:4].to(device)
+    index = None if batch.index is None else batch.index[: len(images)].to(device)
 
     def look(run: Callable[..., Features], model: nn.Module) -> Features:
         was_training = model.training

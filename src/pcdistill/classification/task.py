@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from pcdistill import models
@@ -18,7 +17,7 @@ from pcdistill.distill.folding import fold_batchnorm
 from pcdistill.distill.objective import build_objective, method_kind
 from pcdistill.distill.teacher import Stats, Teacher, align_classes
 from pcdistill.engine.console import Console
-from pcdistill.engine.loop import uses_channels_last
+from pcdistill.engine.placement import Placement
 from pcdistill.errors import InputError
 from pcdistill.models.heads import with_head
 from pcdistill.recipe import ModelConfig, Recipe, TeacherConfig
@@ -121,7 +120,7 @@ def check_teacher(
     teacher: Teacher,
     student: nn.Module | None,
     batches: Any,
-    accelerator: Accelerator,
+    placement: Placement,
     *,
     num_classes: int,
     allow: Iterable[str] = (),
@@ -133,7 +132,7 @@ def check_teacher(
         teacher: over the data's classes.
         student: a student that has weights already, to compare with; None for a fresh one.
         batches: the held-out split; its `epoch(0)` gives the batches.
-        accelerator: where to compute.
+        placement: where to compute.
         num_classes: C; chance is 100 / C percent.
         allow: "weak-teacher" turns a weak teacher into a warning.
         console: where warnings go.
@@ -143,15 +142,16 @@ def check_teacher(
             the student's.
     """
     first = next(iter(batches.epoch(0)))
-    images = first[0][:2].to(accelerator.device)
-    with accelerator.autocast():
+    placement = Placement(placement.accelerator)  # as they come: the teacher's memory format is chosen after the gate
+    images = placement.images(first.images[:2])
+    with placement.accelerator.autocast():
         logits = teacher(images)
     if logits.ndim != 2 or logits.shape[1] != num_classes:
         raise InputError(
             f"the teacher gives logits {list(logits.shape[1:])} per image and the data has {num_classes} classes; "
             "name the teacher's classes (teacher.classes) so that they can be matched, or train it on this data"
         )
-    result = evaluate(teacher, batches.epoch(0), accelerator, limit=GATE_SAMPLES)
+    result = evaluate(teacher, batches.epoch(0), placement, limit=GATE_SAMPLES)
     if not result["finite"]:
         raise InputError(
             "the teacher's logits are NaN or infinite on held-out images; check that its weights are loaded and its "
@@ -164,7 +164,7 @@ def check_teacher(
     if result["top1"] < max(1.5 * chance, chance + 3 * error):
         weak = f"the teacher has {result['top1']:.1f} % top-1 on held-out images, near chance ({chance:.1f} %)"
     elif student is not None:
-        own = evaluate(student, batches.epoch(0), accelerator, limit=GATE_SAMPLES)
+        own = evaluate(student, batches.epoch(0), placement, limit=GATE_SAMPLES)
         if own["top1"] > result["top1"]:
             weak = (
                 f"the teacher has {result['top1']:.1f} % top-1 on held-out images, less than the student's "
@@ -187,6 +187,7 @@ def build_distiller(
     teacher: Teacher | None,
     *,
     data: Any,
+    placement: Placement,
 ) -> ClassificationDistiller:
     """Student, teacher and objective as one module; feature terms are built from the shapes of one batch."""
     num_classes = len(data.classes)
@@ -201,7 +202,7 @@ def build_distiller(
         tapped = tap(recipe, student, teacher, data)
         student, context = tapped.student, tapped.context
     elif teacher is not None:
-        speed_up(teacher, recipe, next(student.parameters()).device, data)
+        speed_up(teacher, recipe, placement, data)
     objective = build_objective(recipe.losses, num_classes=num_classes, context=context)
     if tapped is None:
         return ClassificationDistiller(student, objective, teacher)
@@ -211,15 +212,14 @@ def build_distiller(
     )
 
 
-def speed_up(teacher: Teacher, recipe: Recipe, device: torch.device, data: Any) -> None:
+def speed_up(teacher: Teacher, recipe: Recipe, placement: Placement, data: Any) -> None:
     """Fold and compile the teacher, as far as the recipe allows; its logits stay the same up to rounding."""
-    teacher.to(device)
-    memory_format = torch.channels_last if uses_channels_last(recipe.train, device) else torch.contiguous_format
+    teacher.to(placement.device)
     size = teacher.image_size or data.image_size
-    example = torch.randn(2, data.in_channels, size, size, device=device)
+    example = torch.randn(2, data.in_channels, size, size, device=placement.device)
     if recipe.train.fold_teacher:
         teacher.model = fold_batchnorm(teacher.model, example)
-    teacher.model.to(memory_format=memory_format)  # type: ignore[call-overload]
+    placement.frozen.module(teacher.model)
     if recipe.train.compile:
         teacher.model.compile()
 

@@ -7,7 +7,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
@@ -28,7 +27,7 @@ from pcdistill.distill.objective import method_kind, views_of
 from pcdistill.distill.teacher import Teacher
 from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.console import Console
-from pcdistill.engine.loop import make_accelerator, uses_channels_last
+from pcdistill.engine.placement import Placement, make_accelerator, make_placement
 from pcdistill.errors import InputError
 from pcdistill.recipe import Recipe
 
@@ -68,6 +67,7 @@ def make_cache(
         raise InputError(
             "a cache is made by one process; start it without a launcher (any number of them can replay it)"
         )
+    placement = make_placement(recipe.train, accelerator)
     prepare.weights_exist(config.weights)
     set_seed(recipe.train.seed)
     data = Classification().data(recipe, accelerator)
@@ -77,9 +77,7 @@ def make_cache(
     if config.weights is None and not prepare.knows_classes(config, data):
         raise InputError(f"the teacher {config.name} has no weights for these classes: give --teacher-weights FILE")
     teacher = prepare.build_teacher(config, data=data, allow=recipe.allow).to(accelerator.device)
-    prepare.check_teacher(
-        teacher, None, data.val, accelerator, num_classes=classes, allow=recipe.allow, console=console
-    )
+    prepare.check_teacher(teacher, None, data.val, placement, num_classes=classes, allow=recipe.allow, console=console)
     views = views_of(recipe)
     rows = len(next(iter(data.train.epoch(0))).images)
     seed = prepare.stream_seed(recipe)
@@ -96,11 +94,10 @@ def make_cache(
         temperature,
     )
     checksums, written = _claim(out, info)
-    prepare.speed_up(teacher, recipe, accelerator.device, data)
-    channels_last = uses_channels_last(recipe.train, accelerator.device)
+    prepare.speed_up(teacher, recipe, placement, data)
     console.start((len(checksums) + written / (rows * info.batches)) / epochs)
     for epoch in range(len(checksums), epochs):
-        _write_epoch(out, info, epoch, checksums, written, teacher, data.train, accelerator, channels_last, console)
+        _write_epoch(out, info, epoch, checksums, written, teacher, data.train, placement, console)
         written = 0
     return info
 
@@ -132,8 +129,7 @@ def _write_epoch(
     written: int,
     teacher: Teacher,
     batches: Any,
-    accelerator: Accelerator,
-    channels_last: bool,
+    placement: Placement,
     console: Console,
 ) -> None:
     """Append the rows of an epoch from row `written` on, then its checksum."""
@@ -146,10 +142,8 @@ def _write_epoch(
         stream.seek(0, os.SEEK_END)
         saved = time.monotonic()
         for number, batch in enumerate(batches.epoch(epoch, first), first):
-            images = batch.images.to(accelerator.device, non_blocking=True)
-            if channels_last:
-                images = images.contiguous(memory_format=torch.channels_last)
-            with accelerator.autocast():
+            images = placement.frozen.images(batch.images)
+            with placement.accelerator.autocast():
                 logits = teacher(images).float()
             if not bool((logits.abs() <= LARGEST).all()):
                 raise InputError(

@@ -15,7 +15,7 @@ from pcdistill.commands.tasks import data_of, task_of
 from pcdistill.detection import pictures
 from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.console import Console, duration
-from pcdistill.engine.loop import make_accelerator
+from pcdistill.engine.placement import make_accelerator, make_placement
 from pcdistill.errors import InputError, TrainingStopped, nearest
 from pcdistill.methods import METHODS
 from pcdistill.models.heads import with_head
@@ -156,7 +156,7 @@ def evaluate_model(recipe: Recipe, weights: str | None, *, split: str = "test") 
         model = with_head(model, weights)
         models.load_weights(model, weights)
     model.to(accelerator.device)
-    values = task.evaluate(model, batches, data, recipe, accelerator)
+    values = task.evaluate(model, batches, data, make_placement(task.train(recipe, accelerator), accelerator))
     return {
         "model": recipe.student.name,
         "weights": weights,

@@ -22,7 +22,8 @@ from pcdistill.commands.cache import replayed
 from pcdistill.commands.tasks import Task, data_of, numbers, task_of
 from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.console import Console, duration
-from pcdistill.engine.loop import Fit, Interrupted, Trainer, make_accelerator, uses_channels_last
+from pcdistill.engine.loop import Fit, Interrupted, Record, Trainer
+from pcdistill.engine.placement import Placement, make_accelerator, make_placement
 from pcdistill.engine.tracking import check_trackers, make_trackers
 from pcdistill.errors import InputError, TrainingStopped
 from pcdistill.models.heads import head_metadata
@@ -87,7 +88,7 @@ def run(
     student = task.student(recipe, data)
     student_summary = {"name": recipe.student.name, **task.info(student, data)}
     student.to(accelerator.device)
-    uses_channels_last(task.train(recipe, accelerator), accelerator.device, student)  # a wrong choice is refused here
+    placement = make_placement(task.train(recipe, accelerator), accelerator, student)  # a wrong choice is refused here
     if recipe.teacher is not None and recipe.method != "none":
         config = recipe.teacher
         trained = None if task.knows_classes(config, data) else teacher_recipe(recipe)
@@ -100,11 +101,11 @@ def run(
         teacher.to(accelerator.device)
         teacher_summary = {"name": config.name, **task.info(teacher, data)}
         weighted = student if recipe.student.weights is not None else None
-        gate = task.gate(teacher, weighted, data, accelerator, recipe.allow, console)
+        gate = task.gate(teacher, weighted, data, placement, recipe.allow, console)
         console.say(f"teacher {config.name}: {gate[task.metric]:.2f} % {task.label} on held-out images")
         if config.cache is not None:
             data = replayed(recipe, teacher, data, accelerator)
-    distiller = task.distiller(recipe, student, teacher, data)
+    distiller = task.distiller(recipe, student, teacher, data, placement)
     if distiller.student is not student:  # a method gave it a new head
         student = distiller.student  # type: ignore[assignment]
         student_summary.update(task.info(student, data))
@@ -116,7 +117,7 @@ def run(
     accelerator.wait_for_everyone()
 
     def validate(model: nn.Module) -> dict[str, float]:
-        return numbers(task.evaluate(model, data.val, data, recipe, accelerator))
+        return numbers(task.evaluate(model, data.val, data, placement))
 
     trainer = Trainer(
         distiller,
@@ -124,14 +125,9 @@ def run(
         validate,
         optim=recipe.optim,
         train=task.train(recipe, accelerator),
-        accelerator=accelerator,
-        out=out,
-        digest=digest,
-        metric=task.metric,
-        chance=task.chance(data),
-        unpack=task.unpack,
-        console=console,
-        trackers=make_trackers(recipe, out, enabled=accelerator.is_main_process),
+        placement=placement,
+        metric=task.watch(recipe, data),
+        record=Record(out, digest, console, make_trackers(recipe, out, enabled=accelerator.is_main_process)),
     )
     # Training draws from the generators as the seed left them, whatever building the models drew.
     set_seed(recipe.train.seed)
@@ -151,7 +147,7 @@ def run(
 
     summary = _summary(recipe, "done", teacher_summary, student_summary, trainer.history)
     summary["seconds_this_session"] = time.monotonic() - started
-    _final_evaluation(summary, task, recipe, fit, student, teacher, data, accelerator)
+    _final_evaluation(summary, task, fit, student, teacher, data, placement)
     kept = fit.best_state if recipe.train.keep == "best" else fit.last_state
     student.load_state_dict(kept)
     if accelerator.is_main_process:
@@ -310,12 +306,11 @@ def _summary(
 def _final_evaluation(
     summary: dict[str, Any],
     task: Task,
-    recipe: Recipe,
     fit: Fit,
     student: nn.Module,
     teacher: Any,
     data: Any,
-    accelerator: Accelerator,
+    placement: Placement,
 ) -> None:
     """Evaluate best and last on validation and, here only, on the test set."""
 
@@ -325,7 +320,7 @@ def _final_evaluation(
             if batches is None:
                 found[name] = None
                 continue
-            values = task.evaluate(model, batches, data, recipe, accelerator)
+            values = task.evaluate(model, batches, data, placement)
             found[name] = {key: value for key, value in values.items() if key != "samples"}
         return found
 

@@ -1,26 +1,25 @@
 """What differs between the tasks: data, models, distiller and metric. Everything else of a run is shared."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from accelerate import Accelerator
 from torch import nn
 
 from pcdistill import models
 from pcdistill.classification import task as prepare
 from pcdistill.classification.data import Data, build_data
-from pcdistill.classification.metrics import evaluate
+from pcdistill.classification.metrics import evaluate, top1_metric
+from pcdistill.data.loader import Stream
 from pcdistill.distill.objective import check_losses, views_of
 from pcdistill.distill.teacher import Teacher
 from pcdistill.engine.console import Console
-from pcdistill.engine.loop import uses_channels_last
+from pcdistill.engine.loop import Metric
+from pcdistill.engine.placement import Placement
 from pcdistill.errors import InputError
 from pcdistill.recipe import Recipe, TeacherConfig, TrainConfig
-
-Unpack = Callable[[Any, torch.device], tuple[tuple[Any, ...], int]]
 
 
 class Task(Protocol):
@@ -29,12 +28,10 @@ class Task(Protocol):
     Attributes:
         metric: what decides which epoch is best, in percent.
         label: the metric in running text.
-        unpack: batch -> the distiller's inputs on a device, and the number of samples; None for the trainer's own.
     """
 
     metric: str
     label: str
-    unpack: Unpack | None
 
     def data(self, recipe: Recipe, accelerator: Accelerator) -> Any: ...
 
@@ -42,7 +39,7 @@ class Task(Protocol):
 
     def train(self, recipe: Recipe, accelerator: Accelerator) -> TrainConfig: ...
 
-    def chance(self, data: Any) -> float: ...
+    def watch(self, recipe: Recipe, data: Any) -> Metric: ...
 
     def student(self, recipe: Recipe, data: Any) -> nn.Module: ...
 
@@ -57,16 +54,16 @@ class Task(Protocol):
         teacher: Any,
         student: nn.Module | None,
         data: Any,
-        accelerator: Accelerator,
+        placement: Placement,
         allow: Sequence[str],
         console: Console,
     ) -> dict[str, Any]: ...
 
-    def distiller(self, recipe: Recipe, student: nn.Module, teacher: Any, data: Any) -> nn.Module: ...
+    def distiller(
+        self, recipe: Recipe, student: nn.Module, teacher: Any, data: Any, placement: Placement
+    ) -> nn.Module: ...
 
-    def evaluate(
-        self, model: nn.Module, batches: Any, data: Any, recipe: Recipe, accelerator: Accelerator
-    ) -> dict[str, Any]: ...
+    def evaluate(self, model: nn.Module, batches: Any, data: Any, placement: Placement) -> dict[str, Any]: ...
 
     def splits(self, data: Any) -> dict[str, Any]: ...
 
@@ -79,31 +76,14 @@ class Classification:
     """Top-1 of images with one class each."""
 
     metric, label = "top1", "top-1"
-    unpack: Unpack | None = None
 
     def data(self, recipe: Recipe, accelerator: Accelerator) -> Data:
         config = recipe.data
         if config.name == "digits-detection" or config.name.startswith(("coco:", "voc:")):
             raise InputError(f"data: {config.name} holds boxes; set task: detection, or name the recipe detection")
-        return build_data(
-            config.name,
-            batch_size=config.batch_size // recipe.train.accumulate,
-            eval_batch_size=config.eval_batch_size,
-            val_fraction=config.val_fraction,
-            seed=prepare.stream_seed(recipe),
-            image_size=config.image_size,
-            augment=config.augment,
-            mixup=config.mixup,
-            cutmix=config.cutmix,
-            views=views_of(recipe),
-            workers=config.workers,
-            limit=config.limit,
-            download=config.download,
-            root=config.root,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
-            device=accelerator.device,
-        )
+        micro = replace(config, batch_size=config.batch_size // recipe.train.accumulate, views=views_of(recipe))
+        seed = prepare.stream_seed(recipe)
+        return build_data(micro, Stream(seed, accelerator.process_index, accelerator.num_processes, accelerator.device))
 
     def check(self, recipe: Recipe, data: Any) -> None:
         check_losses(recipe, len(data.classes))
@@ -111,8 +91,8 @@ class Classification:
     def train(self, recipe: Recipe, accelerator: Accelerator) -> TrainConfig:
         return recipe.train
 
-    def chance(self, data: Any) -> float:
-        return 100 / len(data.classes)
+    def watch(self, recipe: Recipe, data: Any) -> Metric:
+        return top1_metric(len(data.classes), recipe.optim.lr)
 
     def student(self, recipe: Recipe, data: Any) -> nn.Module:
         return prepare.build_student(recipe.student, classes=data.classes, data=data, allow=recipe.allow)
@@ -134,22 +114,19 @@ class Classification:
         teacher: Any,
         student: nn.Module | None,
         data: Any,
-        accelerator: Accelerator,
+        placement: Placement,
         allow: Sequence[str],
         console: Console,
     ) -> dict[str, Any]:
         return prepare.check_teacher(
-            teacher, student, data.val, accelerator, num_classes=len(data.classes), allow=allow, console=console
+            teacher, student, data.val, placement, num_classes=len(data.classes), allow=allow, console=console
         )
 
-    def distiller(self, recipe: Recipe, student: nn.Module, teacher: Any, data: Any) -> nn.Module:
-        return prepare.build_distiller(recipe, student, teacher, data=data)
+    def distiller(self, recipe: Recipe, student: nn.Module, teacher: Any, data: Any, placement: Placement) -> nn.Module:
+        return prepare.build_distiller(recipe, student, teacher, data=data, placement=placement)
 
-    def evaluate(
-        self, model: nn.Module, batches: Any, data: Any, recipe: Recipe, accelerator: Accelerator
-    ) -> dict[str, Any]:
-        channels_last = uses_channels_last(recipe.train, accelerator.device)
-        found = evaluate(model, batches.epoch(0), accelerator, channels_last=channels_last)
+    def evaluate(self, model: nn.Module, batches: Any, data: Any, placement: Placement) -> dict[str, Any]:
+        found = evaluate(model, batches.epoch(0), placement)
         return {key: found[key] for key in ("top1", "top5", "loss", "samples")}
 
     def splits(self, data: Any) -> dict[str, Any]:
@@ -166,7 +143,6 @@ class Detection:
     """COCO mAP of images with boxes."""
 
     metric, label = "map", "AP"
-    unpack: Unpack | None = staticmethod(lambda batch, device: _images_and_boxes(batch.to(device)))
 
     def data(self, recipe: Recipe, accelerator: Accelerator) -> Any:
         return _detection().detection_data(recipe, accelerator)
@@ -178,8 +154,8 @@ class Detection:
         """channels_last only where it is asked for: RoI pooling would copy every level back."""
         return replace(recipe.train, channels_last=bool(recipe.train.channels_last))
 
-    def chance(self, data: Any) -> float:
-        return 0.0  # there is no guessing of boxes
+    def watch(self, recipe: Recipe, data: Any) -> Metric:
+        return Metric(self.metric)
 
     def student(self, recipe: Recipe, data: Any) -> nn.Module:
         student: nn.Module = _detection().build_student_detector(recipe, data)
@@ -199,25 +175,23 @@ class Detection:
         teacher: Any,
         student: nn.Module | None,
         data: Any,
-        accelerator: Accelerator,
+        placement: Placement,
         allow: Sequence[str],
         console: Console,
     ) -> dict[str, Any]:
         found: dict[str, Any] = _detection().check_teacher_detector(
-            teacher, student, data, accelerator, allow=allow, console=console
+            teacher, student, data, placement, allow=allow, console=console
         )
         return found
 
-    def distiller(self, recipe: Recipe, student: nn.Module, teacher: Any, data: Any) -> nn.Module:
+    def distiller(self, recipe: Recipe, student: nn.Module, teacher: Any, data: Any, placement: Placement) -> nn.Module:
         distiller: nn.Module = _detection().build_detection_distiller(recipe, student, teacher, data)
         return distiller
 
-    def evaluate(
-        self, model: nn.Module, batches: Any, data: Any, recipe: Recipe, accelerator: Accelerator
-    ) -> dict[str, Any]:
+    def evaluate(self, model: nn.Module, batches: Any, data: Any, placement: Placement) -> dict[str, Any]:
         from pcdistill.detection.metrics import evaluate_detection
 
-        return evaluate_detection(model, batches.epoch(0), accelerator, classes=data.classes)
+        return evaluate_detection(model, batches.epoch(0), placement, classes=data.classes)
 
     def splits(self, data: Any) -> dict[str, Any]:
         return {"test": data.test, "val": data.val}
@@ -250,10 +224,6 @@ def data_of(recipe: Recipe, accelerator: Accelerator) -> Any:
 def numbers(found: dict[str, Any]) -> dict[str, float]:
     """What a row of metrics.csv takes of an evaluation: plain numbers."""
     return {k: v for k, v in found.items() if isinstance(v, float) and k not in ("samples", "finite")}
-
-
-def _images_and_boxes(batch: Any) -> tuple[tuple[Any, ...], int]:
-    return (batch.images, batch.targets), len(batch.images)
 
 
 def _detection() -> Any:

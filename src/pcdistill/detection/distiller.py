@@ -1,15 +1,14 @@
 """The distiller for detectors: student + teacher + objective, one pass that returns a dict."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from pcdistill.detection.data import DetectionBatch
 from pcdistill.detection.detectors.adapters import (
     Adapter,
     Pairing,
     StudentPass,
-    Target,
     TeacherDetector,
     TwoStage,
     adapter_of,
@@ -114,10 +113,10 @@ class DetectionDistiller(nn.Module):
     def adapter(self) -> Adapter:
         return self._hidden[1]
 
-    def compare(self, images: Sequence[Tensor], targets: Sequence[Target]) -> Compared:
+    def compare(self, batch: DetectionBatch) -> Compared:
         """One pass of the student in training mode, and what the terms need of the teacher on the same batch."""
         teacher, adapter = self._hidden
-        seen = adapter.student_pass(images, targets)
+        seen = adapter.student_pass(batch.images, batch.targets)
         if teacher is None or not self.objective.needs_teacher:
             return Compared(seen, None, None)
         features = teacher.features(seen.batch)
@@ -127,16 +126,8 @@ class DetectionDistiller(nn.Module):
             pairing = adapter.pair(seen, teacher, features, **self._pair_options)  # type: ignore[arg-type]
         return Compared(seen, pairing, pyramid)
 
-    def forward(self, images: Sequence[Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
-        """One pass.
-
-        Args:
-            images: [3, H, W] float in 0..1 each.
-            targets: per image "boxes" [M, 4] xyxy in its pixels and "labels" [M] from 1.
-
-        Returns:
-            "loss" (scalar with a graph) and "loss/NAME" (detached, unweighted).
-        """
-        found = self.compare(images, targets)
+    def forward(self, batch: DetectionBatch) -> dict[str, Tensor]:
+        """One pass: "loss" (scalar with a graph) and "loss/NAME" (detached, unweighted)."""
+        found = self.compare(batch)
         result: dict[str, Tensor] = self.objective(found, None, found.seen.targets)
         return result

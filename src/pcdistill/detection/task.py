@@ -1,7 +1,7 @@
 """From a recipe to detectors that are checked: data with boxes, classes that match, logits that can be compared."""
 
-import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from pcdistill import models
+from pcdistill.data.loader import Stream
 from pcdistill.detection.data import DetectionData, build_detection_data
 from pcdistill.detection.detectors.adapters import TeacherDetector, adapter_of
 from pcdistill.detection.detectors.build import build_detector, pretrained_classes
@@ -16,6 +17,7 @@ from pcdistill.detection.distiller import DetectionDistiller, DetectionObjective
 from pcdistill.detection.metrics import evaluate_detection
 from pcdistill.distill.objective import build_objective, check_losses, import_user_object, method_kind, views_of
 from pcdistill.engine.console import Console
+from pcdistill.engine.placement import Placement
 from pcdistill.errors import InputError
 from pcdistill.methods import METHODS
 from pcdistill.recipe import ModelConfig, Recipe, TeacherConfig
@@ -33,23 +35,10 @@ def detection_data(recipe: Recipe, accelerator: Accelerator) -> DetectionData:
         )
     if recipe.train.compile:
         raise InputError("train.compile is for classifiers: detectors are called part by part, which it does not reach")
-    data = build_detection_data(
-        config.name,
-        batch_size=config.batch_size // recipe.train.accumulate,
-        eval_batch_size=config.eval_batch_size,
-        seed=recipe.train.seed,
-        image_size=config.image_size,
-        limit=config.limit,
-        augment=config.augment,
-        val_fraction=config.val_fraction,
-        workers=config.workers or 0,
-        root=config.root,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
+    micro = replace(config, batch_size=config.batch_size // recipe.train.accumulate)
+    return build_detection_data(
+        micro, Stream(recipe.train.seed, accelerator.process_index, accelerator.num_processes, accelerator.device)
     )
-    if config.workers is None and not data.train.split.in_memory:  # decoded at every step: in processes beside
-        data.train.workers = min(8, max((os.cpu_count() or 1) - 1, 1))
-    return data
 
 
 def check_detection_losses(recipe: Recipe, num_classes: int) -> None:
@@ -143,7 +132,7 @@ def check_teacher_detector(
     teacher: TeacherDetector,
     student: nn.Module | None,
     data: DetectionData,
-    accelerator: Accelerator,
+    placement: Placement,
     *,
     allow: Sequence[str] = (),
     console: Console | None = None,
@@ -156,12 +145,12 @@ def check_teacher_detector(
     console = console or Console(quiet=True)
     if teacher.left_out:
         console.say(f"the teacher has {teacher.left_out} classes that the data has not; they are left out")
-    result = evaluate_detection(teacher, data.val.epoch(0), accelerator, classes=data.classes, limit=GATE_SAMPLES)
+    result = evaluate_detection(teacher, data.val.epoch(0), placement, classes=data.classes, limit=GATE_SAMPLES)
     weak = None
     if result.get("map_50", 0.0) < WEAK_AP50:
         weak = f"the teacher finds next to nothing on held-out images (AP50 {result.get('map_50', 0.0):.1f} %)"
     elif student is not None:
-        own = evaluate_detection(student, data.val.epoch(0), accelerator, classes=data.classes, limit=GATE_SAMPLES)
+        own = evaluate_detection(student, data.val.epoch(0), placement, classes=data.classes, limit=GATE_SAMPLES)
         if own["map"] > result["map"]:
             better = f"less than the student's {own['map']:.1f} %"
             weak = f"the teacher has AP {result['map']:.1f} % on held-out images, {better}"

@@ -82,15 +82,15 @@ class Objective(nn.Module):
     def views(self) -> int:
         return max(term.needs.views for term in self.terms)
 
-    def set_progress(self, *, progress: float, epoch: float) -> None:
-        """Tell every term where training is: `progress` in [0, 1), `epoch` from 0."""
+    def set_progress(self, *, progress: float, epoch: float, total_epochs: int) -> None:
+        """Tell every term where training is: `progress` in [0, 1), `epoch` from 0, of so many."""
         for i, (term, start) in enumerate(zip(self.terms, self._temperatures, strict=True)):
             end = term.weight if term.weight_to is None else term.weight_to
-            weight = moved(term.weight, end, progress=progress, epoch=epoch)
+            weight = moved(term.weight, end, epoch=epoch, total_epochs=total_epochs)
             self.factors[i] = weight * warmup_factor(epoch, term.warmup_epochs)
             loss: Any = term.loss
             if start is not None and term.temperature_to is not None:
-                loss.temperature = moved(start, term.temperature_to, progress=progress, epoch=epoch)
+                loss.temperature = moved(start, term.temperature_to, epoch=epoch, total_epochs=total_epochs)
             if hasattr(loss, "set_progress"):
                 loss.set_progress(progress=progress, epoch=epoch)
 
