@@ -213,6 +213,8 @@ class List:
     """What to list."""
     search: str = ""
     """Only names that contain this."""
+    options: Annotated[str | None, flag("METHOD")] = None
+    """The options of one method's loss: type, default and meaning."""
 
 
 COMMANDS: dict[str, Any] = {
@@ -413,7 +415,14 @@ def _evaluate(args: Evaluate, command: str) -> None:
 
 def _list(args: List, command: str) -> None:
     rows: list[tuple[str, str]]
-    if args.what == "methods":
+    if args.options is not None:
+        from pcdistill.distill.objective import method_options
+
+        rows = [
+            (o.name, f"{o.type}, default {o.default}: {o.about}") if o.default else (o.name, f"{o.type}: {o.about}")
+            for o in method_options(args.options)
+        ]
+    elif args.what == "methods":
         from pcdistill.methods import METHODS
 
         rows = [("none", "the student alone")]

@@ -16,6 +16,7 @@ from pcdistill.distill.strength import Strength
 from pcdistill.errors import InputError, nearest
 from pcdistill.losses.base import Features, Kind, Needs, Shapes, check_fit, check_needs, kind_of, needs_of
 from pcdistill.losses.lskd import StandardizedLoss
+from pcdistill.losses.options import Option, options_of
 from pcdistill.methods import METHODS
 from pcdistill.recipe import Recipe, TermConfig
 from pcdistill.schedules import moved, warmup_factor
@@ -292,6 +293,16 @@ def _class_kind(loss_class: Any, method: str, where: str) -> Kind:
 def method_kind(method: str, where: str = "losses") -> Kind:
     """What a method compares: "logits", "features" or "pyramids"."""
     return METHODS[method].kind if method in METHODS else _class_kind(_loss_class(method, where), method, where)
+
+
+def method_options(method: str, where: str = "--options") -> list[Option]:
+    """What a recipe can set of a method's loss, beside the keys that every term has.
+
+    Raises:
+        InputError: unknown method.
+    """
+    loss_class = _loss_class(method, where)
+    return options_of(loss_class, without=OFFERED[_class_kind(loss_class, method, where)])
 
 
 def term_needs(term: TermConfig, where: str = "losses") -> Needs:
