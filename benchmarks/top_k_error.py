@@ -14,7 +14,7 @@ import torch
 from _bench import machine, report
 
 from pcdistill.classification.data import build_data
-from pcdistill.commands.compare import run_recipe
+from pcdistill.commands.folder import read_recipe
 from pcdistill.distill.cache_store import CacheInfo
 from pcdistill.losses import kd_loss, pcd_loss
 from pcdistill.models import build_model, load_weights
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
 
-    recipe = run_recipe(args.run)
+    recipe = read_recipe(args.run)
     data = build_data(args.data, batch_size=64, eval_batch_size=500, limit=recipe.data.limit)
     images = next(iter(data.val.epoch(0))).images
     c = len(data.classes)

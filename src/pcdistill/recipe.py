@@ -246,6 +246,13 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
+def recipe_for(data: str) -> str:
+    """The shipped recipe that fits the data when none is named."""
+    if data in ("digits", "digits-detection"):
+        return data
+    return "detection" if data.startswith(("coco:", "voc:")) else "default"
+
+
 def load_recipe(
     source: str | Path | None = None,
     overrides: Iterable[str] = (),

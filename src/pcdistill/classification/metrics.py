@@ -41,7 +41,7 @@ def evaluate(
         for batch in batches:
             images = batch[0].to(accelerator.device, non_blocking=True)
             target = batch[1].to(accelerator.device, non_blocking=True)
-            if channels_last:
+            if channels_last and images.ndim == 4:
                 images = images.contiguous(memory_format=torch.channels_last)
             with accelerator.autocast():
                 logits = logits_of(model(images)).float()

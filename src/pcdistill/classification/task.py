@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from pcdistill import models
+from pcdistill.classification.data import Data, build_data
 from pcdistill.classification.distiller import ClassificationDistiller
 from pcdistill.classification.features import tap
 from pcdistill.classification.metrics import evaluate
@@ -23,9 +24,105 @@ from pcdistill.engine.loop import uses_channels_last
 from pcdistill.errors import InputError
 from pcdistill.methods import METHODS
 from pcdistill.models.heads import with_head
-from pcdistill.recipe import ModelConfig, Recipe, TeacherConfig, TermConfig
+from pcdistill.recipe import ModelConfig, Recipe, TeacherConfig, TermConfig, TrainConfig
 
 GATE_SAMPLES = 2048
+
+
+class Classification:
+    """Top-1 of images with one class each: a :class:`pcdistill.commands.tasks.Task`."""
+
+    metric, label = "top1", "top-1"
+    unpack: Callable[[Any, torch.device], tuple[tuple[Any, ...], int]] | None = None
+
+    def data(self, recipe: Recipe, accelerator: Accelerator) -> Data:
+        config = recipe.data
+        if config.name == "digits-detection" or config.name.startswith(("coco:", "voc:")):
+            raise InputError(f"data: {config.name} holds boxes; set task: detection, or name the recipe detection")
+        return build_data(
+            config.name,
+            batch_size=config.batch_size // recipe.train.accumulate,
+            eval_batch_size=config.eval_batch_size,
+            val_fraction=config.val_fraction,
+            seed=stream_seed(recipe),
+            image_size=config.image_size,
+            augment=config.augment,
+            mixup=config.mixup,
+            cutmix=config.cutmix,
+            views=views_of(recipe),
+            workers=config.workers,
+            limit=config.limit,
+            download=config.download,
+            root=config.root,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            device=accelerator.device,
+        )
+
+    def check(self, recipe: Recipe, data: Any) -> None:
+        check_losses(recipe, len(data.classes))
+
+    def train_config(self, recipe: Recipe) -> TrainConfig:
+        return recipe.train
+
+    def chance(self, data: Any) -> float:
+        return 100 / len(data.classes)
+
+    def student(self, recipe: Recipe, data: Any) -> nn.Module:
+        return build_student(recipe.student, classes=data.classes, data=data, allow=recipe.allow)
+
+    def info(self, model: nn.Module, data: Any) -> dict[str, Any]:
+        size = data.image_size
+        if isinstance(model, Teacher):
+            model, size = model.model, model.image_size or size
+        return models.model_info(model, size, in_channels=data.in_channels)
+
+    def knows_classes(self, config: TeacherConfig, data: Any) -> bool:
+        return knows_classes(config, data)
+
+    def teacher(self, config: TeacherConfig, student: nn.Module, data: Any, allow: Sequence[str]) -> Teacher:
+        return build_teacher(config, data=data, allow=allow)
+
+    def gate(
+        self,
+        teacher: Any,
+        student: nn.Module | None,
+        data: Any,
+        accelerator: Accelerator,
+        allow: Sequence[str],
+        console: Console,
+    ) -> dict[str, Any]:
+        return check_teacher(
+            teacher, student, data.val, accelerator, num_classes=len(data.classes), allow=allow, console=console
+        )
+
+    def distiller(self, recipe: Recipe, student: nn.Module, teacher: Any, data: Any) -> nn.Module:
+        return build_distiller(recipe, student, teacher, data=data)
+
+    def evaluate(
+        self, model: nn.Module, batches: Any, data: Any, recipe: Recipe, accelerator: Accelerator
+    ) -> dict[str, Any]:
+        channels_last = uses_channels_last(recipe.train, accelerator.device)
+        found = evaluate(model, batches.epoch(0), accelerator, channels_last=channels_last)
+        return {key: found[key] for key in ("top1", "top5", "loss", "samples")}
+
+    def splits(self, data: Any) -> dict[str, Any]:
+        return {"test": data.test, "val": data.val, "train": data.train_eval}
+
+    def metadata(self, data: Any) -> dict[str, Any]:
+        return {"classes": list(data.classes), "mean": data.mean, "std": data.std}
+
+    def finish(self, out: Path, distiller: Any, student: nn.Module, data: Any) -> None:
+        """Nothing is left behind but what every run leaves."""
+
+    def draw_run(self, out: Path) -> None:
+        """A classifier's run has no pictures."""
+
+    def draw_comparison(self, out: Path, runs: Mapping[str, Path]) -> None:
+        """A comparison of classifiers has none either."""
+
+    def model_names(self) -> list[str]:
+        return models.list_models()
 
 
 def build_student(config: ModelConfig, *, classes: Sequence[str], data: Any, allow: Iterable[str] = ()) -> nn.Module:
@@ -279,7 +376,7 @@ def stream_seed(recipe: Recipe) -> int:
     """The seed of order, augmentation and split: data.seed, else the cache's, else train.seed."""
     if recipe.data.seed is not None:
         return recipe.data.seed
-    if recipe.teacher is not None and recipe.teacher.cache is not None and recipe.method != "none":
+    if recipe.distils and recipe.teacher is not None and recipe.teacher.cache is not None:
         return int(read_state(Path(recipe.teacher.cache))["info"]["seed"])
     return recipe.train.seed
 
@@ -306,9 +403,3 @@ def method_kind(method: str) -> str:
     if ".py:" in method:
         return str(getattr(import_user_object(method, "losses"), "kind", "logits"))
     return METHODS[method].kind if method in METHODS else "logits"
-
-
-def weights_exist(path: str | None) -> None:
-    """Raise early, before data is read, when a named weights file is not there."""
-    if path is not None and not Path(path).is_file():
-        raise InputError(f"weights file {path} does not exist")
