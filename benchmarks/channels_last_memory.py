@@ -3,7 +3,7 @@
 LD_PRELOAD=libc_malloc_debug.so.0 MALLOC_CHECK_=3 python benchmarks/channels_last_memory.py
 
 Linux with glibc, whose malloc then looks at the bytes around every block. Why the engine keeps some students from
-channels last: pcdistill.engine.loop.uses_channels_last.
+channels last: pcdistill.engine.placement.make_placement.
 """
 
 import argparse

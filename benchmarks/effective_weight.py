@@ -16,8 +16,10 @@ from _bench import machine, report
 
 from pcdistill.classification.data import build_data
 from pcdistill.commands.folder import read_recipe
+from pcdistill.data.loader import Stream
 from pcdistill.losses import kd_loss, pcd_loss
 from pcdistill.models import build_model, load_weights
+from pcdistill.recipe import DataConfig
 
 STAGES = (1, 2, 3, 5)
 
@@ -32,7 +34,7 @@ def main() -> None:
     args = parser.parse_args()
 
     config = read_recipe(args.runs[0]).data
-    data = build_data(args.data, batch_size=64, eval_batch_size=500, limit=config.limit)
+    data = build_data(DataConfig(args.data, eval_batch_size=500, limit=config.limit), Stream())
     images = next(iter(data.val.epoch(0))).images
 
     def logits(name: str, weights: str | None, kwargs: dict[str, object]) -> torch.Tensor:

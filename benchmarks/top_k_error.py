@@ -15,9 +15,11 @@ from _bench import machine, report
 
 from pcdistill.classification.data import build_data
 from pcdistill.commands.folder import read_recipe
+from pcdistill.data.loader import Stream
 from pcdistill.distill.cache_store import CacheInfo
 from pcdistill.losses import kd_loss, pcd_loss
 from pcdistill.models import build_model, load_weights
+from pcdistill.recipe import DataConfig
 
 
 def main() -> None:
@@ -30,7 +32,7 @@ def main() -> None:
     args = parser.parse_args()
 
     recipe = read_recipe(args.run)
-    data = build_data(args.data, batch_size=64, eval_batch_size=500, limit=recipe.data.limit)
+    data = build_data(DataConfig(args.data, eval_batch_size=500, limit=recipe.data.limit), Stream())
     images = next(iter(data.val.epoch(0))).images
     c = len(data.classes)
     student = build_model(

@@ -44,3 +44,21 @@ def extreme_pair(n: int, c: int, dtype: torch.dtype) -> tuple[torch.Tensor, torc
     teacher[2], teacher[2, 0] = -1e4, 1e4  # one-hot teacher, and the student's opposite
     student[2], student[2, 0] = 1e4, -1e4
     return student.requires_grad_(), teacher, torch.arange(n) % c
+
+
+def on_cpu(student=None, **train):
+    """The placement of a run on the CPU."""
+    from pcdistill.engine.placement import make_accelerator, make_placement  # slow to import
+    from pcdistill.recipe import TrainConfig
+
+    config = TrainConfig(device="cpu", **train)
+    return make_placement(config, make_accelerator(config), student)
+
+
+def data_of(name, *, seed=0, rank=0, world_size=1, **config):
+    """Classification data by name and keys of the recipe's `data`, for one process."""
+    from pcdistill.classification.data import build_data
+    from pcdistill.data.loader import Stream
+    from pcdistill.recipe import DataConfig
+
+    return build_data(DataConfig(name, **config), Stream(seed, rank, world_size))

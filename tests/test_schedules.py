@@ -42,7 +42,7 @@ def test_constant_and_unknown():
 
 def test_a_value_moves_in_equal_steps_from_the_first_epoch_to_the_last():
     def at(epoch, epochs=5):
-        return moved(8.0, 2.0, progress=epoch / epochs, epoch=epoch)
+        return moved(8.0, 2.0, epoch=epoch, total_epochs=epochs)
 
     assert [at(e) for e in (0, 1, 1.9, 2, 3, 4, 4.9)] == pytest.approx([8, 6.5, 6.5, 5, 3.5, 2, 2])
-    assert moved(8.0, 2.0, progress=0.5, epoch=0.5) == 8.0  # one epoch only
+    assert moved(8.0, 2.0, epoch=0.5, total_epochs=1) == 8.0  # one epoch only

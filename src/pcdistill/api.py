@@ -68,7 +68,7 @@ class _Passed(Classification):
     def data(self, recipe: Recipe, accelerator: Accelerator) -> Any:
         """The loaders; how many classes there are is read off the student."""
         student = self._student.to(accelerator.device)
-        images = next(iter(self._val.epoch(0)))[0]
+        images = next(iter(self._val.epoch(0))).images
         was_training = student.training
         with torch.no_grad():
             num_classes = int(logits_of(student.eval()(images[:2].to(accelerator.device))).shape[1])

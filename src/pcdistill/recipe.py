@@ -110,7 +110,7 @@ class TrainConfig:
     """Length, precision and bookkeeping of a run. `ema` is the decay of the weights' moving average, 0 for none.
 
     `channels_last` is by default on but for Apple's GPUs and for students whose training breaks in it on a CPU (see
-    pcdistill.engine.loop.uses_channels_last); `fold_teacher` folds the teacher's batch normalisation into its
+    pcdistill.engine.placement.make_placement); `fold_teacher` folds the teacher's batch normalisation into its
     convolutions where features are not compared. Both change rounding alone.
     """
 

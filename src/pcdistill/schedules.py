@@ -14,19 +14,16 @@ def warmup_factor(epoch: float, warmup_epochs: float) -> float:
     return 1.0 if warmup_epochs <= 0 else min((math.floor(epoch) + 1) / warmup_epochs, 1.0)
 
 
-def moved(start: float, end: float, *, progress: float, epoch: float) -> float:
+def moved(start: float, end: float, *, epoch: float, total_epochs: int) -> float:
     """A value that moves in equal steps from `start` in the first epoch to `end` in the last, constant within an epoch.
 
     Args:
         start: the value in the first epoch.
         end: the value in the last epoch; a run of one epoch keeps `start`.
-        progress: share of the training done, in [0, 1).
-        epoch: epochs done, from 0, with the fraction of the epoch under way: epoch / progress is the run's length.
+        epoch: epochs done, from 0; the fraction of the epoch under way is ignored.
+        total_epochs: length of the run.
     """
-    if progress <= 0:
-        return start
-    epochs = round(epoch / progress)
-    return start if epochs <= 1 else start + (end - start) * min(math.floor(epoch) / (epochs - 1), 1.0)
+    return start if total_epochs <= 1 else start + (end - start) * min(math.floor(epoch) / (total_epochs - 1), 1.0)
 
 
 def learning_rate_factor(

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from pcdistill import cli, models
-from pcdistill.classification.data import build_data
 from pcdistill.classification.task import build_distiller, build_student, build_teacher
 from pcdistill.commands.evaluate import evaluate_model
 from pcdistill.commands.run import run_with_report
@@ -24,6 +23,7 @@ from pcdistill.methods import METHODS
 from pcdistill.models.feature_maps import Headed
 from pcdistill.models.heads import with_head
 from pcdistill.recipe import TeacherConfig, make_recipe
+from tests.helpers import data_of, on_cpu
 
 FEATURE_METHODS = ["fitnet", "at", "rkd", "sp", "pkt", "nst", "vid", "crd", "ofd", "reviewkd", "simkd", "srrl"]
 TRAINED_PARTS = {"fitnet", "vid", "crd", "ofd", "reviewkd", "simkd", "srrl"}
@@ -97,16 +97,16 @@ def test_an_interrupted_run_ends_with_the_same_bits(method, weights, tmp_path, m
 
 
 def test_crd_gets_positions_and_labels(weights):
-    data = build_data("digits", batch_size=32, limit=128)
+    data = data_of("digits", batch_size=32, limit=128)
     chosen = recipe("crd", weights)
     student = build_student(chosen.student, classes=data.classes, data=data)
     teacher = build_teacher(chosen.teacher, data=data)
-    distiller = build_distiller(chosen, student, teacher, data=data)
+    distiller = build_distiller(chosen, student, teacher, data=data, placement=on_cpu())
     crd = distiller.objective.losses[1]
     assert crd.n_data == data.train.num_samples
     batch = next(iter(data.train.epoch(0)))
     before = crd.memory_student.clone()
-    distiller(batch.images, batch.target, None, batch.index)
+    distiller(batch)
     changed = (crd.memory_student != before).any(1).nonzero().flatten()
     assert torch.equal(changed, batch.index.sort().values)
     drawn = crd.draw(batch.index)
@@ -116,13 +116,15 @@ def test_crd_gets_positions_and_labels(weights):
 
 
 def test_positions_are_repeated_for_two_views(weights):
-    data = build_data("digits", batch_size=32, limit=128, views=2)
+    data = data_of("digits", batch_size=32, limit=128, views=2)
     chosen = recipe("crd", weights, data={"views": 2})
     student = build_student(chosen.student, classes=data.classes, data=data)
-    distiller = build_distiller(chosen, student, build_teacher(chosen.teacher, data=data), data=data)
+    distiller = build_distiller(
+        chosen, student, build_teacher(chosen.teacher, data=data), data=data, placement=on_cpu()
+    )
     batch = next(iter(data.train.epoch(0)))
     assert len(batch.images) == 2 * len(batch.index)
-    assert distiller(batch.images, batch.target, None, batch.index)["loss"].isfinite()
+    assert distiller(batch)["loss"].isfinite()
 
 
 def test_a_loader_that_tells_no_positions_is_refused_by_crd():
@@ -161,11 +163,11 @@ def test_simkd_ships_the_student_with_the_teachers_classifier(weights, tmp_path)
     assert measured["top1"] == pytest.approx(result.summary[chosen.train.keep]["test"]["top1"])
     assert result.summary["student"]["parameters"] == sum(p.numel() for p in student.parameters())
 
-    data = build_data("digits", batch_size=32, limit=128)
+    data = data_of("digits", batch_size=32, limit=128)
     again = build_teacher(
         TeacherConfig(name="cifar/resnet8", weights=str(file), kwargs=chosen.student.kwargs), data=data
     )
-    images = next(iter(data.val.epoch(0)))[0]
+    images = next(iter(data.val.epoch(0))).images
     torch.testing.assert_close(again(images), student.eval()(images))
     card = (tmp_path / "run" / "README.md").read_text()
     line = next(line for line in card.splitlines() if "models.build_model(" in line)
@@ -183,15 +185,17 @@ def test_simkd_ships_the_student_with_the_teachers_classifier(weights, tmp_path)
 
 
 def test_with_simkd_other_terms_see_the_new_logits(weights):
-    data = build_data("digits", batch_size=32, limit=128)
+    data = data_of("digits", batch_size=32, limit=128)
     tree = recipe("simkd", weights).to_dict()
     tree["losses"] = [{"method": name, "weight": 1.0} for name in ("ce", "simkd", "srrl", "at")]
     chosen = make_recipe(tree)
     student = build_student(chosen.student, classes=data.classes, data=data)
-    distiller = build_distiller(chosen, student, build_teacher(chosen.teacher, data=data), data=data)
+    distiller = build_distiller(
+        chosen, student, build_teacher(chosen.teacher, data=data), data=data, placement=on_cpu()
+    )
     batch = next(iter(data.train.epoch(0)))
     distiller.eval()
-    result = distiller(batch.images, batch.target, None, batch.index)
+    result = distiller(batch)
     torch.testing.assert_close(result["logits"], distiller.student(batch.images).detach())
     features = distiller._hidden[1](batch.images, batch.index)
     assert [x.shape[1] for x in features.maps] == [x.shape[1] for x in features.pre_activations] == [4, 8, 8]
@@ -206,12 +210,12 @@ def test_with_simkd_other_terms_see_the_new_logits(weights):
     distiller.train()
     counted = distiller.student.head.projector.layers[1].num_batches_tracked
     before = counted.clone()
-    distiller(batch.images, batch.target, None, batch.index)
+    distiller(batch)
     assert counted == before + 1  # one pass, not two
 
 
 def test_the_teachers_classifier_follows_the_order_of_the_classes(weights):
-    data = build_data("digits", batch_size=32, limit=128)
+    data = data_of("digits", batch_size=32, limit=128)
     names = [*reversed(data.classes), "nothing"]
     torch.manual_seed(0)
     wide = models.build_model("cifar/resnet8", num_classes=11, in_channels=1)
@@ -222,7 +226,7 @@ def test_the_teachers_classifier_follows_the_order_of_the_classes(weights):
 
     teacher = wrap_teacher(wide, TeacherConfig(name="cifar/resnet8"), data=data, named=names)
     tapped = tap(chosen, student, teacher, data)
-    images = next(iter(data.train.epoch(0)))[0]
+    images = next(iter(data.train.epoch(0))).images
     features = tapped.run_teacher(images)
     assert features.logits.shape == (32, 10)
     torch.testing.assert_close(features.classifier(features.pooled), features.logits)
@@ -260,13 +264,15 @@ def test_a_feature_loss_from_outside_the_package_trains_by_its_path(weights, tmp
 
 
 def test_named_features_are_the_ones_that_are_compared(weights):
-    data = build_data("digits", batch_size=32, limit=128)
+    data = data_of("digits", batch_size=32, limit=128)
     tree = recipe("fitnet", weights).to_dict()
     tree["student"]["features"] = ["stem", "layer1"]
     tree["teacher"]["features"] = ["layer1", "layer2"]
     chosen = make_recipe(tree)
     student = build_student(chosen.student, classes=data.classes, data=data)
-    distiller = build_distiller(chosen, student, build_teacher(chosen.teacher, data=data), data=data)
+    distiller = build_distiller(
+        chosen, student, build_teacher(chosen.teacher, data=data), data=data, placement=on_cpu()
+    )
     regressor = distiller.objective.losses[1].regressor
     assert (regressor.conv.in_channels, regressor.conv.out_channels) == (4, 32)
 

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from pcdistill.classification import task as prepare
-from pcdistill.classification.data import build_data
 from pcdistill.commands import cache as caching
 from pcdistill.commands.cache import make_cache
 from pcdistill.commands.session import run
@@ -21,6 +20,7 @@ from pcdistill.distill.teacher import Teacher
 from pcdistill.errors import InputError
 from pcdistill.losses import pcd_loss
 from pcdistill.recipe import load_recipe
+from tests.helpers import data_of
 
 BASE = {
     "data.name": "digits",
@@ -59,7 +59,7 @@ def test_a_replay_has_the_images_to_the_bit_and_the_logits_to_float16(options, w
     made = recipe(method="kd", teacher__weights=weights, **options)
     make_cache(made, tmp_path / "cache", epochs=2)
     extra = {key.removeprefix("data__"): value for key, value in options.items()}
-    data = build_data("digits", batch_size=32, limit=200, **extra)
+    data = data_of("digits", batch_size=32, limit=200, **extra)
     teacher = prepare.build_teacher(made.teacher, data=data)
     replay = CachedBatches(data.train, TeacherCache(tmp_path / "cache"))
     for epoch in (0, 1, 2):  # the third repeats the first
@@ -75,9 +75,9 @@ def test_processes_get_their_own_rows(weights, tmp_path):
     made = recipe(method="mlkd", teacher__weights=weights)
     make_cache(made, tmp_path / "cache", epochs=1)
     opened = TeacherCache(tmp_path / "cache")
-    whole = next(iter(CachedBatches(build_data("digits", batch_size=32, limit=200, views=2).train, opened).epoch(0)))
+    whole = next(iter(CachedBatches(data_of("digits", batch_size=32, limit=200, views=2).train, opened).epoch(0)))
     for rank in (0, 1):
-        data = build_data("digits", batch_size=32, limit=200, views=2, rank=rank, world_size=2)
+        data = data_of("digits", batch_size=32, limit=200, views=2, rank=rank, world_size=2)
         part = next(iter(CachedBatches(data.train, opened, rank=rank, world_size=2).epoch(0)))
         rows = [*range(16 * rank, 16 * rank + 16), *range(32 + 16 * rank, 48 + 16 * rank)]
         assert torch.equal(part.images, whole.images[rows])

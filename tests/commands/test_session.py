@@ -6,12 +6,12 @@ import json
 import pytest
 import torch
 
-from pcdistill.classification.data import build_data
 from pcdistill.classification.task import build_distiller, build_student
 from pcdistill.commands.session import run
 from pcdistill.distill.teacher import Teacher
 from pcdistill.errors import InputError
 from pcdistill.recipe import load_recipe
+from tests.helpers import data_of, on_cpu
 
 BASE = {
     "data.name": "digits",
@@ -65,7 +65,7 @@ def test_mixup_cutmix_smoothing_average_and_tensorboard(teacher, tmp_path):
 def test_the_teacher_sees_exactly_the_students_images():
     for views in (1, 2):
         mixed = recipe(method="mlkd" if views == 2 else "kd", data__mixup=0.4)
-        data = build_data("digits", batch_size=32, limit=256, mixup=0.4, views=views)
+        data = data_of("digits", batch_size=32, limit=256, mixup=0.4, views=views)
         student = build_student(mixed.student, classes=list(data.classes), data=data)
         seen = {"student": [], "teacher": []}
 
@@ -79,11 +79,11 @@ def test_the_teacher_sees_exactly_the_students_images():
                 return self.linear(images.flatten(1))
 
         student = Spy("student")
-        distiller = build_distiller(mixed, student, Teacher(Spy("teacher")), data=data)
+        distiller = build_distiller(mixed, student, Teacher(Spy("teacher")), data=data, placement=on_cpu())
         seen["student"].clear()
         seen["teacher"].clear()
         batch = next(iter(data.train.epoch(0)))
-        distiller(batch.images, batch.target)
+        distiller(batch)
         assert len(batch.images) == 32 * views
         assert torch.equal(seen["student"][0], batch.images)
         assert torch.equal(seen["teacher"][0], batch.images)

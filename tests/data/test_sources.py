@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from PIL import Image
 from torchvision import datasets
 
-from pcdistill.classification.data import build_data
 from pcdistill.data.sources import ImageFiles, stratified
 from pcdistill.errors import InputError
+from tests.helpers import data_of
 
 
 def write_images(folder: Path, count: int, *, size=(12, 10), suffix=".png", seed=0) -> None:
@@ -43,6 +43,12 @@ def write_npz(path: Path, n=40, num_classes=4, test=8, shape=(8, 8, 3), **change
     arrays.update(changes)
     np.savez(path, **{key: value for key, value in arrays.items() if value is not None})
     return path
+
+
+def pixels(split, data) -> torch.Tensor:
+    """All images of a split in [0, 1], as they were before normalisation."""
+    mean, std = (torch.tensor(stat).view(-1, 1, 1) for stat in (data.mean, data.std))
+    return torch.cat([batch.images for batch in split.epoch(0)]) * std + mean
 
 
 class TestStratified:
@@ -75,7 +81,7 @@ class TestStratified:
 
 class TestDigits:
     def test_is_ready_without_a_download(self):
-        data = build_data("digits", batch_size=32)
+        data = data_of("digits", batch_size=32)
         assert data.classes == list("0123456789")
         assert (data.in_channels, data.image_size) == (1, 8)
         counts = [batches.num_samples for batches in (data.train, data.val, data.test)]
@@ -86,7 +92,7 @@ class TestDigits:
         assert data.val_from_train
 
     def test_is_normalised_by_its_training_images(self):
-        data = build_data("digits")
+        data = data_of("digits")
         images = torch.cat([batch.images for batch in data.train_eval.epoch(0)])
         assert abs(float(images.mean())) < 1e-4
         assert abs(float(images.std()) - 1) < 1e-3
@@ -94,10 +100,8 @@ class TestDigits:
     def test_is_the_data_of_scikit_learn(self):
         from sklearn.datasets import load_digits
 
-        data = build_data("digits", mean=(0.0,), std=(1.0,))
-        found = torch.cat(
-            [batch.images for split in (data.train_eval, data.val, data.test) for batch in split.epoch(0)]
-        )
+        data = data_of("digits")
+        found = torch.cat([pixels(split, data) for split in (data.train_eval, data.val, data.test)])
         ours = sorted((found[:, 0] * 16).round().byte().numpy().tobytes()[i * 64 : i * 64 + 64] for i in range(1797))
         assert ours == sorted(image.astype(np.uint8).tobytes() for image in load_digits().images)
 
@@ -107,7 +111,7 @@ class TestSplits:
         return [image.numpy().tobytes() for batch in batches.epoch(0) for image in batch.images]
 
     def test_validation_is_taken_from_training_and_shares_nothing_with_it(self, tmp_path):
-        data = build_data(str(write_npz(tmp_path / "d.npz")), val_fraction=0.2)
+        data = data_of(str(write_npz(tmp_path / "d.npz")), val_fraction=0.2)
         train, val = self.every_image(data.train_eval), self.every_image(data.val)
         assert (len(train), len(val)) == (32, 8)
         assert not set(train) & set(val)
@@ -116,25 +120,29 @@ class TestSplits:
 
     def test_the_split_does_not_change_with_the_seed(self, tmp_path):
         path = str(write_npz(tmp_path / "d.npz"))
-        first, second = (build_data(path, seed=seed) for seed in (0, 1))
+        first, second = (data_of(path, seed=seed) for seed in (0, 1))
         assert self.every_image(first.val) == self.every_image(second.val)
         assert first.fingerprint == second.fingerprint
         assert first.train.signature != second.train.signature
 
     def test_limit_keeps_a_stratified_sample_and_the_same_validation(self, tmp_path):
         path = str(write_npz(tmp_path / "d.npz", n=400))
-        same = {"mean": (0.5,) * 3, "std": (0.25,) * 3}  # otherwise measured on the images that are left
-        full, limited = build_data(path, **same), build_data(path, limit=100, **same)
+        full, limited = data_of(path), data_of(path, limit=100)
         assert (limited.train.num_samples, limited.train_eval.num_samples) == (100, 100)
-        assert self.every_image(full.val) == self.every_image(limited.val)
-        assert set(self.every_image(limited.train_eval)) & set(self.every_image(full.val)) == set()
+        # As bytes: mean and std are measured on the images that are left.
+        bytes_of = [
+            [(image * 255).round().byte().numpy().tobytes() for image in pixels(split, data)]
+            for split, data in ((full.val, full), (limited.val, limited), (limited.train_eval, limited))
+        ]
+        assert bytes_of[0] == bytes_of[1]
+        assert set(bytes_of[2]) & set(bytes_of[0]) == set()
         labels = torch.cat([batch.target for batch in limited.train_eval.epoch(0)])
         assert torch.bincount(labels).tolist() == [25, 25, 25, 25]
         assert full.fingerprint != limited.fingerprint
-        assert build_data(path, limit=10**9).fingerprint == full.fingerprint
+        assert data_of(path, limit=10**9).fingerprint == full.fingerprint
 
     def test_the_index_leads_back_to_the_image_without_augmentation(self, tmp_path):
-        data = build_data(str(write_npz(tmp_path / "d.npz")), augment="none", batch_size=8)
+        data = data_of(str(write_npz(tmp_path / "d.npz")), augment="none", batch_size=8)
         plain = torch.cat([batch.images for batch in data.train_eval.epoch(0)])
         labels = torch.cat([batch.target for batch in data.train_eval.epoch(0)])
         for batch in data.train.epoch(3):
@@ -143,56 +151,54 @@ class TestSplits:
 
     def test_two_views_are_a_weak_and_a_strong_one(self, tmp_path):
         path = str(write_npz(tmp_path / "d.npz", shape=(32, 32, 3)))
-        one, two = build_data(path, batch_size=16), build_data(path, batch_size=16, views=2)
+        one, two = data_of(path, batch_size=16), data_of(path, batch_size=16, views=2)
         weak, strong = next(two.train.epoch(0)).images.chunk(2)
         assert torch.equal(weak, next(one.train.epoch(0)).images)
         assert not torch.equal(weak, strong)
 
     def test_mixing_gives_soft_targets_in_training_only(self, tmp_path):
-        data = build_data(str(write_npz(tmp_path / "d.npz")), batch_size=8, mixup=1.0, cutmix=1.0)
+        data = data_of(str(write_npz(tmp_path / "d.npz")), batch_size=8, mixup=1.0, cutmix=1.0)
         assert next(data.train.epoch(0)).target.shape == (8, 4)
         assert next(data.train_eval.epoch(0)).target.dtype == torch.int64
 
 
 class TestNpz:
     def test_colour_and_grey(self, tmp_path):
-        data = build_data(str(write_npz(tmp_path / "d.npz")))
+        data = data_of(str(write_npz(tmp_path / "d.npz")))
         assert (data.in_channels, data.image_size, data.classes) == (3, 8, ["c0", "c1", "c2", "c3"])
         assert data.test.num_samples == 8
-        grey = build_data(
-            str(write_npz(tmp_path / "g.npz", shape=(10, 10), num_classes=3, y_test=np.zeros(8, np.uint8)))
-        )
+        grey = data_of(str(write_npz(tmp_path / "g.npz", shape=(10, 10), num_classes=3, y_test=np.zeros(8, np.uint8))))
         assert (grey.in_channels, grey.image_size) == (1, 10)
 
     def test_classes_and_test_may_be_missing(self, tmp_path):
-        data = build_data(str(write_npz(tmp_path / "d.npz", x_test=None, y_test=None)))
+        data = data_of(str(write_npz(tmp_path / "d.npz", x_test=None, y_test=None)))
         assert data.test is None
         path = tmp_path / "e.npz"
         with np.load(write_npz(tmp_path / "d.npz")) as found:
             np.savez(path, **{key: found[key] for key in found.files if key != "classes"})
-        assert build_data(str(path)).classes == ["0", "1", "2", "3"]
+        assert data_of(str(path)).classes == ["0", "1", "2", "3"]
 
     def test_validation_images_are_used_where_they_are(self, tmp_path):
         path = write_npz(tmp_path / "d.npz", x_val=np.zeros((5, 8, 8, 3), np.uint8), y_val=np.arange(5) % 4)
-        data = build_data(str(path))
+        data = data_of(str(path))
         assert (data.train.num_samples, data.val.num_samples, data.val_from_train) == (40, 5, False)
 
     def test_images_that_are_not_square_need_a_size(self, tmp_path):
         path = str(write_npz(tmp_path / "d.npz", shape=(8, 6, 3)))
         with pytest.raises(InputError, match=r"images are 8 x 6; give data\.image_size"):
-            build_data(path)
-        assert next(build_data(path, image_size=7, batch_size=4).train.epoch(0)).images.shape == (4, 3, 7, 7)
+            data_of(path)
+        assert next(data_of(path, image_size=7, batch_size=4).train.epoch(0)).images.shape == (4, 3, 7, 7)
 
     def test_statistics_are_exact(self, tmp_path):
         path = write_npz(tmp_path / "d.npz")
-        data = build_data(str(path), val_fraction=0.5)
+        data = data_of(str(path), val_fraction=0.5)
         images = torch.cat([batch.images for batch in data.train_eval.epoch(0)]).double()
         torch.testing.assert_close(images.mean((0, 2, 3)), torch.zeros(3).double(), rtol=0, atol=1e-6)
         torch.testing.assert_close(images.std((0, 2, 3), correction=0), torch.ones(3).double(), rtol=0, atol=1e-6)
 
     def test_a_constant_channel_is_no_division_by_zero(self, tmp_path):
         path = write_npz(tmp_path / "d.npz", x_train=np.full((40, 8, 8, 3), 7, np.uint8))
-        assert torch.isfinite(next(build_data(str(path)).train.epoch(0)).images).all()
+        assert torch.isfinite(next(data_of(str(path)).train.epoch(0)).images).all()
 
     @pytest.mark.parametrize(
         ("changes", "message"),
@@ -215,34 +221,34 @@ class TestNpz:
     )
     def test_wrong_content_is_named(self, tmp_path, changes, message):
         with pytest.raises(InputError, match=message):
-            build_data(str(write_npz(tmp_path / "d.npz", **changes)))
+            data_of(str(write_npz(tmp_path / "d.npz", **changes)))
 
     def test_one_class_is_too_few(self, tmp_path):
         with pytest.raises(InputError, match="at least 2 classes are needed, got 1"):
-            build_data(str(write_npz(tmp_path / "d.npz", num_classes=1)))
+            data_of(str(write_npz(tmp_path / "d.npz", num_classes=1)))
 
     def test_a_file_that_is_none_is_named(self, tmp_path):
         path = tmp_path / "d.npz"
         with pytest.raises(InputError, match=r"the file .*d.npz does not exist"):
-            build_data(str(path))
+            data_of(str(path))
         path.write_bytes(b"PK no archive")
         with pytest.raises(InputError, match=r"d.npz is not a readable .npz file"):
-            build_data(str(path))
+            data_of(str(path))
         path.write_bytes(write_npz(tmp_path / "e.npz").read_bytes()[:3000])
         with pytest.raises(InputError, match=r"d.npz is not a readable .npz file"):
-            build_data(str(path))
+            data_of(str(path))
 
 
 class TestFolders:
     def test_a_flat_folder_of_classes(self, tmp_path):
         class_folders(tmp_path / "d", {"cat": 12, "dog": 8})
-        data = build_data(str(tmp_path / "d"), image_size=16, batch_size=6, val_fraction=0.25)
+        data = data_of(str(tmp_path / "d"), image_size=16, batch_size=6, val_fraction=0.25)
         assert data.classes == ["cat", "dog"]
         assert (data.train.num_samples, data.val.num_samples, data.test) == (15, 5, None)
         assert data.val_from_train
         batch = next(data.train.epoch(0))
         assert batch.images.shape == (6, 3, 16, 16)
-        assert build_data(str(tmp_path / "d")).image_size == 224
+        assert data_of(str(tmp_path / "d")).image_size == 224
 
     @pytest.mark.parametrize(
         ("others", "expected"),
@@ -256,21 +262,21 @@ class TestFolders:
     def test_train_with_or_without_val_and_test(self, tmp_path, others, expected):
         for split, count in {"train": 10, **others}.items():
             class_folders(tmp_path / split, {"cat": count, "dog": count})
-        data = build_data(str(tmp_path), image_size=16)
+        data = data_of(str(tmp_path), image_size=16)
         test = None if data.test is None else data.test.num_samples
         assert (data.train.num_samples, data.val.num_samples, test, data.val_from_train) == expected
 
     def test_a_class_may_be_called_train(self, tmp_path):
         class_folders(tmp_path, {"bus": 8, "car": 8, "train": 8})
-        assert build_data(str(tmp_path), batch_size=4, image_size=8).classes == ["bus", "car", "train"]
+        assert data_of(str(tmp_path), batch_size=4, image_size=8).classes == ["bus", "car", "train"]
 
     def test_imagenet_is_a_folder_under_the_root(self, tmp_path):
         for split in ("train", "val"):
             class_folders(tmp_path / "imagenet" / split, {"n01": 10, "n02": 10})
         for root in (tmp_path, tmp_path / "imagenet"):
-            assert build_data("imagenet", root=root).classes == ["n01", "n02"]
+            assert data_of("imagenet", root=root).classes == ["n01", "n02"]
         with pytest.raises(InputError, match="imagenet: no folder train/"):
-            build_data("imagenet", root=tmp_path / "none")
+            data_of("imagenet", root=tmp_path / "none")
 
     def test_files_of_other_kinds_and_hidden_ones_are_passed_over(self, tmp_path):
         class_folders(tmp_path, {"cat": 6, "dog": 6})
@@ -278,7 +284,7 @@ class TestFolders:
         (tmp_path / "cat" / "._0.png").write_text("x")
         (tmp_path / ".cache").mkdir()
         write_images(tmp_path / "dog" / "more", 3, suffix=".JPG")
-        data = build_data(str(tmp_path), image_size=8)
+        data = data_of(str(tmp_path), image_size=8)
         assert data.train.num_samples + data.val.num_samples == 15
 
     @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".gif", ".bmp", ".ppm", ".tif"])
@@ -303,39 +309,39 @@ class TestFolders:
         class_folders(tmp_path, {"cat": 6, "dog": 6})
         for file in (tmp_path / "dog").iterdir():
             file.write_bytes(b"no image")
-        data = build_data(str(tmp_path), image_size=8, workers=workers, batch_size=10)
+        data = data_of(str(tmp_path), image_size=8, workers=workers, batch_size=10)
         with pytest.raises(InputError, match=r"the image .*dog.*\.png cannot be read"):
             list(data.train.epoch(0))
 
     def test_fingerprint_follows_names_and_sizes(self, tmp_path):
         class_folders(tmp_path / "a", {"cat": 6, "dog": 6})
         class_folders(tmp_path / "b", {"cat": 6, "dog": 6})
-        first, moved = (build_data(str(tmp_path / name), image_size=8).fingerprint for name in "ab")
+        first, moved = (data_of(str(tmp_path / name), image_size=8).fingerprint for name in "ab")
         assert first == moved
         (tmp_path / "b" / "dog" / "0.png").write_bytes((tmp_path / "b" / "dog" / "1.png").read_bytes() + b"x")
-        assert build_data(str(tmp_path / "b"), image_size=8).fingerprint != first
+        assert data_of(str(tmp_path / "b"), image_size=8).fingerprint != first
 
     def test_wrong_folders_are_named(self, tmp_path):
         with pytest.raises(InputError, match=r"the folder .*none does not exist"):
-            build_data(str(tmp_path / "none"))
+            data_of(str(tmp_path / "none"))
         (tmp_path / "empty").mkdir()
         with pytest.raises(InputError, match=r"empty has no class folders"):
-            build_data(str(tmp_path / "empty"))
+            data_of(str(tmp_path / "empty"))
         class_folders(tmp_path / "one", {"cat": 4})
         with pytest.raises(InputError, match="at least 2 classes are needed, got 1"):
-            build_data(str(tmp_path / "one"))
+            data_of(str(tmp_path / "one"))
         (tmp_path / "one" / "dog").mkdir()
         with pytest.raises(InputError, match=r"the class folder .*dog has no images"):
-            build_data(str(tmp_path / "one"))
+            data_of(str(tmp_path / "one"))
         (tmp_path / "file.txt").write_text("x")
         with pytest.raises(InputError, match=r"file.txt is a file; it must be a folder of class folders"):
-            build_data(str(tmp_path / "file.txt"))
+            data_of(str(tmp_path / "file.txt"))
 
     def test_classes_that_differ_between_splits_are_named(self, tmp_path):
         class_folders(tmp_path / "train", {"cat": 4, "dog": 4})
         class_folders(tmp_path / "val", {"cat": 4, "dig": 4})
         with pytest.raises(InputError, match=r"train/ and val/ differ \(only in train/: dog; only in val/: dig\)"):
-            build_data(str(tmp_path))
+            data_of(str(tmp_path))
 
 
 class TestTorchvision:
@@ -379,7 +385,7 @@ class TestTorchvision:
             monkeypatch.setattr(datasets, "__all__", (*datasets.__all__, kind.__name__))
 
     def test_images_of_any_size(self, tmp_path):
-        data = build_data("torchvision/Coloured", root=tmp_path, download=True, image_size=8, batch_size=5)
+        data = data_of("torchvision/Coloured", root=tmp_path, download=True, image_size=8, batch_size=5)
         assert (data.classes, data.in_channels) == (["a", "b", "c"], 3)
         assert (data.train.num_samples, data.val.num_samples, data.test.num_samples) == (27, 3, 9)
         assert next(data.train.epoch(0)).images.shape == (5, 3, 8, 8)
@@ -387,25 +393,25 @@ class TestTorchvision:
     @pytest.mark.parametrize(("shape", "channels"), [((6, 6), 1), ((6, 6, 3), 3), ((3, 6, 6), 3)])
     def test_arrays_are_held_in_memory_whatever_their_layout(self, tmp_path, monkeypatch, shape, channels):
         monkeypatch.setattr(self.Arrays, "shape", shape)
-        data = build_data("torchvision/Arrays", root=tmp_path, batch_size=5, mean=(0,) * channels, std=(1,) * channels)
+        data = data_of("torchvision/Arrays", root=tmp_path, batch_size=5)
         assert (data.in_channels, data.image_size, data.test.num_samples) == (channels, 6, 8)
-        batch = next(data.test.epoch(0))
-        assert batch.images.shape == (8, channels, 6, 6)
-        assert (batch.images.flatten(1) * 255).round().int().unique(dim=1).flatten().tolist() == list(range(8))
+        images = pixels(data.test, data)
+        assert images.shape == (8, channels, 6, 6)
+        assert (images.flatten(1) * 255).round().int().unique(dim=1).flatten().tolist() == list(range(8))
 
     def test_what_is_missing_or_unknown_is_named(self, tmp_path):
         with pytest.raises(InputError, match=r"torchvision/Coloured cannot be read .*allow the download"):
-            build_data("torchvision/Coloured", root=tmp_path)
+            data_of("torchvision/Coloured", root=tmp_path)
         with pytest.raises(InputError, match=r'torchvision has no data set "MNST"; did you mean "[A-Z]*MNIST"'):
-            build_data("torchvision/MNST", root=tmp_path)
+            data_of("torchvision/MNST", root=tmp_path)
         with pytest.raises(InputError, match="torchvision/FakeData is not a data set of labelled images"):
-            build_data("torchvision/FakeData", root=tmp_path)
+            data_of("torchvision/FakeData", root=tmp_path)
         with pytest.raises(InputError, match=r"torchvision/MNIST cannot be read from"):
-            build_data("torchvision/MNIST", root=tmp_path)
+            data_of("torchvision/MNIST", root=tmp_path)
 
     def test_cifar_is_read_by_our_own_reader(self, tmp_path):
         with pytest.raises(InputError, match="cifar100 is not in"):
-            build_data("torchvision/CIFAR100", root=tmp_path)
+            data_of("torchvision/CIFAR100", root=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -424,26 +430,26 @@ class TestTorchvision:
         ("digits", {"image_size": 0}, "data.image_size must be 1 or more, got 0"),
         ("digits", {"limit": 9}, "data.limit must be at least the number of classes, 10, got 9"),
         ("digits", {"augment": "crops"}, 'data.augment: unknown "crops"; did you mean "crop"'),
-        ("digits", {"mean": (0.5,) * 3}, "mean must have one value for each of 1 channels, got 3"),
-        ("digits", {"std": (0.0,)}, "std must be above 0"),
+        ("digits", {"eval_batch_size": 0}, "data.eval_batch_size must be 1 or more, got 0"),
+        ("digits", {"world_size": 0}, "data.world_size must be 1 or more, got 0"),
     ],
 )
 def test_wrong_arguments_are_named(name, options, message):
     with pytest.raises(InputError, match=message):
-        build_data(name, **options)
+        data_of(name, **options)
 
 
 def test_wrong_workers_are_named(tmp_path):
     class_folders(tmp_path, {"cat": 6, "dog": 6})
     with pytest.raises(InputError, match=r"data\.workers must be 0 or more, got -1"):
-        build_data(str(tmp_path), workers=-1)
+        data_of(str(tmp_path), workers=-1)
 
 
 def test_cifar_has_the_customary_statistics(tmp_path):
     from tests.data.test_download import cifar100_files, lay_out
 
     files = cifar100_files(train=300, test=20)
-    data = build_data("cifar100", root=lay_out(tmp_path, files))
+    data = data_of("cifar100", root=lay_out(tmp_path, files))
     assert data.mean == (0.5071, 0.4865, 0.4409)
     assert (len(data.classes), data.image_size, data.in_channels) == (100, 32, 3)
     assert (data.train.num_samples, data.val.num_samples, data.test.num_samples) == (270, 30, 20)

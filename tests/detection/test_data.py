@@ -8,11 +8,19 @@ import pytest
 import torch
 from PIL import Image
 
+from pcdistill.data.loader import Stream
 from pcdistill.detection.data import DetectionBatches, augmented, build_detection_data
 from pcdistill.detection.digits import draw_split
 from pcdistill.errors import InputError
+from pcdistill.recipe import DataConfig
 
 CATEGORIES = [{"id": 3, "name": "cat"}, {"id": 17, "name": "dog"}]
+
+
+def detection_data(name, *, batch_size=8, seed=0, rank=0, world_size=1, **config):
+    """Detection data by name and keys of the recipe's `data`, for one process."""
+    config = DataConfig(name, batch_size=batch_size, **{"eval_batch_size": batch_size, **config})
+    return build_detection_data(config, Stream(seed, rank, world_size))
 
 
 def same(a, b):
@@ -53,7 +61,7 @@ def write(folder, trees):
 
 def refuses(folder, pattern, name="coco:{}"):
     with pytest.raises(InputError, match=pattern) as caught:
-        build_detection_data(name.format(folder), batch_size=2)
+        detection_data(name.format(folder), batch_size=2)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -62,11 +70,11 @@ def refuses(folder, pattern, name="coco:{}"):
 
 
 def test_digits_are_the_same_at_every_build_and_do_not_depend_on_the_seed():
-    first, second = (build_detection_data("digits-detection", batch_size=8, seed=seed) for seed in (0, 1))
+    first, second = (detection_data("digits-detection", batch_size=8, seed=seed) for seed in (0, 1))
     assert first.fingerprint == second.fingerprint
     same(next(first.test.epoch(0)), next(second.test.epoch(3)))
     draw_split.cache_clear()
-    again = build_detection_data("digits-detection", batch_size=8)
+    again = detection_data("digits-detection", batch_size=8)
     assert again.fingerprint == first.fingerprint
     assert (first.train.num_samples, first.val.num_samples, first.test.num_samples) == (1200, 200, 400)
     assert first.classes == tuple("0123456789")
@@ -85,17 +93,17 @@ def test_digits_have_tight_boxes_inside_the_image_and_some_images_have_none():
 
 
 def test_digits_of_another_size():
-    data = build_detection_data("digits-detection", batch_size=4, image_size=64)
+    data = detection_data("digits-detection", batch_size=4, image_size=64)
     assert next(data.val.epoch(0)).images[0].shape == (3, 64, 64)
     with pytest.raises(InputError, match="image_size must be at least 48"):
-        build_detection_data("digits-detection", image_size=16)
+        detection_data("digits-detection", image_size=16)
 
 
 # batches
 
 
 def test_batches_follow_from_seed_epoch_and_index_alone():
-    data, again = (build_detection_data("digits-detection", batch_size=8, limit=40, seed=5) for _ in range(2))
+    data, again = (detection_data("digits-detection", batch_size=8, limit=40, seed=5) for _ in range(2))
     whole = list(data.train.epoch(2))
     assert len(whole) == len(data.train) == 5
     for a, b in zip(whole[3:], again.train.epoch(2, start=3), strict=True):
@@ -106,7 +114,7 @@ def test_batches_follow_from_seed_epoch_and_index_alone():
 
 
 def test_two_iterators_of_one_split_do_not_disturb_each_other():
-    data = build_detection_data("digits-detection", batch_size=8, limit=16)
+    data = detection_data("digits-detection", batch_size=8, limit=16)
     a, b = data.train.epoch(0), data.train.epoch(1)
     first = next(a)
     next(b)
@@ -115,8 +123,8 @@ def test_two_iterators_of_one_split_do_not_disturb_each_other():
 
 
 def test_ranks_share_the_global_batch():
-    one = build_detection_data("digits-detection", batch_size=8, limit=24)
-    two = [build_detection_data("digits-detection", batch_size=8, limit=24, rank=r, world_size=2) for r in (0, 1)]
+    one = detection_data("digits-detection", batch_size=8, limit=24)
+    two = [detection_data("digits-detection", batch_size=8, limit=24, rank=r, world_size=2) for r in (0, 1)]
     for whole, a, b in zip(one.train.epoch(1), *(d.train.epoch(1) for d in two), strict=True):
         assert set(whole.index.tolist()) == set(a.index.tolist()) | set(b.index.tolist())
         assert len(a.index) == len(b.index) == 4
@@ -125,18 +133,18 @@ def test_ranks_share_the_global_batch():
     seen = [i for d in two for batch in d.test.epoch(0) for i in batch.index.tolist()]
     assert sorted(seen) == list(range(400))
     with pytest.raises(InputError, match="divisible by the 3 processes"):
-        build_detection_data("digits-detection", batch_size=8, world_size=3)
+        detection_data("digits-detection", batch_size=8, world_size=3)
 
 
 def test_workers_give_the_same_batches(coco):
     folder, _ = coco
-    plain, parallel = (build_detection_data(f"coco:{folder}", batch_size=2, workers=w) for w in (0, 1))
+    plain, parallel = (detection_data(f"coco:{folder}", batch_size=2, workers=w) for w in (0, 1))
     for a, b in zip(plain.train.epoch(1), parallel.train.epoch(1), strict=True):
         same(a, b)
 
 
 def test_a_training_set_smaller_than_the_batch_is_one_batch(coco):
-    data = build_detection_data(f"coco:{coco[0]}", batch_size=16, augment="none")
+    data = detection_data(f"coco:{coco[0]}", batch_size=16, augment="none")
     assert len(data.train) == 1
     assert len(next(data.train.epoch(0)).images) == 6
 
@@ -196,14 +204,14 @@ def test_photometric_changes_pixels_only():
 
 def test_unknown_augmentation_is_named():
     with pytest.raises(InputError, match='unknown "filp"; did you mean "flip"'):
-        build_detection_data("digits-detection", augment="filp")
+        detection_data("digits-detection", augment="filp")
 
 
 # COCO
 
 
 def test_coco_boxes_ids_and_empty_images(coco):
-    data = build_detection_data(f"coco:{coco[0]}", batch_size=6)
+    data = detection_data(f"coco:{coco[0]}", batch_size=6)
     assert data.classes == ("cat", "dog")
     batch = next(data.val.epoch(0))
     assert batch.targets[0]["boxes"].tolist() == [[5.0, 10.0, 25.0, 20.0]]
@@ -216,7 +224,7 @@ def test_coco_boxes_ids_and_empty_images(coco):
 
 
 def test_image_size_scales_images_and_boxes(coco):
-    data = build_detection_data(str(coco[0]), batch_size=6, image_size=30)
+    data = detection_data(str(coco[0]), batch_size=6, image_size=30)
     batch = next(data.val.epoch(0))
     assert batch.images[0].shape == (3, 20, 30)
     assert batch.targets[0]["boxes"].tolist() == [[2.5, 5.0, 12.5, 10.0]]
@@ -230,7 +238,7 @@ def test_bad_boxes_are_clipped_or_dropped_with_their_number(coco):
     trees["val"]["annotations"] += [{**base, "id": 100 + i, "bbox": box, "area": 1} for i, box in enumerate(boxes)]
     write(folder, trees)
     with pytest.warns(UserWarning, match="left out 5 boxes without area"):
-        data = build_detection_data(f"coco:{folder}", batch_size=6)
+        data = detection_data(f"coco:{folder}", batch_size=6)
     target = next(data.val.epoch(0)).targets[0]
     assert target["boxes"].tolist() == [[5.0, 10.0, 25.0, 20.0], [50.0, 30.0, 60.0, 40.0]]
 
@@ -241,7 +249,7 @@ def test_crowd_boxes_are_kept_for_evaluation_and_left_out_of_training(coco):
         crowd = {"id": 99, "image_id": 0, "category_id": 3, "bbox": [1, 1, 8, 8], "area": 64, "iscrowd": 1}
         trees[split]["annotations"].append(crowd)
     write(folder, trees)
-    data = build_detection_data(f"coco:{folder}", batch_size=6, augment="none")
+    data = detection_data(f"coco:{folder}", batch_size=6, augment="none")
     assert next(data.val.epoch(0)).targets[0]["iscrowd"].tolist() == [0, 1]
     train = next(data.train.epoch(0))
     assert sum(len(t["boxes"]) for t in train.targets) == 5
@@ -251,16 +259,16 @@ def test_crowd_boxes_are_kept_for_evaluation_and_left_out_of_training(coco):
 def test_missing_splits_are_taken_from_training_without_overlap(coco):
     folder, _ = coco
     (folder / "test.json").unlink()
-    data = build_detection_data(f"coco:{folder}", batch_size=2, val_fraction=0.34)
+    data = detection_data(f"coco:{folder}", batch_size=2, val_fraction=0.34)
     assert (data.train.num_samples, data.val.num_samples, data.test.num_samples) == (4, 2, 6)
     (folder / "val.json").unlink()
-    first, second = (build_detection_data(f"coco:{folder}", batch_size=2, val_fraction=0.2, seed=s) for s in (0, 9))
+    first, second = (detection_data(f"coco:{folder}", batch_size=2, val_fraction=0.2, seed=s) for s in (0, 9))
     assert first.fingerprint == second.fingerprint
     splits = (first.train, first.val, first.test)
     names = [record.path.name for split in splits for record in split.split.records]
     assert sorted(names) == [f"train{i}.png" for i in range(6)]
     with pytest.raises(InputError, match="too few"):
-        build_detection_data(f"coco:{folder}", batch_size=2, val_fraction=0.9)
+        detection_data(f"coco:{folder}", batch_size=2, val_fraction=0.9)
 
 
 def test_other_coco_layouts(coco, tmp_path):
@@ -269,12 +277,12 @@ def test_other_coco_layouts(coco, tmp_path):
     (official / "annotations").mkdir(parents=True)
     (folder / "images").rename(official / "train2017")
     (official / "annotations" / "instances_train2017.json").write_text(json.dumps(trees["train"]))
-    assert build_detection_data(str(official), batch_size=2).train.num_samples > 0
+    assert detection_data(str(official), batch_size=2).train.num_samples > 0
     exported = tmp_path / "exported"
     (exported).mkdir()
     (official / "train2017").rename(exported / "train")
     (exported / "train" / "_annotations.coco.json").write_text(json.dumps(trees["train"]))
-    assert build_detection_data(str(exported), batch_size=2).train.num_samples > 0
+    assert detection_data(str(exported), batch_size=2).train.num_samples > 0
 
 
 def test_what_is_wrong_with_a_coco_folder_is_said_in_one_sentence(coco):
@@ -326,9 +334,9 @@ def test_what_is_wrong_with_a_coco_folder_is_said_in_one_sentence(coco):
 
 def test_names_that_are_no_data():
     with pytest.raises(InputError, match='unknown detection data "digits-detektion"; did you mean "digits-detection"'):
-        build_detection_data("digits-detektion")
+        detection_data("digits-detektion")
     with pytest.raises(InputError, match="does not exist"):
-        build_detection_data("coco:/no/such/folder")
+        detection_data("coco:/no/such/folder")
 
 
 def test_a_folder_without_annotations_is_refused(tmp_path):
@@ -360,7 +368,7 @@ def voc(tmp_path):
 
 
 def test_voc_boxes_classes_and_difficult_objects(voc):
-    data = build_detection_data(str(voc[0]), batch_size=2, val_fraction=0.25, augment="none")
+    data = detection_data(str(voc[0]), batch_size=2, val_fraction=0.25, augment="none")
     assert data.classes == ("cat", "dog")
     assert (data.train.num_samples, data.val.num_samples, data.test.num_samples) == (3, 1, 2)
     target = next(data.test.epoch(0)).targets[0]
@@ -387,7 +395,7 @@ def test_what_is_wrong_with_a_voc_folder_is_said_in_one_sentence(voc):
 
 def test_an_image_that_breaks_later_is_named(coco):
     folder, _ = coco
-    data = build_detection_data(f"coco:{folder}", batch_size=2)
+    data = detection_data(f"coco:{folder}", batch_size=2)
     assert isinstance(data.train, DetectionBatches)
     (folder / "images" / "val0.png").write_bytes((folder / "images" / "val0.png").read_bytes()[:60])
     with pytest.raises(InputError, match=r"val0.png cannot be read as an image"):

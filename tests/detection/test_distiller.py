@@ -10,6 +10,7 @@ from torchvision.models import detection as zoo
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign
 
+from pcdistill.detection.data import DetectionBatch
 from pcdistill.detection.detectors.adapters import (
     Dense,
     TeacherDetector,
@@ -45,7 +46,7 @@ def batch(empty=()):
         targets.append(
             {"boxes": torch.tensor(own[0]).reshape(-1, 4), "labels": torch.tensor(own[1], dtype=torch.int64)}
         )
-    return images, targets
+    return DetectionBatch(images, targets)
 
 
 def teacher_of(family="fasterrcnn", student=None, **kwargs):
@@ -57,13 +58,12 @@ def teacher_of(family="fasterrcnn", student=None, **kwargs):
 def objective(*methods, student=None, teacher=None, **options):
     context = {"num_classes": len(CLASSES) + 1}
     if teacher is not None:
-        seen = adapter_of(student).student_pass(*batch())
+        seen = adapter_of(student).student_pass(batch().images, batch().targets)
         theirs = teacher.adapter.pyramid(teacher.features(seen.batch), seen.batch)
         context.update(student=seen.pyramid, teacher=theirs)
     terms = []
     for method in methods:
-        loss, kind = build_loss(method, options if method == methods[-1] else {}, context=context)
-        terms.append(Term(method, loss, kind=kind))
+        terms.append(Term(method, build_loss(method, options if method == methods[-1] else {}, context=context)))
     return DetectionObjective(terms)
 
 
@@ -77,7 +77,8 @@ def method_options(method):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("empty", [(), (0,), (0, 1)], ids=str)
 def test_the_students_losses_are_torchvisions(family, empty):
-    images, targets = batch(empty)
+    given = batch(empty)
+    images, targets = given.images, given.targets
     model = detector(family).train()
     twin = copy.deepcopy(model)
     torch.manual_seed(3)
@@ -96,11 +97,11 @@ def test_the_students_losses_are_torchvisions(family, empty):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_pyramid_has_the_strides_and_the_padded_size(family):
     model = detector(family).train()
-    seen = adapter_of(model).student_pass(*batch())
+    seen = adapter_of(model).student_pass(batch().images, batch().targets)
     assert seen.pyramid.strides == [4, 8, 16, 32]
     assert seen.pyramid.image_size == (96, 96)  # 72 x 96 and 96 x 80, padded to 32
     assert [tuple(level.shape[2:]) for level in seen.pyramid.levels] == [(24, 24), (12, 12), (6, 6), (3, 3)]
-    assert torch.equal(seen.targets[0]["boxes"], batch()[1][0]["boxes"])
+    assert torch.equal(seen.targets[0]["boxes"], batch().targets[0]["boxes"])
 
 
 def test_strides_are_found_where_no_one_says_them():
@@ -189,14 +190,14 @@ def test_roi_pairing_worked_out_by_hand():
     teacher = TeacherDetector(inner, classes=("y", "z", "x"), student_classes=("x", "y"), student=student)
     distiller = DetectionDistiller(student, objective("detector", "kd"), teacher)
     targets = [{"boxes": torch.tensor([truth]), "labels": torch.tensor([2])}]
-    _, pairing, pyramid = distiller.compare([image], targets)
+    _, pairing, pyramid = distiller.compare(DetectionBatch([image], targets))
     assert pyramid is None
     assert pairing.labels.tolist() == [0, 2, 2]
     torch.testing.assert_close(pairing.student, torch.tensor([[0.0, 1, 2], [0.0, 3, 6], [0.0, 3, 6]]))
     torch.testing.assert_close(pairing.teacher, torch.tensor([[2.0, 8, 4], [6.0, 24, 12], [6.0, 24, 12]]))
     assert pairing.student.requires_grad
     assert not pairing.teacher.requires_grad
-    loss = distiller([image], targets)
+    loss = distiller(DetectionBatch([image], targets))
     kd = nn.functional.kl_div(
         (pairing.student / 4).log_softmax(1), (pairing.teacher / 4).softmax(1), reduction="batchmean"
     )
@@ -248,7 +249,7 @@ def test_dense_logits_are_those_of_the_anchors_that_the_teacher_rates_highest(fa
         head.classification_head.cls_logits.weight.mul_(60)
         if family == "fcos":
             head.regression_head.bbox_ctrness.weight.mul_(60)
-    images, targets = batch()
+    images, targets = batch().images, batch().targets
     adapter = Dense(student)
     seen = adapter.student_pass(images, targets)
     features = teacher.features(seen.batch)
@@ -299,7 +300,7 @@ def test_the_label_of_a_centre_is_that_of_the_smallest_box_around_it():
 
 
 def test_anchors_that_are_not_the_same_boxes_are_refused():
-    images = batch()[0]
+    images = batch().images
     student = detector("retinanet").train()
     Dense(student).check_pair(teacher_of("retinanet", student), images)
     with pytest.raises(InputError, match="are not the same boxes"):
@@ -318,18 +319,18 @@ def test_equal_detectors_have_equal_logits_and_pyramids(family):
     distiller = DetectionDistiller(
         student, objective("detector", "kd", "pkd", student=student, teacher=teacher), teacher
     )
-    found = distiller.compare(*batch())
+    found = distiller.compare(batch())
     torch.testing.assert_close(found.pairing.student, found.pairing.teacher)
     assert len(found.pairing.labels) > 0
     for own, theirs in zip(found.seen.pyramid.levels, found.teacher_pyramid.levels, strict=True):
         assert torch.equal(own, theirs)
-    result = distiller(*batch())
+    result = distiller(batch())
     assert result["loss/kd"] < 1e-6
     assert result["loss/pkd"] == 0
 
 
 def test_the_teacher_gets_the_students_pixels_in_its_own_normalisation():
-    images = batch()[0]
+    images = batch().images
     student = detector()
     stats = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.25, 1.0]}
     teacher = teacher_of(student=student, **stats)
@@ -344,7 +345,7 @@ def test_the_teacher_stays_as_it_is_and_out_of_the_state():
     teacher = teacher_of(student=student)
     before = {key: value.clone() for key, value in teacher.model.state_dict().items()}
     distiller = DetectionDistiller(student, objective("detector", "kd"), teacher).train()
-    distiller(*batch())["loss"].backward()
+    distiller(batch())["loss"].backward()
     assert not teacher.model.training
     assert all(torch.equal(before[key], value) for key, value in teacher.model.state_dict().items())
     assert all(key.startswith(("student.", "objective.")) for key in distiller.state_dict())
@@ -361,7 +362,7 @@ def test_gradients_reach_the_student_and_the_adapters_only(family, method):
     distiller = DetectionDistiller(
         student, objective(method, student=student, teacher=teacher, **method_options(method)), teacher
     ).train()
-    distiller(*batch())["loss"].backward()
+    distiller(batch())["loss"].backward()
     assert all(p.grad is None for p in teacher.parameters())
     backbone = [p.grad for p in student.backbone.parameters()]
     assert any(g is not None and g.any() for g in backbone)
@@ -378,7 +379,7 @@ def test_pyramids_are_compared_across_families_and_logits_are_not():
     student = detector("retinanet").train()
     teacher = teacher_of("fasterrcnn", student)
     terms = objective("detector", "dfmsd", student=student, teacher=teacher)
-    assert torch.isfinite(DetectionDistiller(student, terms, teacher).train()(*batch())["loss"])
+    assert torch.isfinite(DetectionDistiller(student, terms, teacher).train()(batch())["loss"])
     with pytest.raises(InputError, match="logits of a FasterRCNN and of a RetinaNet cannot be compared"):
         DetectionDistiller(student, objective("detector", "kd"), teacher)
 
@@ -395,7 +396,7 @@ def test_images_without_boxes_are_no_problem(family, method):
         threshold=0.99,
     ).train()
     for empty in ((0,), (0, 1)):
-        loss = distiller(*batch(empty))["loss"]
+        loss = distiller(batch(empty))["loss"]
         loss.backward()
         assert torch.isfinite(loss)
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in student.parameters())
@@ -408,7 +409,7 @@ def test_mixed_precision_gives_a_finite_loss_in_float32(family):
     terms = objective("detector", "kd", "dfmsd", student=student, teacher=teacher)
     distiller = DetectionDistiller(student, terms, teacher).train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = distiller(*batch())["loss"]
+        loss = distiller(batch())["loss"]
     loss.backward()
     assert loss.dtype == torch.float32
     assert torch.isfinite(loss)
@@ -419,8 +420,8 @@ def test_the_loss_is_the_weighted_sum_of_what_is_reported():
     student = detector().train()
     teacher = teacher_of(student=student)
     terms = objective("detector", "kd", "fpn-fitnet", student=student, teacher=teacher).terms
-    weighted = [Term(t.name, t.loss, weight, kind=t.kind) for t, weight in zip(terms, (2.0, 0.5, 3.0), strict=True)]
-    result = DetectionDistiller(student, DetectionObjective(weighted), teacher)(*batch())
+    weighted = [Term(t.name, t.loss, weight) for t, weight in zip(terms, (2.0, 0.5, 3.0), strict=True)]
+    result = DetectionDistiller(student, DetectionObjective(weighted), teacher)(batch())
     parts = [2.0 * result["loss/detector"], 0.5 * result["loss/kd"], 3.0 * result["loss/fpn-fitnet"]]
     torch.testing.assert_close(result["loss"].detach(), sum(parts))
     assert [name for name, value in result.items() if value.requires_grad] == ["loss"]
@@ -431,7 +432,7 @@ def test_options_of_the_pairing_reach_dense_detectors():
     student = detector("retinanet").train()
     teacher = teacher_of("retinanet", student)
     for options, rows in (({"top_k": 3}, 6), ({"threshold": 1.0}, 0), ({}, 200)):
-        compared = DetectionDistiller(student, objective("detector", "kd"), teacher, **options).compare(*batch())
+        compared = DetectionDistiller(student, objective("detector", "kd"), teacher, **options).compare(batch())
         assert compared.pairing.student.shape == compared.pairing.teacher.shape == (rows, 4)
 
 
@@ -439,12 +440,12 @@ def test_a_teacher_that_no_term_needs_is_not_asked(monkeypatch):
     student = detector().train()
     teacher = teacher_of(student=student)
     monkeypatch.setattr(teacher, "features", None)
-    assert DetectionDistiller(student, objective("detector"), teacher)(*batch())["loss"].isfinite()
+    assert DetectionDistiller(student, objective("detector"), teacher)(batch())["loss"].isfinite()
 
 
 def test_without_a_teacher_the_student_learns_from_its_own_losses():
     student = detector().train()
-    result = DetectionDistiller(student, objective("detector"))(*batch())
+    result = DetectionDistiller(student, objective("detector"))(batch())
     parts = [result[f"loss/{name}"] for name in ("classifier", "box_reg", "objectness", "rpn_box_reg")]
     torch.testing.assert_close(result["loss"].detach(), sum(parts))
     with pytest.raises(InputError, match="the terms detector, kd need a teacher"):
@@ -466,7 +467,7 @@ def test_classes_are_matched_by_name_and_detections_are_renumbered():
     boxes = torch.arange(20.0).reshape(5, 4)
     found = [{"boxes": boxes, "labels": torch.tensor([1, 2, 3, 4, 2]), "scores": torch.arange(5.0)}]
     model.forward = lambda images: [dict(one) for one in found]
-    (seen,) = teacher(batch()[0][:1])
+    (seen,) = teacher(batch().images[:1])
     assert seen["labels"].tolist() == [3, 1, 2]
     assert seen["scores"].tolist() == [0.0, 2.0, 3.0]
     assert torch.equal(seen["boxes"], boxes[[0, 2, 3]])
@@ -489,7 +490,7 @@ def test_what_is_no_detector_of_boxes_is_refused():
 
 def test_a_pyramid_says_where_it_was_seen():
     student = detector()
-    seen, _ = student.transform(batch()[0])
+    seen, _ = student.transform(batch().images)
     assert isinstance(seen, ImageList)
     pyramid = TwoStage(student).pyramid(student.backbone(seen.tensors), seen)
     assert isinstance(pyramid, Pyramid)

@@ -5,12 +5,12 @@ import sys
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from pcdistill.detection.data import DetectionBatch
 from pcdistill.detection.metrics import SUMMARY, coco_arrays, coco_map, evaluate_detection
 from pcdistill.errors import InputError
+from tests.helpers import on_cpu
 
 
 def target(boxes=(), labels=(), crowd=None, size=(200, 200)):
@@ -170,14 +170,14 @@ def test_a_model_is_evaluated_in_eval_mode_over_the_whole_split():
         batches.append(DetectionBatch([torch.zeros(3, 200, 200)] * len(tensors), tensors, torch.arange(len(tensors))))
     model = Oracle(predictions).train()
     names = ["a", "b", "c", "d"]
-    found = evaluate_detection(model, batches, Accelerator(cpu=True), classes=names)
+    found = evaluate_detection(model, batches, on_cpu(), classes=names)
     assert found.pop("samples") == 12
     assert found == coco_map(predictions, targets, names)
     assert model.training
     assert model.modes == [False] * 3
-    part = evaluate_detection(Oracle(predictions), batches, Accelerator(cpu=True), classes=names, limit=6)
+    part = evaluate_detection(Oracle(predictions), batches, on_cpu(), classes=names, limit=6)
     assert part["samples"] == 10
-    part = evaluate_detection(Oracle(predictions), batches, Accelerator(cpu=True), classes=names, limit=5)
+    part = evaluate_detection(Oracle(predictions), batches, on_cpu(), classes=names, limit=5)
     assert part["samples"] == 5
 
 

@@ -109,6 +109,7 @@ def test_an_image_on_which_nothing_was_found_is_drawn(tmp_path):
 
 
 def test_samples_hold_what_was_found_and_masked(tmp_path):
+    from pcdistill.data.loader import Stream
     from pcdistill.detection.data import build_detection_data
     from pcdistill.detection.detectors.adapters import TeacherDetector
     from pcdistill.detection.detectors.build import build_detector
@@ -117,21 +118,20 @@ def test_samples_hold_what_was_found_and_masked(tmp_path):
     from pcdistill.distill.objective import Term
     from pcdistill.losses.detector import DetectorLoss
     from pcdistill.losses.dfmsd import DFMSDLoss
+    from pcdistill.recipe import DataConfig
 
     torch.manual_seed(0)
-    data = build_detection_data("digits-detection", image_size=48, limit=8)
+    data = build_detection_data(DataConfig("digits-detection", batch_size=8, image_size=48, limit=8), Stream())
     student, model = (build_detector(f"fasterrcnn/tiny{w}", num_classes=10, image_size=48) for w in (4, 6))
     teacher = TeacherDetector(model, student_classes=data.classes, student=student)
     batch, _ = student.eval().transform([torch.rand(3, 48, 48)] * 2)
     with torch.no_grad():
-        alone = DetectionObjective([Term("detector", DetectorLoss(), kind="detection")])
+        alone = DetectionObjective([Term("detector", DetectorLoss())])
         own = DetectionDistiller(student, alone).adapter.pyramid(student.backbone(batch.tensors), batch)
         theirs = teacher.adapter.pyramid(teacher.features(batch), batch)
     loss = DFMSDLoss(own, theirs)
-    objective = DetectionObjective(
-        [Term("detector", DetectorLoss(), kind="detection"), Term("dfmsd", loss, kind="detection")]
-    )
-    objective.set_progress(progress=0.9, epoch=1.0)
+    objective = DetectionObjective([Term("detector", DetectorLoss()), Term("dfmsd", loss)])
+    objective.set_progress(progress=0.9, epoch=1.0, total_epochs=2)
     student.train()
     write_samples(tmp_path / "samples.npz", DetectionDistiller(student, objective, teacher), student, data)
     assert student.training

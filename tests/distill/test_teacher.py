@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from pcdistill.classification.distiller import ClassificationDistiller
+from pcdistill.data.loader import Batch
 from pcdistill.distill.objective import Objective, Term
 from pcdistill.distill.teacher import Teacher, align_classes
 from pcdistill.errors import InputError
@@ -33,7 +34,7 @@ def test_teacher_stays_in_eval_mode_and_keeps_its_statistics_through_training_st
     for _ in range(3):
         model.train()
         model.teacher.train()
-        model(images, torch.arange(8) % 4)["loss"].backward()
+        model(Batch(images, torch.arange(8) % 4))["loss"].backward()
         assert not any(module.training for module in net.modules())
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
     torch.testing.assert_close(model.teacher(images), expected, rtol=0, atol=0)
@@ -42,7 +43,7 @@ def test_teacher_stays_in_eval_mode_and_keeps_its_statistics_through_training_st
 def test_teacher_is_in_no_state_dict_and_no_parameter_list_and_gets_no_gradient():
     net = noisy_net()
     model = distiller(Teacher(net))
-    model(torch.randn(8, 3, 8, 8), torch.arange(8) % 4)["loss"].backward()
+    model(Batch(torch.randn(8, 3, 8, 8), torch.arange(8) % 4))["loss"].backward()
     own = {id(p) for p in net.parameters()}
     assert not any(id(p) in own for p in model.parameters())
     assert not any(key.startswith(("teacher", "_hidden", "model")) for key in model.state_dict())
@@ -90,4 +91,6 @@ def test_a_distiller_without_a_teacher_refuses_terms_that_need_one():
     with pytest.raises(InputError, match="need a teacher"):
         ClassificationDistiller(noisy_net(), Objective([Term("kd", KDLoss())]))
     alone = ClassificationDistiller(noisy_net(), Objective([Term("ce", CELoss())]))
-    assert set(alone(torch.randn(2, 3, 8, 8), torch.tensor([0, 1]))) == {"loss", "loss/ce", "logits"}
+    assert set(alone(Batch(torch.randn(2, 3, 8, 8), torch.tensor([0, 1])))) == {
+        *("loss", "loss/ce", "logits", "sum/correct", "sum/counted")
+    }

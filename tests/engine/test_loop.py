@@ -1,19 +1,24 @@
 """The loop: exact resume, accumulation, averages, clipping, divergence and the rows it writes."""
 
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from pcdistill.classification.distiller import ClassificationDistiller
-from pcdistill.classification.metrics import evaluate
+from pcdistill.classification.metrics import evaluate, top1_metric
+from pcdistill.data.loader import Batch
 from pcdistill.distill.objective import Objective, Term
 from pcdistill.distill.teacher import Teacher
-from pcdistill.engine.loop import Trainer, make_accelerator, uses_channels_last
+from pcdistill.engine.loop import Record, Trainer
+from pcdistill.engine.placement import make_accelerator, make_placement
 from pcdistill.errors import InputError, TrainingStopped
 from pcdistill.losses import CELoss, PCDLoss
 from pcdistill.recipe import OptimConfig, TrainConfig
+from tests.helpers import on_cpu
 
 CLASSES = 4
 
@@ -36,12 +41,7 @@ class Blobs:
             if self.fail_at == (epoch, b):
                 raise RuntimeError("killed")
             i = order[b * self.batch : (b + 1) * self.batch]
-            yield SimpleBatch(self.images[i], self.target[i])
-
-
-class SimpleBatch(tuple):
-    def __new__(cls, images, target):
-        return super().__new__(cls, (images, target))
+            yield Batch(self.images[i], self.target[i])
 
 
 def net(seed: int = 0, *, norm: bool = True) -> nn.Module:
@@ -52,13 +52,13 @@ def net(seed: int = 0, *, norm: bool = True) -> nn.Module:
 
 def trainer(batches, out=None, *, optim=None, norm=True, student=None, terms=None, **train) -> Trainer:
     config = TrainConfig(**{"epochs": 3, "device": "cpu", "checkpoint_seconds": 0.0, **train})
-    accelerator = make_accelerator(config)
     terms = terms or [Term("ce", CELoss()), Term("pcd", PCDLoss(stages=2, schedule="progressive"), 2.0, 2.0)]
     distiller = ClassificationDistiller(student or net(norm=norm), Objective(terms), Teacher(net(1)))
+    placement = on_cpu(distiller.student, **train)
     torch.manual_seed(5)
 
     def validate(model):
-        return {k: v for k, v in evaluate(model, batches.epoch(0), accelerator).items() if k in ("loss", "top1")}
+        return {k: v for k, v in evaluate(model, batches.epoch(0), placement).items() if k in ("loss", "top1")}
 
     return Trainer(
         distiller,
@@ -66,9 +66,9 @@ def trainer(batches, out=None, *, optim=None, norm=True, student=None, terms=Non
         validate,
         optim=optim or OptimConfig(lr=0.05),
         train=config,
-        accelerator=accelerator,
-        out=out,
-        chance=100 / CLASSES,
+        placement=placement,
+        metric=top1_metric(CLASSES, 0.05),
+        record=Record(out),
     )
 
 
@@ -93,7 +93,7 @@ def test_a_killed_and_resumed_run_ends_with_the_same_bits(tmp_path, fail_at, ema
 def test_resume_refuses_another_recipe(tmp_path):
     trainer(Blobs(), tmp_path, epochs=1).fit()
     other = trainer(Blobs(), tmp_path, epochs=1)
-    other.digest = "other"
+    other.record = replace(other.record, digest="other")
     with pytest.raises(InputError, match="another recipe"):
         other.resume()
 
@@ -186,8 +186,7 @@ def test_the_history_has_every_term_and_reports_training_accuracy(tmp_path):
 
 def test_evaluate_counts_every_sample_and_restores_the_mode():
     data, model = Blobs(n=40), net().train()
-    accelerator = make_accelerator(TrainConfig(device="cpu"))
-    found = evaluate(model, data.epoch(0), accelerator)
+    found = evaluate(model, data.epoch(0), on_cpu())
     assert model.training
     with torch.no_grad():
         logits = model.eval()(data.images)
@@ -221,18 +220,23 @@ def test_runs_of_different_precision_follow_each_other_in_one_process():
 )
 def test_channels_last_only_where_training_in_it_is_sound(conv, last):
     student = nn.Sequential(nn.ReLU(), nn.Sequential(conv))
-    cpu = torch.device("cpu")
-    assert uses_channels_last(TrainConfig(), cpu, student) is last
-    assert uses_channels_last(TrainConfig(channels_last=False), cpu, student) is False
-    assert uses_channels_last(TrainConfig(), torch.device("cuda"), student)
-    assert uses_channels_last(TrainConfig(), cpu)  # a teacher has no backward pass
+    cpu, cuda = (SimpleNamespace(device=torch.device(name)) for name in ("cpu", "cuda"))
+    channels_last, contiguous = torch.channels_last, torch.contiguous_format
+
+    def formats(accelerator, student=None, **train):
+        chosen = make_placement(TrainConfig(**train), accelerator, student)
+        return chosen.memory_format, chosen.frozen_format
+
+    assert formats(cpu, student) == (channels_last if last else contiguous, channels_last)  # a teacher goes no way back
+    assert formats(cpu, student, channels_last=False) == (contiguous, contiguous)
+    assert formats(cuda, student) == formats(cpu) == (channels_last, channels_last)
     if last:
-        assert uses_channels_last(TrainConfig(channels_last=True), cpu, student)
+        assert formats(cpu, student, channels_last=True) == (channels_last, channels_last)
     else:
         with pytest.raises(
             InputError, match=r"train.channels_last: 1\.0 is a strided 1x1 convolution of fewer than 16"
         ):
-            uses_channels_last(TrainConfig(channels_last=True), cpu, student)
+            formats(cpu, student, channels_last=True)
 
 
 def test_a_student_that_breaks_in_channels_last_is_trained_without():
@@ -241,11 +245,10 @@ def test_a_student_that_breaks_in_channels_last_is_trained_without():
         nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1, stride=2), nn.Flatten(), nn.Linear(32, CLASSES)
     )
     run = trainer(batches, student=student)
-    assert not run.channels_last
     assert student[0].weight.is_contiguous()
-    ((images, _), _) = run.unpack(next(iter(batches.epoch(0))), torch.device("cpu"))
-    assert images.is_contiguous()
+    assert next(batches.epoch(0)).to(run.placement).images.is_contiguous()
     run = trainer(batches)
-    ((images, _), _) = run.unpack(next(iter(batches.epoch(0))), torch.device("cpu"))
-    assert run.channels_last
-    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert run.student[0].weight.is_contiguous(memory_format=torch.channels_last)
+    batch = next(batches.epoch(0)).to(run.placement)
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    assert len(batch) == 8

@@ -4,17 +4,17 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import cast
 
 import torch
 from torch import Tensor
 
 from pcdistill.data.augment import Augment, make_augment
-from pcdistill.data.loader import Batch, Batches, Feed, LoaderBatches, SplitBatches
+from pcdistill.data.loader import Batch, Batches, Feed, LoaderBatches, SplitBatches, Stream
 from pcdistill.data.readers import ItemReader, MemoryReader
 from pcdistill.data.sources import ImageFiles, Source, Split, open_source, stratified
 from pcdistill.errors import InputError
+from pcdistill.recipe import DataConfig
 
 __all__ = ["Batch", "Batches", "Data", "LoaderBatches", "build_data"]
 FOLDER_SIZE = 224
@@ -53,147 +53,132 @@ class Data:
     fingerprint: str
 
 
-def build_data(
-    name: str,
-    *,
-    batch_size: int = 64,
-    eval_batch_size: int = 256,
-    val_fraction: float = 0.1,
-    seed: int = 0,
-    image_size: int | None = None,
-    augment: str = "auto",
-    mixup: float = 0.0,
-    cutmix: float = 0.0,
-    views: int = 1,
-    workers: int | None = None,
-    limit: int | None = None,
-    download: bool = False,
-    root: str | Path | None = None,
-    rank: int = 0,
-    world_size: int = 1,
-    device: torch.device | str | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-) -> Data:
+def build_data(config: DataConfig, stream: Stream) -> Data:
     """Open a data set and arrange it as batches.
 
     The validation images are `val/` where a folder has both `val/` and `test/`, else a fixed, stratified share of the
-    training images: they do not depend on `seed`. A `val/` without `test/`, as in ImageNet, is kept for the test.
+    training images: they do not depend on the seed. A `val/` without `test/`, as in ImageNet, is kept for the test.
 
     Args:
-        name: digits, cifar10, cifar100, imagenet, torchvision/NAME, an .npz file, or a folder of class folders.
-        batch_size: of training, over all processes.
-        eval_batch_size: of evaluation, for each process.
-        val_fraction: of the training images, 0 < f < 1, where the data has no validation images.
-        seed: of the order, the augmentation and the mixing.
-        image_size: side in pixels; None keeps arrays as they are, and is 224 for folders.
-        augment: one of pcdistill.data.augment.AUGMENTS.
-        mixup: alpha of the Beta distribution; 0 for none. With cutmix too, each batch has one or the other.
-        cutmix: the same.
-        views: 2 gives every image twice: with `augment`, then with RandAugment and cutout added.
-        workers: processes that read files; None chooses by the cores and the number of images. Arrays need none.
-        limit: keep this many training images, a stratified sample drawn after validation was taken out.
-        download: fetch what is missing.
-        root: folder of downloads; None is $PCDISTILL_DATA or a folder in the user's cache.
-        rank: of this process.
-        world_size: number of processes.
-        device: that images are given on; arrays are held there.
-        mean: by channel, to replace the customary or computed one.
-        std: the same.
+        config: `name` is digits, cifar10, cifar100, imagenet, torchvision/NAME, an .npz file, or a folder of class
+            folders. `batch_size` of training is over all processes, `eval_batch_size` for each. `image_size` None keeps
+            arrays as they are, and is 224 for folders. `augment` is one of pcdistill.data.augment.AUGMENTS. `mixup`
+            and `cutmix` are alphas of Beta distributions; with both, each batch has one or the other. `views` 2 gives
+            every image twice: with `augment`, then with RandAugment and cutout added; None is 1. `workers` are
+            processes that read files; None chooses by the cores and the number of images. `limit` keeps a stratified
+            sample of the training images, drawn after validation was taken out. `root` is the folder of downloads;
+            None is $PCDISTILL_DATA or a folder in the user's cache. `seed` is not looked at.
+        stream: this process's part, with the seed.
 
     Raises:
-        InputError: naming what is wrong with an argument, a folder, a file or the labels.
+        InputError: naming what is wrong with a value, a folder, a file or the labels.
         PcdistillError: a download that failed.
     """
-    _check(batch_size=batch_size, eval_batch_size=eval_batch_size, world_size=world_size, limit=limit, size=image_size)
-    if not 0 < val_fraction < 1:
-        raise InputError(f"data.val_fraction must be between 0 and 1, got {val_fraction}")
-    if views not in (1, 2):
-        raise InputError(f"data.views must be 1 or 2, got {views}")
-    if mixup < 0 or cutmix < 0:
-        raise InputError(f"data.mixup and data.cutmix must be 0 or more, got {mixup} and {cutmix}")
-    where = torch.device(device or "cpu")
-    source = open_source(name, root=root, download=download)
-    _check_classes(source, name)
+    _check(config, stream)
+    source = open_source(config.name, root=config.root, download=config.download)
+    _check_classes(source, config.name)
+    channels, native = _shape(source, config.name, config.image_size)
+    size = config.image_size or native
+    train_rows, val_split, val_rows = _split(source, config)
+    mean, std = source.stats or _measure(cast(Tensor, source.train.images), train_rows)
+    evaluation = Feed(
+        num_classes=len(source.classes),
+        mean=tuple(map(float, mean)),
+        std=tuple(map(float, std)),
+        image_size=size,
+        batch_size=config.eval_batch_size,
+        stream=stream,
+    )
+    training = replace(evaluation, batch_size=config.batch_size, train=True, mixup=config.mixup, cutmix=config.cutmix)
     folder = source.train.images is None
-    channels, native = _shape(source, name, image_size)
-    size = image_size or native
     # Arrays are augmented as they are, and resized after it.
-    policy = make_augment(augment, size=size if folder else native, channels=channels, folder=folder)
+    drawn_at = size if folder else native
+    policy = make_augment(config.augment, size=drawn_at, channels=channels, folder=folder)
+    policies = (policy, policy.strong(drawn_at))[: config.views or 1]
+    workers = _workers(config.workers, len(train_rows), stream.world_size) if folder else 0
+    make = _Arrangement(_fingerprint(source, train_rows), workers)
+    return Data(
+        name=config.name,
+        classes=source.classes,
+        in_channels=channels,
+        image_size=size,
+        mean=evaluation.mean,
+        std=evaluation.std,
+        train=make.batches(source.train, train_rows, training, policies),
+        train_eval=make.batches(source.train, train_rows, evaluation),
+        val=make.batches(val_split, val_rows, evaluation),
+        test=None if source.test is None else make.batches(source.test, None, evaluation),
+        val_from_train=source.val is None,
+        fingerprint=make.fingerprint,
+    )
 
+
+class _Arrangement:
+    """Makes the batches of one data set; splits of one array share it on the device."""
+
+    def __init__(self, fingerprint: str, workers: int) -> None:
+        self.fingerprint, self.workers = fingerprint, workers
+        self._placed: dict[int, Tensor] = {}
+
+    def batches(
+        self, split: Split, rows: Tensor | None, feed: Feed, policies: Sequence[Augment | None] = (None,)
+    ) -> SplitBatches:
+        """The rows of a split, all where None, under each of the policies."""
+        rows = torch.arange(len(split.labels)) if rows is None else rows
+        fill = (torch.tensor(feed.mean) * 255).round().to(torch.uint8)
+        stream, where = feed.stream, torch.device(feed.stream.device)
+        reader: MemoryReader | ItemReader
+        if split.images is not None:
+            held = self._placed.setdefault(id(split), split.images.to(where))
+            reader = MemoryReader(held, rows, tuple(policies), fill, stream.seed)
+        else:
+            assert split.items is not None
+            reader = ItemReader(
+                split.items,
+                rows,
+                tuple(policies),
+                size=feed.image_size,
+                fill=fill,
+                seed=stream.seed,
+                workers=self.workers,
+                pin=where.type == "cuda",
+            )
+        return SplitBatches(reader, split.labels[rows], feed, self.fingerprint)
+
+
+def _split(source: Source, config: DataConfig) -> tuple[Tensor, Split, Tensor | None]:
+    """Rows of the training images to train on; the split that holds validation, and its rows (None: all)."""
     train_rows = torch.arange(len(source.train.labels))
     val_split, val_rows = source.val, None
     if val_split is None:
-        held_out = round(val_fraction * len(train_rows))
+        held_out = round(config.val_fraction * len(train_rows))
         spare = len(train_rows) - len(source.classes)
         if not 0 < held_out <= spare:
             raise InputError(
-                f"{name}: {len(train_rows)} training images of {len(source.classes)} classes are too few to hold out a "
-                f"share of {val_fraction:g}"
+                f"{config.name}: {len(train_rows)} training images of {len(source.classes)} classes are too few to "
+                f"hold out a share of {config.val_fraction:g}"
             )
         val_split = source.train
         train_rows, val_rows = stratified(source.train.labels, len(train_rows) - held_out)
+    limit = config.limit
     if limit is not None and limit < len(train_rows):
         if limit < len(source.classes):
             raise InputError(f"data.limit must be at least the number of classes, {len(source.classes)}, got {limit}")
         train_rows = train_rows[stratified(source.train.labels[train_rows], limit)[0]]
-    stats = source.stats or _measure(cast(Tensor, source.train.images), train_rows)
-    stats = _chosen(mean, stats[0], "mean", channels), _chosen(std, stats[1], "std", channels)
-    if min(stats[1]) <= 0:
-        raise InputError(f"data: std must be above 0, got {stats[1]}")
-
-    fingerprint = _fingerprint(source, train_rows)
-    placed: dict[int, Tensor] = {}  # training and validation may share one array
-    evaluation = Feed(
-        num_classes=len(source.classes),
-        mean=stats[0],
-        std=stats[1],
-        image_size=size,
-        batch_size=eval_batch_size,
-        seed=seed,
-        rank=rank,
-        world_size=world_size,
-        device=where,
-    )
-    training = replace(evaluation, batch_size=batch_size, train=True, mixup=mixup, cutmix=cutmix)
-    processes = _workers(workers, len(train_rows), world_size) if folder else 0
-
-    def batches(split: Split, rows: Tensor | None, feed: Feed, *policies: Augment | None) -> SplitBatches:
-        rows = torch.arange(len(split.labels)) if rows is None else rows
-        fill = (torch.tensor(stats[0]) * 255).round().to(torch.uint8)
-        reader: MemoryReader | ItemReader
-        if split.images is not None:
-            held = placed.setdefault(id(split), split.images.to(where))
-            reader = MemoryReader(held, rows, policies, fill, seed)
-        else:
-            assert split.items is not None
-            pin = where.type == "cuda"
-            reader = ItemReader(
-                split.items, rows, policies, size=size, fill=fill, seed=seed, workers=processes, pin=pin
-            )
-        return SplitBatches(reader, split.labels[rows], feed, fingerprint)
-
-    policies = (policy, policy.strong(size if folder else native))[:views]
-    return Data(
-        name=name,
-        classes=source.classes,
-        in_channels=channels,
-        image_size=size,
-        mean=stats[0],
-        std=stats[1],
-        train=batches(source.train, train_rows, training, *policies),
-        train_eval=batches(source.train, train_rows, evaluation, None),
-        val=batches(val_split, val_rows, evaluation, None),
-        test=None if source.test is None else batches(source.test, None, evaluation, None),
-        val_from_train=source.val is None,
-        fingerprint=fingerprint,
-    )
+    return train_rows, val_split, val_rows
 
 
-def _check(**counts: int | None) -> None:
-    for name, count in counts.items():
+def _check(config: DataConfig, stream: Stream) -> None:
+    counts = {name: getattr(config, name) for name in ("batch_size", "eval_batch_size", "limit", "image_size")}
+    for name, count in {**counts, "world_size": stream.world_size}.items():
         if count is not None and count < 1:
-            raise InputError(f"data.{'image_size' if name == 'size' else name} must be 1 or more, got {count}")
+            raise InputError(f"data.{name} must be 1 or more, got {count}")
+    if not 0 < config.val_fraction < 1:
+        raise InputError(f"data.val_fraction must be between 0 and 1, got {config.val_fraction}")
+    if config.views not in (None, 1, 2):
+        raise InputError(f"data.views must be 1 or 2, got {config.views}")
+    if config.mixup < 0 or config.cutmix < 0:
+        raise InputError(f"data.mixup and data.cutmix must be 0 or more, got {config.mixup} and {config.cutmix}")
 
 
 def _check_classes(source: Source, name: str) -> None:
@@ -220,13 +205,6 @@ def _shape(source: Source, name: str, image_size: int | None) -> tuple[int, int]
     if height != width and image_size is None:
         raise InputError(f"{name}: the images are {height} x {width}; give data.image_size to make them square")
     return channels, min(height, width)
-
-
-def _chosen(given: Sequence[float] | None, default: Sequence[float], name: str, channels: int) -> tuple[float, ...]:
-    chosen = tuple(float(value) for value in (default if given is None else given))
-    if len(chosen) != channels:
-        raise InputError(f"data: {name} must have one value for each of {channels} channels, got {len(chosen)}")
-    return chosen
 
 
 def _measure(images: Tensor, rows: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -5,13 +5,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pcdistill.classification.metrics import count_correct
+from pcdistill.data.loader import Batch
 from pcdistill.distill.objective import Objective
 from pcdistill.distill.teacher import Teacher, logits_of
 from pcdistill.errors import InputError
 
 
 class ClassificationDistiller(nn.Module):
-    """Turns a batch into `{"loss", "loss/NAME"..., "logits"}`; the loop only calls backward.
+    """Turns a batch into `{"loss", "loss/NAME"..., "logits", "sum/NAME"...}`; the loop only calls backward and adds up.
 
     The teacher is no submodule: it is in no state dict, no optimiser, and no distributed wrapper.
 
@@ -43,33 +45,23 @@ class ClassificationDistiller(nn.Module):
     def teacher(self) -> Teacher | None:
         return self._hidden[0]
 
-    @property
-    def wants_index(self) -> bool:
-        """Whether the samples' positions in the data set are of use."""
-        return self._hidden[1] is not None
-
-    def forward(
-        self,
-        images: Tensor,
-        target: Tensor,
-        teacher_logits: Tensor | None = None,
-        index: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
         """One pass.
 
         Args:
-            images: [N, C, H, W] as the student expects them; with two views [2N, ...], view-major.
-            target: [N] (or [2N]) class indices, or probabilities [N, K].
-            teacher_logits: [N, K] already known (a cache), in place of a pass through the teacher.
-            index: [N] positions of the samples in the data set, for losses with a memory; of two views once.
+            batch: images as the student expects them; cached teacher logits stand in for a pass through the teacher.
+                `index` is for losses with a memory.
 
         Returns:
-            "loss" (scalar with a graph), "loss/NAME" (detached, unweighted), "logits" [N, K] (detached).
+            "loss" (scalar with a graph), "loss/NAME" (detached, unweighted), "logits" [N, K] (detached),
+            "sum/correct" and "sum/counted": images whose largest logit is their class, of how many.
         """
         teacher, student_taps, teacher_taps = self._hidden
+        images = batch.images
         student_out: Any
-        teacher_out: Any = teacher_logits
+        teacher_out: Any = batch.teacher_logits
         if student_taps is not None and teacher_taps is not None:
+            index = batch.index
             if index is not None and 0 < len(index) < len(images):
                 index = index.repeat(len(images) // len(index))  # view-major, as the images
             student_out = student_taps(images, index)
@@ -79,5 +71,7 @@ class ClassificationDistiller(nn.Module):
             logits = student_out = logits_of(self.student(images))
             if teacher_out is None and teacher is not None and self.objective.needs_teacher:
                 teacher_out = teacher(images)
-        result = self.objective(student_out, teacher_out, target)
-        return {**result, "logits": logits.detach()}
+        result = self.objective(student_out, teacher_out, batch.target)
+        logits = logits.detach()
+        counts = count_correct(logits.float(), batch.target)
+        return {**result, "logits": logits, "sum/correct": counts[0], "sum/counted": counts[3]}

@@ -1,37 +1,78 @@
 """Top-1, top-5 and cross-entropy of a classifier over a split: counted on the device, read once at the end."""
 
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import dataclass
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pcdistill.data.loader import Batch
 from pcdistill.distill.teacher import logits_of
+from pcdistill.engine.loop import Metric
+from pcdistill.engine.placement import Placement
+
+
+def top1_metric(num_classes: int, lr: float) -> Metric:
+    """Top-1 picks the best epoch; training stops when it collapses to chance.
+
+    Args:
+        num_classes: C; chance is 100 / C percent.
+        lr: base learning rate, for the message.
+    """
+    return Metric("top1", _training_top1, Collapse(100 / num_classes, lr))
+
+
+def _training_top1(counts: dict[str, float]) -> dict[str, float]:
+    return {"top1": 100 * counts["correct"] / max(counts["counted"], 1.0)} if "correct" in counts else {}
+
+
+@dataclass(frozen=True)
+class Collapse:
+    """Gives a reason to stop when top-1, once well above chance, is back at it for two epochs.
+
+    Attributes:
+        chance: percent.
+        lr: base learning rate, for the message.
+    """
+
+    chance: float
+    lr: float
+
+    def __call__(self, rows: list[dict[str, float]]) -> str | None:
+        values = [row["val/top1"] for row in rows]
+        if len(values) < 2:
+            return None
+        best = max(values[:-1])
+        if best <= 3 * self.chance or max(values[-2:]) >= 1.5 * self.chance:
+            return None
+        return (
+            f"top1 has collapsed to {values[-1]:.1f} % (chance is {self.chance:.1f} %) after a best of {best:.1f} % in "
+            f"epoch {values.index(best) + 1}: the steps are too large; lower optim.lr (now {self.lr:g}) or the "
+            "distillation weight, or use normalize: groups with PCD"
+        )
 
 
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    batches: Iterable[Any],
-    accelerator: Accelerator,
+    batches: Iterable[Batch],
+    placement: Placement,
     *,
     limit: int | None = None,
-    channels_last: bool = False,
 ) -> dict[str, float]:
     """Evaluate a model in eval mode and give it back in the mode that it came in.
 
     Args:
         model: images [N, C, H, W] -> logits [N, K].
-        batches: of (images, target [N], ...), on any device.
-        accelerator: where to compute, in which precision, and over which processes to sum.
+        batches: on any device.
+        placement: where to compute, in which precision, and over which processes to sum.
         limit: stop after the batch that reaches this many samples in this process.
-        channels_last: memory format of the images.
 
     Returns:
         "top1" and "top5" in percent, "loss" in nats per sample, "samples", and "finite": 1.0 unless a logit was not.
     """
+    accelerator = placement.accelerator
     was_training = model.training
     model.eval()
     totals = torch.zeros(5, dtype=torch.float64, device="cpu")
@@ -39,17 +80,14 @@ def evaluate(
     seen = 0
     try:
         for batch in batches:
-            images = batch[0].to(accelerator.device, non_blocking=True)
-            target = batch[1].to(accelerator.device, non_blocking=True)
-            if channels_last and images.ndim == 4:
-                images = images.contiguous(memory_format=torch.channels_last)
+            batch = batch.to(placement.frozen)
             with accelerator.autocast():
-                logits = logits_of(model(images)).float()
+                logits = logits_of(model(batch.images)).float()
             # MPS has no float64: the counts stay exact in float32 up to 2^24 samples a batch.
-            dtype = torch.float32 if images.device.type == "mps" else torch.float64
-            part = count_correct(logits, target).to(dtype)
+            dtype = torch.float32 if logits.device.type == "mps" else torch.float64
+            part = count_correct(logits, batch.target).to(dtype)
             sums = part if sums is None else sums + part
-            seen += len(target)
+            seen += len(batch)
             if limit is not None and seen >= limit:
                 break
     finally:

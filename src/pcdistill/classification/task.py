@@ -1,8 +1,8 @@
 """From a recipe to models that are checked: weights that fit, classes that match, a teacher that can teach."""
 
-import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,18 @@ from pcdistill import models
 from pcdistill.classification.data import Data, build_data
 from pcdistill.classification.distiller import ClassificationDistiller
 from pcdistill.classification.features import tap
-from pcdistill.classification.metrics import evaluate
+from pcdistill.classification.metrics import evaluate, top1_metric
+from pcdistill.data.loader import Stream
 from pcdistill.distill.cache_store import read_state
 from pcdistill.distill.folding import fold_batchnorm
-from pcdistill.distill.objective import Objective, Term, build_loss, import_user_object
+from pcdistill.distill.objective import build_objective, check_losses, method_kind, views_of
 from pcdistill.distill.teacher import Stats, Teacher, align_classes
 from pcdistill.engine.console import Console
-from pcdistill.engine.loop import uses_channels_last
+from pcdistill.engine.loop import Metric
+from pcdistill.engine.placement import Placement
 from pcdistill.errors import InputError
-from pcdistill.methods import METHODS
 from pcdistill.models.heads import with_head
-from pcdistill.recipe import ModelConfig, Recipe, TeacherConfig, TermConfig, TrainConfig
+from pcdistill.recipe import ModelConfig, Recipe, TeacherConfig, TrainConfig
 
 GATE_SAMPLES = 2048
 
@@ -33,31 +34,14 @@ class Classification:
     """Top-1 of images with one class each: a :class:`pcdistill.commands.tasks.Task`."""
 
     metric, label = "top1", "top-1"
-    unpack: Callable[[Any, torch.device], tuple[tuple[Any, ...], int]] | None = None
 
     def data(self, recipe: Recipe, accelerator: Accelerator) -> Data:
         config = recipe.data
         if config.name == "digits-detection" or config.name.startswith(("coco:", "voc:")):
             raise InputError(f"data: {config.name} holds boxes; set task: detection, or name the recipe detection")
-        return build_data(
-            config.name,
-            batch_size=config.batch_size // recipe.train.accumulate,
-            eval_batch_size=config.eval_batch_size,
-            val_fraction=config.val_fraction,
-            seed=stream_seed(recipe),
-            image_size=config.image_size,
-            augment=config.augment,
-            mixup=config.mixup,
-            cutmix=config.cutmix,
-            views=views_of(recipe),
-            workers=config.workers,
-            limit=config.limit,
-            download=config.download,
-            root=config.root,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
-            device=accelerator.device,
-        )
+        micro = replace(config, batch_size=config.batch_size // recipe.train.accumulate, views=views_of(recipe))
+        seed = stream_seed(recipe)
+        return build_data(micro, Stream(seed, accelerator.process_index, accelerator.num_processes, accelerator.device))
 
     def check(self, recipe: Recipe, data: Any) -> None:
         check_losses(recipe, len(data.classes))
@@ -65,8 +49,8 @@ class Classification:
     def train_config(self, recipe: Recipe) -> TrainConfig:
         return recipe.train
 
-    def chance(self, data: Any) -> float:
-        return 100 / len(data.classes)
+    def watch(self, recipe: Recipe, data: Any) -> Metric:
+        return top1_metric(len(data.classes), recipe.optim.lr)
 
     def student(self, recipe: Recipe, data: Any) -> nn.Module:
         return build_student(recipe.student, classes=data.classes, data=data, allow=recipe.allow)
@@ -88,22 +72,19 @@ class Classification:
         teacher: Any,
         student: nn.Module | None,
         data: Any,
-        accelerator: Accelerator,
+        placement: Placement,
         allow: Sequence[str],
         console: Console,
     ) -> dict[str, Any]:
         return check_teacher(
-            teacher, student, data.val, accelerator, num_classes=len(data.classes), allow=allow, console=console
+            teacher, student, data.val, placement, num_classes=len(data.classes), allow=allow, console=console
         )
 
-    def distiller(self, recipe: Recipe, student: nn.Module, teacher: Any, data: Any) -> nn.Module:
-        return build_distiller(recipe, student, teacher, data=data)
+    def distiller(self, recipe: Recipe, student: nn.Module, teacher: Any, data: Any, placement: Placement) -> nn.Module:
+        return build_distiller(recipe, student, teacher, data=data, placement=placement)
 
-    def evaluate(
-        self, model: nn.Module, batches: Any, data: Any, recipe: Recipe, accelerator: Accelerator
-    ) -> dict[str, Any]:
-        channels_last = uses_channels_last(recipe.train, accelerator.device)
-        found = evaluate(model, batches.epoch(0), accelerator, channels_last=channels_last)
+    def evaluate(self, model: nn.Module, batches: Any, data: Any, placement: Placement) -> dict[str, Any]:
+        found = evaluate(model, batches.epoch(0), placement)
         return {key: found[key] for key in ("top1", "top5", "loss", "samples")}
 
     def splits(self, data: Any) -> dict[str, Any]:
@@ -220,7 +201,7 @@ def check_teacher(
     teacher: Teacher,
     student: nn.Module | None,
     batches: Any,
-    accelerator: Accelerator,
+    placement: Placement,
     *,
     num_classes: int,
     allow: Iterable[str] = (),
@@ -232,7 +213,7 @@ def check_teacher(
         teacher: over the data's classes.
         student: a student that has weights already, to compare with; None for a fresh one.
         batches: the held-out split; its `epoch(0)` gives the batches.
-        accelerator: where to compute.
+        placement: where to compute.
         num_classes: C; chance is 100 / C percent.
         allow: "weak-teacher" turns a weak teacher into a warning.
         console: where warnings go.
@@ -242,15 +223,16 @@ def check_teacher(
             the student's.
     """
     first = next(iter(batches.epoch(0)))
-    images = first[0][:2].to(accelerator.device)
-    with accelerator.autocast():
+    placement = Placement(placement.accelerator)  # as they come: the teacher's memory format is chosen after the gate
+    images = placement.images(first.images[:2])
+    with placement.accelerator.autocast():
         logits = teacher(images)
     if logits.ndim != 2 or logits.shape[1] != num_classes:
         raise InputError(
             f"the teacher gives logits {list(logits.shape[1:])} per image and the data has {num_classes} classes; "
             "name the teacher's classes (teacher.classes) so that they can be matched, or train it on this data"
         )
-    result = evaluate(teacher, batches.epoch(0), accelerator, limit=GATE_SAMPLES)
+    result = evaluate(teacher, batches.epoch(0), placement, limit=GATE_SAMPLES)
     if not result["finite"]:
         raise InputError(
             "the teacher's logits are NaN or infinite on held-out images; check that its weights are loaded and its "
@@ -263,7 +245,7 @@ def check_teacher(
     if result["top1"] < max(1.5 * chance, chance + 3 * error):
         weak = f"the teacher has {result['top1']:.1f} % top-1 on held-out images, near chance ({chance:.1f} %)"
     elif student is not None:
-        own = evaluate(student, batches.epoch(0), accelerator, limit=GATE_SAMPLES)
+        own = evaluate(student, batches.epoch(0), placement, limit=GATE_SAMPLES)
         if own["top1"] > result["top1"]:
             weak = (
                 f"the teacher has {result['top1']:.1f} % top-1 on held-out images, less than the student's "
@@ -280,68 +262,20 @@ def check_teacher(
     return result
 
 
-def build_objective(
-    terms: Sequence[TermConfig], *, num_classes: int, context: dict[str, Any] | None = None
-) -> Objective:
-    """The recipe's terms as one module; names are made unique."""
-    built: list[Term] = []
-    for i, term in enumerate(terms):
-        where = f"losses.{i}"
-        loss, kind = build_loss(
-            term.method,
-            term.options,
-            standardize=term.standardize,
-            where=where,
-            context={"num_classes": num_classes, **(context or {})},
-        )
-        name = term.method.rsplit(":", 1)[-1] if ".py:" in term.method else term.method
-        if any(other.name == name for other in built):
-            name = f"{name}_{i}"
-        built.append(Term(name, loss, term.weight, term.warmup_epochs, kind, term.weight_to, term.temperature_to))
-    return Objective(built)
-
-
-def check_losses(recipe: Recipe, num_classes: int) -> None:
-    """Build every logit term and run it once on random logits of the run's shape: a misfit is known before training.
-
-    Raises:
-        InputError: with the term's own sentence, for example stages > C // 2.
-    """
-    terms = [term for term in recipe.losses if method_kind(term.method) == "logits"]
-    if not terms:
-        return
-    objective = build_objective(terms, num_classes=num_classes)
-    views = views_of(recipe)
-    soft_targets = recipe.data.mixup > 0 or recipe.data.cutmix > 0
-    if objective.views > views:
-        term = next(t for t in objective.terms if getattr(t.loss, "views", 1) > views)
-        raise InputError(f"{term.name} compares two views of each image; set data.views to 2")
-    generator = torch.Generator().manual_seed(0)
-    n = 4 * views
-    student, teacher = (torch.randn(n, num_classes, generator=generator) for _ in range(2))
-    target = torch.arange(n // views).repeat(views) % num_classes
-    wanted = torch.nn.functional.one_hot(target, num_classes).float() if soft_targets else target
-    for i, term in enumerate(objective.terms):
-        try:
-            with torch.no_grad():
-                term.loss(student, teacher, wanted)
-        except (ValueError, TypeError) as error:
-            raise InputError(f"losses.{i}: {term.name}: {error}") from error
-
-
 def build_distiller(
     recipe: Recipe,
     student: nn.Module,
     teacher: Teacher | None,
     *,
     data: Any,
+    placement: Placement,
 ) -> ClassificationDistiller:
     """Student, teacher and objective as one module; feature terms are built from the shapes of one batch."""
     num_classes = len(data.classes)
     tapped = None
     context: dict[str, Any] = {}
-    kinds = {method_kind(term.method) for term in recipe.losses}
-    if "detection" in kinds:
+    kinds = {method_kind(term.method, f"losses.{i}") for i, term in enumerate(recipe.losses)}
+    if "pyramids" in kinds:
         raise InputError("losses: a detection loss needs task: detection")
     if "features" in kinds:
         if teacher is None:
@@ -349,7 +283,7 @@ def build_distiller(
         tapped = tap(recipe, student, teacher, data)
         student, context = tapped.student, tapped.context
     elif teacher is not None:
-        speed_up(teacher, recipe, next(student.parameters()).device, data)
+        speed_up(teacher, recipe, placement, data)
     objective = build_objective(recipe.losses, num_classes=num_classes, context=context)
     if tapped is None:
         return ClassificationDistiller(student, objective, teacher)
@@ -359,15 +293,14 @@ def build_distiller(
     )
 
 
-def speed_up(teacher: Teacher, recipe: Recipe, device: torch.device, data: Any) -> None:
+def speed_up(teacher: Teacher, recipe: Recipe, placement: Placement, data: Any) -> None:
     """Fold and compile the teacher, as far as the recipe allows; its logits stay the same up to rounding."""
-    teacher.to(device)
-    memory_format = torch.channels_last if uses_channels_last(recipe.train, device) else torch.contiguous_format
+    teacher.to(placement.device)
     size = teacher.image_size or data.image_size
-    example = torch.randn(2, data.in_channels, size, size, device=device)
+    example = torch.randn(2, data.in_channels, size, size, device=placement.device)
     if recipe.train.fold_teacher:
         teacher.model = fold_batchnorm(teacher.model, example)
-    teacher.model.to(memory_format=memory_format)  # type: ignore[call-overload]
+    placement.frozen.module(teacher.model)
     if recipe.train.compile:
         teacher.model.compile()
 
@@ -379,27 +312,3 @@ def stream_seed(recipe: Recipe) -> int:
     if recipe.distils and recipe.teacher is not None and recipe.teacher.cache is not None:
         return int(read_state(Path(recipe.teacher.cache))["info"]["seed"])
     return recipe.train.seed
-
-
-def views_of(recipe: Recipe) -> int:
-    """Views of each image: the recipe's number, or as many as its losses compare."""
-    if recipe.data.views is not None:
-        return recipe.data.views
-    return max((_views(term) for term in recipe.losses), default=1)
-
-
-def _views(term: TermConfig) -> int:
-    """Views that one term compares: its own option, else its class's default."""
-    if term.method not in METHODS:
-        return 1
-    loss_class = METHODS[term.method].load()
-    option = inspect.signature(loss_class).parameters.get("views")
-    default = option.default if option is not None else getattr(loss_class, "views", 1)
-    return int(term.options.get("views", default))
-
-
-def method_kind(method: str) -> str:
-    """What a method compares: "logits", "features" or "detection"."""
-    if ".py:" in method:
-        return str(getattr(import_user_object(method, "losses"), "kind", "logits"))
-    return METHODS[method].kind if method in METHODS else "logits"

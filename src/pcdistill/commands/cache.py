@@ -7,7 +7,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
@@ -23,12 +22,12 @@ from pcdistill.distill.cache_store import (
     fingerprint,
     read_state,
 )
+from pcdistill.distill.objective import method_kind, views_of
 from pcdistill.distill.teacher import Teacher
 from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.console import Console
-from pcdistill.engine.loop import make_accelerator, uses_channels_last
+from pcdistill.engine.placement import Placement, make_accelerator, make_placement
 from pcdistill.errors import InputError
-from pcdistill.methods import METHODS
 from pcdistill.models.weights import check_file
 from pcdistill.recipe import Recipe
 
@@ -68,6 +67,7 @@ def make_cache(
         raise InputError(
             "a cache is made by one process; start it without a launcher (any number of them can replay it)"
         )
+    placement = make_placement(recipe.train, accelerator)
     if config.weights is not None:
         check_file(config.weights)
     set_seed(recipe.train.seed)
@@ -78,10 +78,8 @@ def make_cache(
     if config.weights is None and not prepare.knows_classes(config, data):
         raise InputError(f"the teacher {config.name} has no weights for these classes: give --teacher-weights FILE")
     teacher = prepare.build_teacher(config, data=data, allow=recipe.allow).to(accelerator.device)
-    prepare.check_teacher(
-        teacher, None, data.val, accelerator, num_classes=classes, allow=recipe.allow, console=console
-    )
-    views = prepare.views_of(recipe)
+    prepare.check_teacher(teacher, None, data.val, placement, num_classes=classes, allow=recipe.allow, console=console)
+    views = views_of(recipe)
     rows = len(next(iter(data.train.epoch(0))).images)
     seed = prepare.stream_seed(recipe)
     info = CacheInfo(
@@ -97,11 +95,10 @@ def make_cache(
         temperature,
     )
     checksums, written = _claim(out, info)
-    prepare.speed_up(teacher, recipe, accelerator.device, data)
-    channels_last = uses_channels_last(recipe.train, accelerator.device)
+    prepare.speed_up(teacher, recipe, placement, data)
     console.start((len(checksums) + written / (rows * info.batches)) / epochs)
     for epoch in range(len(checksums), epochs):
-        _write_epoch(out, info, epoch, checksums, written, teacher, data.train, accelerator, channels_last, console)
+        _write_epoch(out, info, epoch, checksums, written, teacher, data.train, placement, console)
         written = 0
     return info
 
@@ -133,8 +130,7 @@ def _write_epoch(
     written: int,
     teacher: Teacher,
     batches: Any,
-    accelerator: Accelerator,
-    channels_last: bool,
+    placement: Placement,
     console: Console,
 ) -> None:
     """Append the rows of an epoch from row `written` on, then its checksum."""
@@ -147,10 +143,8 @@ def _write_epoch(
         stream.seek(0, os.SEEK_END)
         saved = time.monotonic()
         for number, batch in enumerate(batches.epoch(epoch, first), first):
-            images = batch.images.to(accelerator.device, non_blocking=True)
-            if channels_last:
-                images = images.contiguous(memory_format=torch.channels_last)
-            with accelerator.autocast():
+            images = placement.frozen.images(batch.images)
+            with placement.accelerator.autocast():
                 logits = teacher(images).float()
             if not bool((logits.abs() <= LARGEST).all()):
                 raise InputError(
@@ -182,14 +176,14 @@ def fit_cache(recipe: Recipe) -> Recipe:
         return recipe
     path = teacher.cache.replace("{seed}", str(recipe.train.seed))
     info = read_state(Path(path))["info"]
-    fits = recipe.distils and prepare.views_of(recipe) == info["views"] and not _features(recipe)
+    fits = recipe.distils and views_of(recipe) == info["views"] and not _features(recipe)
     teacher = replace(teacher, cache=path if fits else None)
     return replace(recipe, teacher=teacher, data=replace(recipe.data, seed=info["seed"]))
 
 
 def _features(recipe: Recipe) -> list[str]:
     """Methods of the recipe that compare more than logits."""
-    return [t.method for t in recipe.losses if t.method in METHODS and METHODS[t.method].kind != "logits"]
+    return [t.method for i, t in enumerate(recipe.losses) if method_kind(t.method, f"losses.{i}") != "logits"]
 
 
 def replayed(recipe: Recipe, teacher: Teacher, data: Any, accelerator: Accelerator) -> Any:
@@ -203,13 +197,13 @@ def replayed(recipe: Recipe, teacher: Teacher, data: Any, accelerator: Accelerat
     if recipe.task != "classification":
         raise InputError("teacher.cache holds logits of classifiers; detection has none")
     for method in _features(recipe):
-        raise InputError(f"{method} compares {METHODS[method].kind}; teacher.cache holds logits alone")
+        raise InputError(f"{method} compares {method_kind(method)}; teacher.cache holds logits alone")
     cache = TeacherCache(recipe.teacher.cache)
     cache.check(
         teacher=fingerprint(teacher),
         stream=data.train.signature,
         classes=len(data.classes),
-        views=prepare.views_of(recipe),
+        views=views_of(recipe),
     )
     batches = CachedBatches(data.train, cache, rank=accelerator.process_index, world_size=accelerator.num_processes)
     return replace(data, train=batches)

@@ -14,13 +14,13 @@ from pcdistill.commands.run import run_with_report
 from pcdistill.commands.session import open_data, teacher_recipe
 from pcdistill.commands.tasks import task_of
 from pcdistill.engine.console import Console, duration
-from pcdistill.engine.loop import make_accelerator
+from pcdistill.engine.placement import make_accelerator
 from pcdistill.errors import InputError, TrainingStopped, nearest
 from pcdistill.methods import METHODS
 from pcdistill.models.names import is_user_code
 from pcdistill.recipe import ALONE, Recipe, with_method
 
-GROUPS = {"all-logit": "logits", "all-feature": "features", "all-detection": "detection"}
+GROUPS = {"all-logit": "logits", "all-feature": "features", "all-detection": "pyramids"}
 
 
 def expand_methods(text: str, recipe: Recipe) -> list[str]:

@@ -9,7 +9,7 @@ from pcdistill import models
 from pcdistill.commands.folder import read_recipe
 from pcdistill.commands.session import open_data
 from pcdistill.commands.tasks import task_of
-from pcdistill.engine.loop import make_accelerator
+from pcdistill.engine.placement import make_accelerator, make_placement
 from pcdistill.errors import InputError
 from pcdistill.models.heads import with_head
 from pcdistill.recipe import ALONE, LOADERS, Recipe, load_recipe, make_recipe, recipe_for
@@ -56,7 +56,7 @@ def evaluate_model(recipe: Recipe, weights: str | None, *, split: str = "test") 
         model = with_head(model, weights)
         models.load_weights(model, weights)
     model.to(accelerator.device)
-    values = task.evaluate(model, batches, data, recipe, accelerator)
+    values = task.evaluate(model, batches, data, make_placement(task.train_config(recipe), accelerator))
     return {
         "model": recipe.student.name,
         "weights": weights,

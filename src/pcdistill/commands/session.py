@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
@@ -15,9 +16,11 @@ from pcdistill.commands.cache import replayed
 from pcdistill.commands.environment import environment
 from pcdistill.commands.folder import refuse_another_run
 from pcdistill.commands.tasks import Task, task_of
+from pcdistill.distill.unused import unused_parameters
 from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.console import Console, duration
-from pcdistill.engine.loop import Fit, Interrupted, Trainer, make_accelerator, uses_channels_last
+from pcdistill.engine.loop import Fit, Interrupted, Record, Trainer
+from pcdistill.engine.placement import Placement, make_accelerator, make_placement, tell_unused
 from pcdistill.engine.tracking import check_trackers, make_trackers
 from pcdistill.errors import InputError, TrainingStopped
 from pcdistill.models.heads import head_metadata
@@ -59,6 +62,7 @@ class Session:
     """
 
     accelerator: Accelerator
+    placement: Placement
     student: nn.Module
     distiller: nn.Module
     trainer: Trainer
@@ -97,9 +101,7 @@ class Session:
         """
         recipe = self.recipe
         self._check_files()
-        # Terms beyond these may leave parameters of the student or of their own without a gradient.
-        unused = bool({term.method for term in recipe.losses} - {"ce", "kd", "pcd", "lskd"})
-        self.accelerator = make_accelerator(recipe.train, unused_parameters=unused)
+        self.accelerator = make_accelerator(recipe.train)
         if not self.accelerator.is_main_process:
             self.console = Console(quiet=True)
         set_seed(recipe.train.seed)
@@ -168,8 +170,8 @@ class Session:
         self.student = self.task.student(self.recipe, self.data)
         self.models["student"] = {"name": self.recipe.student.name, **self.task.info(self.student, self.data)}
         self.student.to(self.accelerator.device)
-        # A wrong choice is refused before the teacher is trained.
-        uses_channels_last(self.task.train_config(self.recipe), self.accelerator.device, self.student)
+        # A wrong choice of memory format is refused before the teacher is trained.
+        self.placement = make_placement(self.task.train_config(self.recipe), self.accelerator, self.student)
 
     def _build_teacher(self) -> None:
         """The teacher, through its gate; from its cache where it has one."""
@@ -180,7 +182,7 @@ class Session:
         self.teacher.to(self.accelerator.device)
         self.models["teacher"] = {"name": config.name, **self.task.info(self.teacher, self.data)}
         weighted = self.student if self.recipe.student.weights is not None else None
-        found = self.task.gate(self.teacher, weighted, self.data, self.accelerator, self.recipe.allow, self.console)
+        found = self.task.gate(self.teacher, weighted, self.data, self.placement, self.recipe.allow, self.console)
         self.console.say(f"teacher {config.name}: {found[self.task.metric]:.2f} % {self.task.label} on held-out images")
         if config.cache is not None:
             self.data = replayed(self.recipe, self.teacher, self.data, self.accelerator)
@@ -196,7 +198,7 @@ class Session:
         return replace(config, weights=str(out / "student.safetensors"), pretrained=False)
 
     def _build_distiller(self) -> None:
-        self.distiller = self.task.distiller(self.recipe, self.student, self.teacher, self.data)
+        self.distiller = self.task.distiller(self.recipe, self.student, self.teacher, self.data, self.placement)
         if self.distiller.student is not self.student:  # a method gave it a new head
             self.student = self.distiller.student  # type: ignore[assignment]
             facts = self.task.info(self.student, self.data)
@@ -212,25 +214,32 @@ class Session:
 
     def _make_trainer(self) -> Trainer:
         main = self.accelerator.is_main_process
+        trackers = () if self.out is None else make_trackers(self.recipe, self.out, enabled=main)
+        self._find_unused()
         return Trainer(
             self.distiller,
             self.data.train,
             self._validate,
             optim=self.recipe.optim,
             train=self.task.train_config(self.recipe),
-            accelerator=self.accelerator,
-            out=self.out,
-            digest=self.recipe.digest(),
-            metric=self.task.metric,
-            chance=self.task.chance(self.data),
-            unpack=self.task.unpack,
-            console=self.console,
-            trackers=() if self.out is None else make_trackers(self.recipe, self.out, enabled=main),
+            placement=self.placement,
+            metric=self.task.watch(self.recipe, self.data),
+            record=Record(self.out, self.recipe.digest(), self.console, trackers),
         )
+
+    def _find_unused(self) -> None:
+        """Distributed training must know whether any parameter gets no gradient, in any process."""
+        if self.accelerator.num_processes == 1:
+            return
+        batch = next(iter(self.data.train.epoch(0))).to(self.placement)
+        with self.accelerator.autocast():
+            unused = float(bool(unused_parameters(self.distiller.to(self.accelerator.device), batch)))
+        found = self.accelerator.reduce(torch.tensor(unused, device=self.accelerator.device))
+        tell_unused(self.accelerator, bool(found.item() > 0))
 
     def _validate(self, model: nn.Module) -> dict[str, float]:
         """What a row of metrics.csv takes of an evaluation: plain numbers."""
-        found = self.task.evaluate(model, self.data.val, self.data, self.recipe, self.accelerator)
+        found = self.task.evaluate(model, self.data.val, self.data, self.placement)
         return {key: value for key, value in found.items() if isinstance(value, float) and key != "samples"}
 
     # Parts of conclude
@@ -242,7 +251,7 @@ class Session:
             if batches is None:
                 found[split] = None
                 continue
-            values = self.task.evaluate(model, batches, self.data, self.recipe, self.accelerator)
+            values = self.task.evaluate(model, batches, self.data, self.placement)
             found[split] = {key: value for key, value in values.items() if key != "samples"}
         return found
 

@@ -4,14 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from accelerate import Accelerator
 from torch import nn
 
 from pcdistill.engine.console import Console
+from pcdistill.engine.loop import Metric
+from pcdistill.engine.placement import Placement
 from pcdistill.recipe import Recipe, TeacherConfig, TrainConfig
-
-Unpack = Callable[[Any, torch.device], tuple[tuple[Any, ...], int]]
 
 
 class Task(Protocol):
@@ -20,12 +19,10 @@ class Task(Protocol):
     Attributes:
         metric: what decides which epoch is best, in percent.
         label: the metric in running text.
-        unpack: batch -> the distiller's inputs on a device, and the number of samples; None for the trainer's own.
     """
 
     metric: str
     label: str
-    unpack: Unpack | None
 
     def data(self, recipe: Recipe, accelerator: Accelerator) -> Any:
         """This process's share of the data, with `classes`, `train`, `val` and `test` (None where there is none)."""
@@ -39,8 +36,8 @@ class Task(Protocol):
         """The recipe's, with the task's own defaults."""
         ...
 
-    def chance(self, data: Any) -> float:
-        """What guessing gives in the metric, in percent."""
+    def watch(self, recipe: Recipe, data: Any) -> Metric:
+        """What the loop watches: the metric, and when to stop for it."""
         ...
 
     def student(self, recipe: Recipe, data: Any) -> nn.Module: ...
@@ -60,18 +57,18 @@ class Task(Protocol):
         teacher: Any,
         student: nn.Module | None,
         data: Any,
-        accelerator: Accelerator,
+        placement: Placement,
         allow: Sequence[str],
         console: Console,
     ) -> dict[str, Any]:
         """Metrics of a teacher that can teach; `student` is one that has weights already. InputError for any other."""
         ...
 
-    def distiller(self, recipe: Recipe, student: nn.Module, teacher: Any, data: Any) -> nn.Module: ...
+    def distiller(
+        self, recipe: Recipe, student: nn.Module, teacher: Any, data: Any, placement: Placement
+    ) -> nn.Module: ...
 
-    def evaluate(
-        self, model: nn.Module, batches: Any, data: Any, recipe: Recipe, accelerator: Accelerator
-    ) -> dict[str, Any]:
+    def evaluate(self, model: nn.Module, batches: Any, data: Any, placement: Placement) -> dict[str, Any]:
         """Metrics of a model, and "samples"."""
         ...
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,20 +16,44 @@ from torch.nn import functional as F
 from pcdistill.errors import InputError
 
 
-class Batch(NamedTuple):
-    """One batch.
+class Place(Protocol):
+    """Where a batch is used: pcdistill.engine.placement.Placement is one."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def images(self, images: Tensor) -> Tensor:
+        """Images on the device, in its memory format."""
+        ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch; its length is its number of images, with two views 2N.
 
     Attributes:
         images: float32, normalised, [N, C, H, W]; with two views [2N, C, H, W], the first view's rows first.
         target: [N] int64, or [N, K] float32 under mixup and cutmix; with two views [2N] or [2N, K].
-        index: [N] int64, the samples' positions in their split; -1 where a user's loader does not tell.
+        index: [N] int64, the samples' positions in their split; None where a user's loader does not tell.
         teacher_logits: [N, K] (with two views [2N, K]) out of a cache, None where there is none.
     """
 
     images: Tensor
     target: Tensor
-    index: Tensor  # type: ignore[assignment]  # the name is also a method of tuple, which nobody calls here
+    index: Tensor | None = None
     teacher_logits: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, place: Place) -> "Batch":
+        """The batch where it is used."""
+        target, index, logits = (
+            None if part is None else part.to(place.device, non_blocking=True)
+            for part in (self.target, self.index, self.teacher_logits)
+        )
+        assert target is not None
+        return Batch(place.images(self.images), target, index, logits)
 
 
 class Batches(ABC):
@@ -98,6 +122,23 @@ class Reader(Protocol):
 
 
 @dataclass(frozen=True)
+class Stream:
+    """One process's part in a stream of batches.
+
+    Attributes:
+        seed: of order, augmentation and mixing.
+        rank: of this process.
+        world_size: number of processes.
+        device: that images are given on; arrays are held there.
+    """
+
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device | str = "cpu"
+
+
+@dataclass(frozen=True)
 class Feed:
     """How pixels become batches. `batch_size` is over all processes in training, and per process in evaluation."""
 
@@ -106,13 +147,10 @@ class Feed:
     std: tuple[float, ...]
     image_size: int
     batch_size: int
+    stream: Stream
     train: bool = False
-    seed: int = 0
     mixup: float = 0.0
     cutmix: float = 0.0
-    rank: int = 0
-    world_size: int = 1
-    device: torch.device | str = "cpu"
 
 
 class SplitBatches(Batches):
@@ -133,17 +171,21 @@ class SplitBatches(Batches):
         self.labels = labels
         self.feed = feed
         self.num_samples = len(labels)
-        if feed.train and feed.batch_size % feed.world_size:
+        processes = feed.stream.world_size
+        if feed.train and feed.batch_size % processes:
             raise InputError(
-                f"the batch size {feed.batch_size} must be a multiple of the {feed.world_size} processes that share it"
+                f"the batch size {feed.batch_size} must be a multiple of the {processes} processes that share it"
             )
-        if feed.train and len(labels) < feed.world_size:
-            raise InputError(f"{len(labels)} training images are too few for {feed.world_size} processes")
+        if feed.train and len(labels) < processes:
+            raise InputError(f"{len(labels)} training images are too few for {processes} processes")
         shared = (feed.num_classes, feed.mean, feed.std, feed.image_size, feed.batch_size)
-        stream = (feed.seed, feed.mixup, feed.cutmix) if feed.train else ()
-        self.signature = _digest(fingerprint, reader.signature, labels, *shared, *stream)
+        drawn = (feed.stream.seed, feed.mixup, feed.cutmix) if feed.train else ()
+        self.signature = _digest(fingerprint, reader.signature, labels, *shared, *drawn)
         mean, std = (torch.tensor(stat, dtype=torch.float64).view(-1, 1, 1) for stat in (feed.mean, feed.std))
-        self._scale, self._shift = (1 / (255 * std)).float().to(feed.device), (mean / std).float().to(feed.device)
+        self._scale, self._shift = (
+            (1 / (255 * std)).float().to(feed.stream.device),
+            (mean / std).float().to(feed.stream.device),
+        )
 
     def __len__(self) -> int:
         if self.feed.train:
@@ -165,8 +207,8 @@ class SplitBatches(Batches):
 
     def _part(self) -> tuple[int, int]:
         """This process's samples in evaluation: from, to."""
-        n, share = len(self.labels), -(-len(self.labels) // self.feed.world_size)
-        return min(n, self.feed.rank * share), min(n, (self.feed.rank + 1) * share)
+        n, share = len(self.labels), -(-len(self.labels) // self.feed.stream.world_size)
+        return min(n, self.feed.stream.rank * share), min(n, (self.feed.stream.rank + 1) * share)
 
     def _jobs(self, epoch: int, start: int) -> Iterator[Job]:
         feed = self.feed
@@ -177,11 +219,11 @@ class SplitBatches(Batches):
                 index = torch.arange(low, min(last, low + feed.batch_size))
                 yield Job(epoch, batch, len(index), index, torch.arange(len(index)), len(index), index[:0])
             return
-        order = torch.randperm(len(self.labels), generator=generator_of("order", feed.seed, epoch))
-        size = min(feed.batch_size, len(order) - len(order) % feed.world_size)
-        share = size // feed.world_size
+        order = torch.randperm(len(self.labels), generator=generator_of("order", feed.stream.seed, epoch))
+        size = min(feed.batch_size, len(order) - len(order) % feed.stream.world_size)
+        share = size // feed.stream.world_size
         for batch in range(start, len(self)):
-            slots = torch.arange(feed.rank * share, (feed.rank + 1) * share)
+            slots = torch.arange(feed.stream.rank * share, (feed.stream.rank + 1) * share)
             partner = slots[:0]
             if feed.mixup > 0 or feed.cutmix > 0:
                 # Neighbours are mixed: after the shuffle they are as good as any, and they are mostly on one process.
@@ -201,12 +243,12 @@ class SplitBatches(Batches):
             images, target = self._mix(job, images, labels)
         if len(images) > 1:
             target = torch.cat([target] * len(images))
-        device = self.feed.device
+        device = self.feed.stream.device
         whole = torch.cat(images) if len(images) > 1 else images[0]
         return Batch(whole, target.to(device, non_blocking=True), index.to(device, non_blocking=True))
 
     def _normalise(self, pixels: Tensor) -> Tensor:
-        images = pixels.to(self.feed.device, non_blocking=True).float()
+        images = pixels.to(self.feed.stream.device, non_blocking=True).float()
         size = self.feed.image_size
         if images.shape[-2:] != (size, size):
             images = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
@@ -215,7 +257,7 @@ class SplitBatches(Batches):
     def _mix(self, job: Job, images: list[Tensor], labels: Tensor) -> tuple[list[Tensor], Tensor]:
         """mixup (arXiv 1710.09412) or cutmix (arXiv 1905.04899) of each sample with its partner, one draw a batch."""
         feed = self.feed
-        rng = np.random.default_rng(seed_of("mix", feed.seed, job.epoch, job.batch))
+        rng = np.random.default_rng(seed_of("mix", feed.stream.seed, job.epoch, job.batch))
         cut = feed.cutmix > 0 and (feed.mixup == 0 or rng.random() < 0.5)
         alpha = feed.cutmix if cut else feed.mixup
         share = float(rng.beta(alpha, alpha))
@@ -227,8 +269,8 @@ class SplitBatches(Batches):
             keep = torch.ones(height, width)
             keep[max(0, y - half_y) : y + half_y, max(0, x - half_x) : x + half_x] = 0
             share = float(keep.mean())  # the share of the first image that is left after the box met the border
-        keep = keep.to(feed.device)
-        partner = job.partner.to(feed.device)
+        keep = keep.to(feed.stream.device)
+        partner = job.partner.to(feed.stream.device)
         mixed = [view[: job.own] * keep + view[partner] * (1 - keep) for view in images]
         one_hot = F.one_hot(labels, feed.num_classes).float()
         return mixed, share * one_hot[: job.own] + (1 - share) * one_hot[job.partner]
@@ -306,8 +348,7 @@ class LoaderBatches(Batches):
             raise InputError(f"images and target of a batch must be tensors, got {kinds}")
         if any(len(view) != len(target) for view in stacked):
             raise InputError(f"a batch has {len(stacked[0])} images and {len(target)} labels")
-        index = torch.full((len(target),), -1, device=target.device)
-        return Batch(torch.cat(stacked), torch.cat([target] * self.views), index)
+        return Batch(torch.cat(stacked), torch.cat([target] * self.views))
 
 
 @contextmanager

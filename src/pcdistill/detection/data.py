@@ -5,10 +5,10 @@ uninterrupted one would have seen, and each process of a distributed run takes i
 """
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +16,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from pcdistill.data.loader import Place, Stream
 from pcdistill.detection import digits as digits_detection
 from pcdistill.detection.formats import Record, read_folder
 from pcdistill.errors import InputError, nearest
+from pcdistill.recipe import DataConfig
 
 Target = dict[str, Tensor]
 AUGMENTATIONS = ("flip", "photometric", "crop")
@@ -28,23 +30,26 @@ CACHE_BYTES = 512 * 2**20  # decoded images are kept when a split is no larger t
 
 @dataclass(frozen=True)
 class DetectionBatch:
-    """One batch.
+    """One batch; its length is its number of images.
 
     Attributes:
         images: [3, H, W] float32 in 0..1 each; sizes may differ.
         targets: per image "boxes" [M, 4] xyxy pixels, "labels" [M] int64 from 1, "area" [M], "iscrowd" [M],
             "image_id" [1] int64.
-        index: [N] int64, positions in the split.
+        index: [N] int64, positions in the split; None where nobody asks.
     """
 
     images: list[Tensor]
     targets: list[Target]
-    index: Tensor
+    index: Tensor | None = None
 
-    def to(self, device: torch.device | str) -> "DetectionBatch":
-        """The batch on a device."""
-        images = [image.to(device, non_blocking=True) for image in self.images]
-        targets = [{key: value.to(device, non_blocking=True) for key, value in t.items()} for t in self.targets]
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, place: Place) -> "DetectionBatch":
+        """The batch where it is used; the index stays."""
+        images = [place.images(image) for image in self.images]
+        targets = [{key: value.to(place.device, non_blocking=True) for key, value in t.items()} for t in self.targets]
         return DetectionBatch(images, targets, self.index)
 
 
@@ -138,11 +143,9 @@ class DetectionBatches:
     Args:
         split: the images.
         batch_size: images of the global batch, over all processes.
-        seed: of order and augmentation.
+        stream: this process's part, with the seed of order and augmentation.
         train: shuffle, augment, leave out crowd boxes and the last incomplete batch.
         augment: names out of AUGMENTATIONS.
-        rank: this process.
-        world_size: number of processes.
         workers: worker processes that decode and augment; 0 does it here.
     """
 
@@ -151,21 +154,19 @@ class DetectionBatches:
         split: DetectionSplit,
         *,
         batch_size: int,
-        seed: int = 0,
+        stream: Stream,
         train: bool = False,
         augment: Sequence[str] = (),
-        rank: int = 0,
-        world_size: int = 1,
         workers: int = 0,
     ) -> None:
         if len(split) == 0:
             raise InputError("a split of the data has no images")
+        world_size = stream.world_size
         if batch_size % world_size != 0:
             raise InputError(f"data.batch_size {batch_size} must be divisible by the {world_size} processes")
         self.split = split
         self.batch_size = min(batch_size, len(split) // world_size * world_size) if train else batch_size
-        self.seed, self.train, self.augment = seed, train, tuple(augment)
-        self.rank, self.world_size, self.workers = rank, world_size, workers
+        self.stream, self.train, self.augment, self.workers = stream, train, tuple(augment), workers
 
     @property
     def num_samples(self) -> int:
@@ -175,20 +176,21 @@ class DetectionBatches:
     def __len__(self) -> int:
         if self.train:
             return len(self.split) // self.batch_size
-        return -(-len(range(self.rank, len(self.split), self.world_size)) // self._share)
+        return -(-len(range(self.stream.rank, len(self.split), self.stream.world_size)) // self._share)
 
     @property
     def _share(self) -> int:
-        return self.batch_size // self.world_size
+        return self.batch_size // self.stream.world_size
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[DetectionBatch]:
         """The batches of an epoch, from number `start` on."""
         if self.train:
-            order = torch.randperm(len(self.split), generator=_generator(self.seed, epoch))
+            order = torch.randperm(len(self.split), generator=_generator(self.stream.seed, epoch))
             order = order[: len(self) * self.batch_size].view(len(self), self.batch_size)
-            indices = list(order[:, self.rank :: self.world_size])
+            indices = list(order[:, self.stream.rank :: self.stream.world_size])
         else:
-            indices = list(torch.split(torch.arange(self.rank, len(self.split), self.world_size), self._share))
+            own = torch.arange(self.stream.rank, len(self.split), self.stream.world_size)
+            indices = list(torch.split(own, self._share))
         plan = _Plan(self, epoch, indices[start:])
         if self.workers:
             yield from DataLoader(plan, batch_size=None, shuffle=False, num_workers=self.workers)
@@ -202,7 +204,7 @@ class DetectionBatches:
         if self.train:
             learnt = target["iscrowd"] == 0
             target = {key: value if key == "image_id" else value[learnt] for key, value in target.items()}
-            image, target = augmented(image, target, self.augment, _generator(self.seed, epoch, index))
+            image, target = augmented(image, target, self.augment, _generator(self.stream.seed, epoch, index))
         return image, target
 
 
@@ -221,69 +223,58 @@ class _Plan(Dataset[DetectionBatch]):
         return DetectionBatch(list(images), list(targets), index)
 
 
-def build_detection_data(
-    name: str,
-    *,
-    batch_size: int = 8,
-    eval_batch_size: int | None = None,
-    seed: int = 0,
-    image_size: int | None = None,
-    limit: int | None = None,
-    augment: str = "auto",
-    val_fraction: float = 0.1,
-    workers: int = 0,
-    root: str | None = None,
-    rank: int = 0,
-    world_size: int = 1,
-) -> DetectionData:
+def build_detection_data(config: DataConfig, stream: Stream) -> DetectionData:
     """Build a detection set by name.
 
     A folder without a test split tests on its val split, and without a val split sets a fixed part of the training
     images aside; which part does not depend on the seed.
 
     Args:
-        name: "digits-detection", a folder, or "coco:FOLDER" or "voc:FOLDER" to say what it is.
-        batch_size: images of the global batch.
-        eval_batch_size: the same for val and test; None takes `batch_size`.
-        seed: of order and augmentation, not of the images.
-        image_size: side of the images that `digits-detection` draws (96); for folders a bound on the longer side, to
-            which images and boxes are scaled down before anything else (AP by size is then of the scaled boxes).
-        limit: at most this many training images.
-        augment: "none", "auto", or names out of flip, photometric and crop joined by "+". Auto is flip for folders and
-            photometric for digits, which must not be mirrored.
-        val_fraction: share of the training images that are set aside where a split is missing.
-        workers: worker processes.
-        root: a folder that relative names are looked up in.
-        rank: this process.
-        world_size: number of processes.
+        config: `name` is "digits-detection", a folder, or "coco:FOLDER" or "voc:FOLDER" to say what it is.
+            `batch_size` and `eval_batch_size` are of the global batch. `image_size` is the side of the images that
+            `digits-detection` draws (96); for folders a bound on the longer side, to which images and boxes are scaled
+            down before anything else (AP by size is then of the scaled boxes). `limit` keeps so many training images.
+            `augment` is "none", "auto", or names out of flip, photometric and crop joined by "+"; auto is flip for
+            folders and photometric for digits, which must not be mirrored. `workers` are processes that decode and
+            augment; None takes some for training images that are decoded at every step. `root` is a folder that
+            relative names are looked up in. `seed` and what is for classifiers alone are not looked at.
+        stream: this process's part, with the seed of order and augmentation.
 
     Raises:
         InputError: unknown name, or anything wrong with the files.
     """
-    if name == "digits-detection":
-        image_size = image_size or DIGITS_SIZE
+    splits, classes, auto, image_size = _open(config)
+    names = _augmentations(auto if config.augment == "auto" else config.augment)
+    fingerprint = _fingerprint(classes, splits)
+    if config.limit is not None:
+        splits["train"] = _limited(splits["train"], config.limit)
+    workers = config.workers or 0
+    val, test = (
+        DetectionBatches(splits[name], batch_size=config.eval_batch_size, stream=stream, workers=workers)
+        for name in ("val", "test")
+    )
+    if config.workers is None and not splits["train"].in_memory:  # decoded at every step: in processes beside
+        workers = min(8, max((os.cpu_count() or 1) - 1, 1))
+    train = DetectionBatches(
+        splits["train"], batch_size=config.batch_size, stream=stream, train=True, augment=names, workers=workers
+    )
+    return DetectionData(config.name, classes, train, val, test, fingerprint, image_size)
+
+
+def _open(config: DataConfig) -> tuple[dict[str, DetectionSplit], tuple[str, ...], str, int | None]:
+    """Splits, classes, what "auto" augments, and the side or bound of the images."""
+    if config.name == "digits-detection":
+        image_size = config.image_size or DIGITS_SIZE
         if image_size < 48:
             raise InputError(f"data.image_size must be at least 48 for digits-detection, got {image_size}")
-        classes = digits_detection.CLASSES
-        splits = {split: _digits(split, image_size) for split in ("train", "val", "test")}
-        auto = "photometric"
-    else:
-        kind, folder = _place(name, root)
-        found = read_folder(folder, kind)
-        classes = found["train"].classes
-        records = {split: annotations.records for split, annotations in found.items()}
-        _fill_splits(records, val_fraction)
-        splits = {split: DetectionSplit(of, image_size=image_size) for split, of in records.items()}
-        auto = "flip"
-    names = _augmentations(auto if augment == "auto" else augment)
-    fingerprint = _fingerprint(classes, splits)
-    if limit is not None:
-        splits["train"] = _limited(splits["train"], limit)
-    share: dict[str, Any] = {"rank": rank, "world_size": world_size, "workers": workers, "seed": seed}
-    test = DetectionBatches(splits["test"], batch_size=eval_batch_size or batch_size, **share)
-    val = DetectionBatches(splits["val"], batch_size=eval_batch_size or batch_size, **share)
-    train = DetectionBatches(splits["train"], batch_size=batch_size, train=True, augment=names, **share)
-    return DetectionData(name, classes, train, val, test, fingerprint, image_size)
+        drawn = {split: _digits(split, image_size) for split in ("train", "val", "test")}
+        return drawn, digits_detection.CLASSES, "photometric", image_size
+    kind, folder = _place(config.name, config.root)
+    found = read_folder(folder, kind)
+    records = {split: annotations.records for split, annotations in found.items()}
+    _fill_splits(records, config.val_fraction)
+    splits = {split: DetectionSplit(of, image_size=config.image_size) for split, of in records.items()}
+    return splits, found["train"].classes, "flip", config.image_size
 
 
 def augmented(image: Tensor, target: Target, names: Sequence[str], generator: torch.Generator) -> tuple[Tensor, Target]:

@@ -1,23 +1,21 @@
 """The distiller for detectors: student + teacher + objective, one pass that returns a dict."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from pcdistill.detection.data import DetectionBatch
 from pcdistill.detection.detectors.adapters import (
     Adapter,
     Pairing,
     StudentPass,
-    Target,
     TeacherDetector,
     TwoStage,
     adapter_of,
 )
-from pcdistill.distill.objective import Objective
+from pcdistill.distill.objective import Objective, Term
 from pcdistill.errors import InputError
 from pcdistill.losses._pyramid import Pyramid
-from pcdistill.losses.detector import DetectorLoss
 
 
 class Compared(NamedTuple):
@@ -39,7 +37,7 @@ class DetectionObjective(Objective):
     @property
     def needs_pyramid(self) -> bool:
         """Whether a term compares feature pyramids."""
-        return any(term.kind == "detection" and not isinstance(term.loss, DetectorLoss) for term in self.terms)
+        return any(term.kind == "pyramids" and not term.needs.own_losses for term in self.terms)
 
     def forward(self, student: Any, teacher: Any = None, target: Any = None) -> dict[str, Tensor]:
         """Sum the terms.
@@ -53,20 +51,19 @@ class DetectionObjective(Objective):
             "loss" with a graph, "loss/NAME" of every term, unweighted and detached, and the detector's own losses.
         """
         seen, pairing, pyramid = student
-        parts: dict[str, Tensor] = {}
-        total: Tensor | None = None
-        for term, factor in zip(self.terms, self.factors, strict=True):
-            if isinstance(term.loss, DetectorLoss):
-                value = term.loss(seen.losses)
-            elif term.kind == "detection":
-                value = term.loss(seen.pyramid, pyramid, target)
+
+        def value_of(term: Term) -> Tensor:
+            labels = term.needs.labels
+            if term.needs.own_losses:
+                value: Tensor = term.loss(seen.losses)
+            elif term.kind == "pyramids":
+                value = term.loss(seen.pyramid, pyramid, target if labels else None)
             else:
-                value = term.loss(pairing.student, pairing.teacher, pairing.labels)
-            parts[f"loss/{term.name}"] = value.detach()
-            total = factor * value if total is None else total + factor * value
-        assert total is not None
+                value = term.loss(pairing.student, pairing.teacher, pairing.labels if labels else None)
+            return value
+
         own = {f"loss/{name.removeprefix('loss_')}": value.detach() for name, value in seen.losses.items()}
-        return {"loss": total, **parts, **own}
+        return {**self.weigh(value_of), **own}
 
 
 class DetectionDistiller(nn.Module):
@@ -116,10 +113,10 @@ class DetectionDistiller(nn.Module):
     def adapter(self) -> Adapter:
         return self._hidden[1]
 
-    def compare(self, images: Sequence[Tensor], targets: Sequence[Target]) -> Compared:
+    def compare(self, batch: DetectionBatch) -> Compared:
         """One pass of the student in training mode, and what the terms need of the teacher on the same batch."""
         teacher, adapter = self._hidden
-        seen = adapter.student_pass(images, targets)
+        seen = adapter.student_pass(batch.images, batch.targets)
         if teacher is None or not self.objective.needs_teacher:
             return Compared(seen, None, None)
         features = teacher.features(seen.batch)
@@ -129,16 +126,8 @@ class DetectionDistiller(nn.Module):
             pairing = adapter.pair(seen, teacher, features, **self._pair_options)  # type: ignore[arg-type]
         return Compared(seen, pairing, pyramid)
 
-    def forward(self, images: Sequence[Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
-        """One pass.
-
-        Args:
-            images: [3, H, W] float in 0..1 each.
-            targets: per image "boxes" [M, 4] xyxy in its pixels and "labels" [M] from 1.
-
-        Returns:
-            "loss" (scalar with a graph) and "loss/NAME" (detached, unweighted).
-        """
-        found = self.compare(images, targets)
+    def forward(self, batch: DetectionBatch) -> dict[str, Tensor]:
+        """One pass: "loss" (scalar with a graph) and "loss/NAME" (detached, unweighted)."""
+        found = self.compare(batch)
         result: dict[str, Tensor] = self.objective(found, None, found.seen.targets)
         return result

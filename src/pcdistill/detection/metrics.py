@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from pcdistill.detection.data import DetectionBatch
+from pcdistill.engine.placement import Placement
 from pcdistill.errors import InputError
 
 # Name of the metric -> which array of COCO, and of it which IoU thresholds and which sizes (all, small, medium, large).
@@ -29,8 +30,8 @@ SIZES = {1: (0.0, 32.0**2), 2: (32.0**2, 96.0**2), 3: (96.0**2, 1e10)}  # in pix
 @torch.no_grad()
 def evaluate_detection(
     model: nn.Module,
-    batches: Iterable[Any],
-    accelerator: Accelerator,
+    batches: Iterable[DetectionBatch],
+    placement: Placement,
     *,
     classes: Sequence[str],
     limit: int | None = None,
@@ -39,21 +40,22 @@ def evaluate_detection(
 
     Args:
         model: list of images [3, H, W] -> list of {"boxes" [M, 4], "labels" [M], "scores" [M]}.
-        batches: of DetectionBatch, on any device; one pass over the split, shared among the processes.
-        accelerator: where to compute, in which precision, and over which processes to gather.
+        batches: on any device; one pass over the split, shared among the processes.
+        placement: where to compute, in which precision, and over which processes to gather.
         classes: names of the labels 1..K.
         limit: stop after the batch that reaches this many images in this process.
 
     Returns:
         As :func:`coco_map`, and "samples".
     """
+    accelerator = placement.accelerator
     was_training = model.training
     model.eval()
     found: list[dict[str, Any]] = []
     truth: list[dict[str, Any]] = []
     try:
         for batch in batches:
-            batch = batch.to(accelerator.device)
+            batch = batch.to(placement)
             with accelerator.autocast():
                 predictions = model(batch.images)
             for image, target, prediction in zip(batch.images, batch.targets, predictions, strict=True):

@@ -1,7 +1,6 @@
 """From a recipe to detectors that are checked: data with boxes, classes that match, logits that can be compared."""
 
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,18 @@ from accelerate import Accelerator
 from torch import nn
 
 from pcdistill import models
-from pcdistill.classification.task import build_objective, check_losses, method_kind, views_of
+from pcdistill.data.loader import Stream
 from pcdistill.detection import pictures
-from pcdistill.detection.data import DetectionBatch, DetectionData, build_detection_data
+from pcdistill.detection.data import DetectionData, build_detection_data
 from pcdistill.detection.detectors.adapters import TeacherDetector, adapter_of
 from pcdistill.detection.detectors.build import build_detector, list_detectors, pretrained_classes
 from pcdistill.detection.distiller import DetectionDistiller, DetectionObjective
 from pcdistill.detection.metrics import evaluate_detection
 from pcdistill.detection.samples import write_samples
-from pcdistill.distill.objective import import_user_object
+from pcdistill.distill.objective import build_objective, check_losses, import_user_object, method_kind, views_of
 from pcdistill.engine.console import Console
+from pcdistill.engine.loop import Metric
+from pcdistill.engine.placement import Placement
 from pcdistill.errors import InputError
 from pcdistill.methods import METHODS
 from pcdistill.models.names import is_user_code
@@ -30,16 +31,10 @@ GATE_SAMPLES = 200
 WEAK_AP50 = 5.0  # percent: a teacher below this finds next to nothing
 
 
-def _images_and_boxes(batch: DetectionBatch, device: torch.device) -> tuple[tuple[Any, ...], int]:
-    batch = batch.to(device)
-    return (batch.images, batch.targets), len(batch.images)
-
-
 class Detection:
     """COCO mAP of images with boxes: a :class:`pcdistill.commands.tasks.Task`."""
 
     metric, label = "map", "AP"
-    unpack: Callable[[Any, torch.device], tuple[tuple[Any, ...], int]] | None = staticmethod(_images_and_boxes)
 
     def data(self, recipe: Recipe, accelerator: Accelerator) -> DetectionData:
         return detection_data(recipe, accelerator)
@@ -51,8 +46,8 @@ class Detection:
         """channels_last only where it is asked for: RoI pooling would copy every level back."""
         return replace(recipe.train, channels_last=bool(recipe.train.channels_last))
 
-    def chance(self, data: Any) -> float:
-        return 0.0  # there is no guessing of boxes
+    def watch(self, recipe: Recipe, data: Any) -> Metric:
+        return Metric(self.metric)
 
     def student(self, recipe: Recipe, data: Any) -> nn.Module:
         return build_student_detector(recipe, data)
@@ -71,19 +66,17 @@ class Detection:
         teacher: Any,
         student: nn.Module | None,
         data: Any,
-        accelerator: Accelerator,
+        placement: Placement,
         allow: Sequence[str],
         console: Console,
     ) -> dict[str, Any]:
-        return check_teacher_detector(teacher, student, data, accelerator, allow=allow, console=console)
+        return check_teacher_detector(teacher, student, data, placement, allow=allow, console=console)
 
-    def distiller(self, recipe: Recipe, student: nn.Module, teacher: Any, data: Any) -> nn.Module:
+    def distiller(self, recipe: Recipe, student: nn.Module, teacher: Any, data: Any, placement: Placement) -> nn.Module:
         return build_detection_distiller(recipe, student, teacher, data)
 
-    def evaluate(
-        self, model: nn.Module, batches: Any, data: Any, recipe: Recipe, accelerator: Accelerator
-    ) -> dict[str, Any]:
-        return evaluate_detection(model, batches.epoch(0), accelerator, classes=data.classes)
+    def evaluate(self, model: nn.Module, batches: Any, data: Any, placement: Placement) -> dict[str, Any]:
+        return evaluate_detection(model, batches.epoch(0), placement, classes=data.classes)
 
     def splits(self, data: Any) -> dict[str, Any]:
         return {"test": data.test, "val": data.val}
@@ -114,23 +107,10 @@ def detection_data(recipe: Recipe, accelerator: Accelerator) -> DetectionData:
         )
     if recipe.train.compile:
         raise InputError("train.compile is for classifiers: detectors are called part by part, which it does not reach")
-    data = build_detection_data(
-        config.name,
-        batch_size=config.batch_size // recipe.train.accumulate,
-        eval_batch_size=config.eval_batch_size,
-        seed=recipe.train.seed,
-        image_size=config.image_size,
-        limit=config.limit,
-        augment=config.augment,
-        val_fraction=config.val_fraction,
-        workers=config.workers or 0,
-        root=config.root,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
+    micro = replace(config, batch_size=config.batch_size // recipe.train.accumulate)
+    return build_detection_data(
+        micro, Stream(recipe.train.seed, accelerator.process_index, accelerator.num_processes, accelerator.device)
     )
-    if config.workers is None and not data.train.split.in_memory:  # decoded at every step: in processes beside
-        data.train.workers = min(8, max((os.cpu_count() or 1) - 1, 1))
-    return data
 
 
 def check_detection_losses(recipe: Recipe, num_classes: int) -> None:
@@ -140,11 +120,11 @@ def check_detection_losses(recipe: Recipe, num_classes: int) -> None:
         InputError: with the term's name and what is wrong with it.
     """
     for i, term in enumerate(recipe.losses):
-        kind = method_kind(term.method)
+        kind = method_kind(term.method, f"losses.{i}")
         if term.method == "ce":
             raise InputError(f"losses.{i}: ce: the detector's own losses hold its cross-entropy; leave this term out")
         if kind == "features":
-            known = ", ".join(name for name, m in METHODS.items() if m.kind == "detection" and name != "detector")
+            known = ", ".join(name for name, m in METHODS.items() if m.kind == "pyramids" and name != "detector")
             raise InputError(f"losses.{i}: {term.method} compares features of classifiers; for detectors: {known}")
     if views_of(recipe) > 1:
         raise InputError(
@@ -224,7 +204,7 @@ def check_teacher_detector(
     teacher: TeacherDetector,
     student: nn.Module | None,
     data: DetectionData,
-    accelerator: Accelerator,
+    placement: Placement,
     *,
     allow: Sequence[str] = (),
     console: Console | None = None,
@@ -237,12 +217,12 @@ def check_teacher_detector(
     console = console or Console(quiet=True)
     if teacher.left_out:
         console.say(f"the teacher has {teacher.left_out} classes that the data has not; they are left out")
-    result = evaluate_detection(teacher, data.val.epoch(0), accelerator, classes=data.classes, limit=GATE_SAMPLES)
+    result = evaluate_detection(teacher, data.val.epoch(0), placement, classes=data.classes, limit=GATE_SAMPLES)
     weak = None
     if result.get("map_50", 0.0) < WEAK_AP50:
         weak = f"the teacher finds next to nothing on held-out images (AP50 {result.get('map_50', 0.0):.1f} %)"
     elif student is not None:
-        own = evaluate_detection(student, data.val.epoch(0), accelerator, classes=data.classes, limit=GATE_SAMPLES)
+        own = evaluate_detection(student, data.val.epoch(0), placement, classes=data.classes, limit=GATE_SAMPLES)
         if own["map"] > result["map"]:
             better = f"less than the student's {own['map']:.1f} %"
             weak = f"the teacher has AP {result['map']:.1f} % on held-out images, {better}"

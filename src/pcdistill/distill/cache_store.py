@@ -6,7 +6,7 @@ A cache is a folder: cache.json says what made it, epoch-0000.bin and so on hold
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +161,7 @@ class CachedBatches(Batches):
         for number, batch in enumerate(self.batches.epoch(stored, start), start):
             places = number * info.rows + self._places(len(batch.images))
             logits = self.cache.logits(stored, places)
-            yield batch._replace(teacher_logits=logits.to(batch.images.device, non_blocking=True))
+            yield replace(batch, teacher_logits=logits.to(batch.images.device, non_blocking=True))
 
     def _places(self, rows: int) -> Tensor:
         """Where this process's rows lie in the whole batch: a run of samples, in every view."""

@@ -1,16 +1,26 @@
-"""Checkpoints that survive a kill at any moment: written beside, flushed, then renamed; read as data only."""
+"""Checkpoints that survive a kill at any moment: written beside, flushed, then renamed; read as data only.
+
+What a run must remember is a mapping of names to parts; one loop saves them and one loads them.
+"""
 
 import os
 import pickle
 import random
 import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
 
 from pcdistill.errors import InputError
+
+FORMAT = "pcdistill-1"
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
@@ -25,11 +35,11 @@ def atomic_write(path: Path, data: bytes | str) -> None:
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Save tensors and plain values atomically."""
+    """Save tensors and plain values atomically; the format's name is added."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     with open(beside, "wb") as file:
-        torch.save(state, file)
+        torch.save({"format": FORMAT, **state}, file)
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)
@@ -49,9 +59,92 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise InputError(
             f"checkpoint {path} cannot be read: it is damaged, or holds more than tensors and plain values"
         ) from error
-    if not isinstance(state, dict) or state.get("format") != "pcdistill-1":
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise InputError(f"checkpoint {path} was not written by pcdistill's training")
     return state
+
+
+class Part(Protocol):
+    """Something that a checkpoint remembers: an optimiser is one, and so are the classes below."""
+
+    def state_dict(self) -> Any: ...
+
+    def load_state_dict(self, state: Any) -> Any: ...
+
+
+def collect(parts: Mapping[str, Part]) -> dict[str, Any]:
+    """The state of every part by its name; every process must call it, for some gather."""
+    return {name: part.state_dict() for name, part in parts.items()}
+
+
+def restore(parts: Mapping[str, Part], state: Mapping[str, Any]) -> None:
+    """Give every part its state back, in order."""
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A module's parameters and buffers, kept on the CPU; without a module, None."""
+
+    module: nn.Module | None
+
+    def state_dict(self) -> dict[str, Any] | None:
+        return None if self.module is None else to_cpu(self.module.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+        if self.module is not None and state is not None:
+            self.module.load_state_dict(state)
+
+
+@dataclass(frozen=True)
+class Scaler:
+    """The loss scaling of float16, where there is any."""
+
+    accelerator: Accelerator
+
+    def state_dict(self) -> dict[str, Any] | None:
+        return None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+        if self.accelerator.scaler is not None and state is not None:
+            self.accelerator.scaler.load_state_dict(state)
+
+
+@dataclass(frozen=True)
+class Value:
+    """An attribute that holds plain values."""
+
+    owner: Any
+    name: str
+
+    def state_dict(self) -> Any:
+        return getattr(self.owner, self.name)
+
+    def load_state_dict(self, state: Any) -> None:
+        setattr(self.owner, self.name, state)
+
+
+@dataclass(frozen=True)
+class Randomness:
+    """The generators of every process; each takes its own back."""
+
+    accelerator: Accelerator
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        states: list[dict[str, Any]] = gather_object([random_state()])
+        return states
+
+    def load_state_dict(self, state: list[dict[str, Any]]) -> None:
+        restore_random_state(state[self.accelerator.process_index])
+
+
+def to_cpu(state: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a state dict on the CPU, free of the wrappers' prefixes."""
+    return {
+        key.replace("_orig_mod.", ""): value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value
+        for key, value in state.items()
+    }
 
 
 def random_state() -> dict[str, Any]:

@@ -1,0 +1,112 @@
+"""Where a run computes and how its tensors lie: device, precision and memory format, decided once."""
+
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor, nn
+
+from pcdistill.errors import InputError
+from pcdistill.recipe import TrainConfig
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Puts modules and images where a run computes.
+
+    Attributes:
+        accelerator: devices, processes and precision.
+        memory_format: of the module that is trained, and of its images.
+        frozen_format: of modules that run without a backward pass, and of images in evaluation.
+    """
+
+    accelerator: Accelerator
+    memory_format: torch.memory_format = torch.contiguous_format
+    frozen_format: torch.memory_format = torch.contiguous_format
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    @property
+    def frozen(self) -> "Placement":
+        """The placement of what has no backward pass: the teacher, and every model in evaluation."""
+        return replace(self, memory_format=self.frozen_format)
+
+    def module(self, module: Module) -> Module:
+        """The module itself, on the device and in the memory format."""
+        return module.to(self.device).to(memory_format=self.memory_format)  # type: ignore[call-overload,no-any-return]
+
+    def images(self, images: Tensor) -> Tensor:
+        """Images on the device; a batch [N, C, H, W] also in the memory format."""
+        images = images.to(self.device, non_blocking=True)
+        return images.contiguous(memory_format=self.memory_format) if images.ndim == 4 else images
+
+
+def make_placement(train: TrainConfig, accelerator: Accelerator, student: nn.Module | None = None) -> Placement:
+    """The recipe's choice of memory format, by default channels last: convolutions run fastest so.
+
+    Nothing but rounding depends on it. A student whose training in it would break is trained without.
+
+    Args:
+        train: `channels_last`, None for the default.
+        accelerator: where to compute.
+        student: the module to train; None where nothing is trained.
+
+    Raises:
+        InputError: the recipe asks for channels last with a student that breaks in it.
+    """
+    device = accelerator.device
+    wanted = device.type != "mps" if train.channels_last is None else train.channels_last
+    broken = _broken_in_channels_last(student) if wanted and student is not None and device.type == "cpu" else None
+    if broken is not None and train.channels_last:
+        raise InputError(
+            f"train.channels_last: {broken} is a strided 1x1 convolution of fewer than 16 channels, whose backward "
+            "pass writes beyond its memory in this format on a CPU; leave it out"
+        )
+    chosen = torch.channels_last if wanted else torch.contiguous_format
+    return Placement(accelerator, torch.contiguous_format if broken is not None else chosen, chosen)
+
+
+def _broken_in_channels_last(student: nn.Module) -> str | None:
+    """Name of the first strided 1x1 convolution of fewer than 16 channels.
+
+    With torch 2.15 on a CPU with AVX-512, its backward pass in this format reads and writes beyond its memory (oneDNN's
+    brgconv_strided). No other convolution was found to: benchmarks/channels_last_memory.py.
+    """
+    for name, module in student.named_modules():
+        strided = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.stride != (1, 1)
+        if strided and module.in_channels // module.groups < 16:
+            return name
+    return None
+
+
+def tell_unused(accelerator: Accelerator, unused: bool) -> None:
+    """Say whether any parameter gets no gradient; distributed training asks when its module is prepared."""
+    accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=unused)
+
+
+def make_accelerator(train: TrainConfig) -> Accelerator:
+    """Devices, processes and precision, from the recipe and from `accelerate launch` or `torchrun`.
+
+    "auto" precision is bfloat16 on CUDA devices that have it and float32 elsewhere.
+    """
+    cpu = train.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    if train.device not in ("auto", "cpu", "cuda", "mps"):
+        raise InputError(f'train.device must be "auto", "cpu", "cuda" or "mps", got "{train.device}"')
+    if train.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("train.device is cuda, but PyTorch sees no CUDA device; use --device cpu")
+    chosen = train.precision
+    if chosen == "auto":
+        chosen = "bfloat16" if not cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
+    mixed = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[chosen]
+    if mixed == "fp16" and cpu:
+        raise InputError("train.precision float16 needs a GPU (its loss scaling does); use bfloat16 on a CPU")
+    # Accelerate keeps the first run's precision and device for the process's life; a second run may want others.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(mixed_precision=mixed, cpu=cpu)
