@@ -309,11 +309,13 @@ class List:
     """What to list."""
     search: str = ""
     """Only names that contain this."""
+    options: Annotated[str | None, flag("METHOD")] = None
+    """The options of one method's loss: type, default and meaning."""
 
     def run(self, command: str) -> None:
-        from pcdistill.commands.listing import listed
+        from pcdistill.commands.listing import listed, options_listed
 
-        for name, text in listed(self.what):
+        for name, text in listed(self.what) if self.options is None else options_listed(self.options):
             if self.search.lower() in name.lower():
                 print(f"{name:<24} {text}".rstrip())
 

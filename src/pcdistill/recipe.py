@@ -147,6 +147,8 @@ class TermConfig:
 
     `weight_to` and `temperature_to`: where weight and temperature move to, epoch by epoch and in equal steps, from
     `weight` and the loss's `temperature` in the first epoch to these values in the last; none: they stay.
+    `strength`, in place of a weight: the term pulls so many times as hard as the labels (pcdistill.distill.strength);
+    `strength_follow`: measured through all of training, or kept after the first steps.
     """
 
     __pydantic_config__ = FORBID
@@ -156,6 +158,8 @@ class TermConfig:
     temperature_to: Positive | None = None
     warmup_epochs: NotNegative = 0.0
     standardize: bool = False
+    strength: Positive | None = None
+    strength_follow: bool = True
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -468,6 +472,8 @@ def _nested_terms(terms: Iterable[Any], key: str, mistakes: _Mistakes) -> list[d
 
 def _flat_term(term: dict[str, Any]) -> dict[str, Any]:
     own = {key: value for key, value in term.items() if key != "options" and value is not None}
+    if "strength" not in own:  # keys that came later: recipes without them keep their digests
+        own.pop("strength_follow")
     return {**own, **term["options"]}
 
 

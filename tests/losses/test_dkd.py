@@ -4,8 +4,9 @@ import pytest
 import torch
 from hypothesis import given
 
+from pcdistill.losses._labels import split_target
 from pcdistill.losses.base import Needs
-from pcdistill.losses.dkd import DKDLoss, dkd_loss, split_target
+from pcdistill.losses.dkd import DKDLoss, dkd_loss
 from pcdistill.losses.kd import kd_loss
 from tests.helpers import GRAD, VALUE, extreme_pair, golden_pair, logit_pairs, make_pair
 from tests.references.dkd import dkd

@@ -1,4 +1,4 @@
-"""`pcdistill list`: names that can be used. Only models and detectors need torch."""
+"""`pcdistill list`: names that can be used. Only models, detectors and options need torch."""
 
 from pcdistill.methods import METHODS
 from pcdistill.recipe import ALONE, RECIPES, recipe_names
@@ -19,6 +19,20 @@ def listed(what: str) -> list[tuple[str, str]]:
 
     task = "detection" if what == "detectors" else "classification"
     return [(name, "") for name in TASKS[task]().model_names()]
+
+
+def options_listed(method: str) -> list[tuple[str, str]]:
+    """Name and meaning of every option of a method's loss.
+
+    Raises:
+        InputError: there is no such method.
+    """
+    from pcdistill.distill.objective import method_options
+
+    return [
+        (o.name, f"{o.type}, default {o.default}: {o.about}") if o.default else (o.name, f"{o.type}: {o.about}")
+        for o in method_options(method)
+    ]
 
 
 def _first_comment(name: str) -> str:

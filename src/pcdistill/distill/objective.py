@@ -10,10 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from pcdistill.distill.strength import Strength
 from pcdistill.errors import InputError, nearest
 from pcdistill.losses.base import Features, Kind, Needs, Shapes, check_fit, check_needs, kind_of, needs_of
 from pcdistill.losses.lskd import StandardizedLoss
+from pcdistill.losses.options import Option, options_of
 from pcdistill.methods import METHODS
 from pcdistill.models.names import is_user_code
 from pcdistill.recipe import Recipe, TermConfig
@@ -38,6 +41,7 @@ class Term:
         warmup_epochs: epochs over which the factor rises.
         weight_to: the weight moves from `weight` in the first epoch to this in the last.
         temperature_to: the same of the loss's attribute `temperature`.
+        strength: chooses the weight so that the term pulls so many times as hard as the labels; `weight` is then 1.
     """
 
     name: str
@@ -46,6 +50,7 @@ class Term:
     warmup_epochs: float = 0.0
     weight_to: float | None = None
     temperature_to: float | None = None
+    strength: Strength | None = None
 
     def __post_init__(self) -> None:
         self.kind: Kind = kind_of(self.loss)
@@ -63,6 +68,7 @@ class Objective(nn.Module):
         self.losses = nn.ModuleList(term.loss for term in terms)
         self.factors = [term.weight * warmup_factor(0.0, term.warmup_epochs) for term in terms]
         self._temperatures = [_start_temperature(term) for term in terms]
+        self.strengths = nn.ModuleDict({str(i): t.strength for i, t in enumerate(terms) if t.strength is not None})
 
     @property
     def names(self) -> list[str]:
@@ -109,6 +115,8 @@ class Objective(nn.Module):
         teacher_logits = teacher.logits if isinstance(teacher, Features) else teacher
         if teacher_logits is None:
             teacher_logits = student_logits.detach()  # no term reads it
+        if self.strengths:
+            student_logits = student_logits.float()  # as the losses do: gradients in half precision vanish
 
         def value_of(term: Term) -> Tensor:
             labels = target if term.needs.labels else None
@@ -118,18 +126,53 @@ class Objective(nn.Module):
                 value = term.loss(student_logits, teacher_logits, labels)
             return value
 
-        return self.weigh(value_of)
+        def places_of(term: Term) -> list[Tensor]:
+            if term.kind != "features":
+                return [student_logits]
+            return [*student.maps, *(student.pre_activations or ()), student.pooled]
 
-    def weigh(self, value_of: Callable[[Term], Tensor]) -> dict[str, Tensor]:
-        """The sum of the terms' values under their factors as "loss", and every value, detached, as "loss/NAME"."""
-        parts: dict[str, Tensor] = {}
-        total: Tensor | None = None
-        for term, factor in zip(self.terms, self.factors, strict=True):
-            value = value_of(term)
-            parts[f"loss/{term.name}"] = value.detach()
-            total = factor * value if total is None else total + factor * value
-        assert total is not None
+        def labels_alone() -> Tensor:
+            return F.cross_entropy(student_logits, target)
+
+        return self.weigh(value_of, Pull(places_of, labels_alone))
+
+    def weigh(self, value_of: Callable[[Term], Tensor], pull: "Pull") -> dict[str, Tensor]:
+        """The sum of the terms' values under their factors as "loss", and every value, detached, as "loss/NAME".
+
+        The weight of a term with a strength is "loss/weight/NAME".
+        """
+        values = [value_of(term) for term in self.terms]
+        factors: list[float | Tensor] = list(self.factors)
+        parts = {f"loss/{term.name}": value.detach() for term, value in zip(self.terms, values, strict=True)}
+        for i, term in enumerate(self.terms):
+            if term.strength is not None:
+                if values[i].requires_grad:
+                    self._measure(term.strength, term, values, pull)
+                factors[i] = self.factors[i] * term.strength.factor
+                parts[f"loss/weight/{term.name}"] = term.strength.factor
+        total = sum(factor * value for factor, value in zip(factors, values, strict=True))
+        assert isinstance(total, Tensor)
         return {"loss": total, **parts}
+
+    def _measure(self, strength: Strength, term: Term, values: Sequence[Tensor], pull: "Pull") -> None:
+        if strength.due:
+            own = [f * v for t, f, v in zip(self.terms, self.factors, values, strict=True) if not t.needs.teacher]
+            labels = torch.stack(own).sum() if own else pull.labels_alone()
+            strength.measure(values[self.terms.index(term)], labels, pull.places_of(term))
+        strength.steps += 1
+
+
+@dataclass(frozen=True)
+class Pull:
+    """Where terms and labels are compared by their gradients (see :mod:`pcdistill.distill.strength`).
+
+    Attributes:
+        places_of: the student's tensors that a term compares.
+        labels_alone: the labels' loss, for an objective without a term of it.
+    """
+
+    places_of: Callable[[Term], list[Tensor]]
+    labels_alone: Callable[[], Tensor]
 
 
 def _start_temperature(term: Term) -> float | None:
@@ -158,8 +201,28 @@ def build_objective(
         name = short_name(term.method)
         if any(other.name == name for other in built):
             name = f"{name}_{i}"
-        built.append(Term(name, loss, term.weight, term.warmup_epochs, term.weight_to, term.temperature_to))
+        strength = _strength(term, loss, f"losses.{i}")
+        built.append(Term(name, loss, term.weight, term.warmup_epochs, term.weight_to, term.temperature_to, strength))
     return Objective(built)
+
+
+def _strength(term: TermConfig, loss: nn.Module, where: str) -> Strength | None:
+    """What chooses the term's weight, if the recipe gives a strength.
+
+    Raises:
+        InputError: a term that has no counterpart among the labels to be measured by.
+    """
+    if term.strength is None:
+        return None
+    needs = needs_of(loss)
+    if not needs.teacher:
+        raise InputError(f"{where}: {term.method}: strength is of a term that compares with the teacher; give a weight")
+    if needs.replaces_labels:
+        raise InputError(
+            f"{where}: {term.method} stands for cross-entropy too, so there is no pull of the labels to compare with; "
+            "leave strength out and give a weight"
+        )
+    return Strength(term.strength, follow=term.strength_follow)
 
 
 def build_loss(
@@ -231,6 +294,16 @@ def _class_kind(loss_class: Any, method: str, where: str) -> Kind:
 def method_kind(method: str, where: str = "losses") -> Kind:
     """What a method compares: "logits", "features" or "pyramids"."""
     return METHODS[method].kind if method in METHODS else _class_kind(_loss_class(method, where), method, where)
+
+
+def method_options(method: str, where: str = "--options") -> list[Option]:
+    """What a recipe can set of a method's loss, beside the keys that every term has.
+
+    Raises:
+        InputError: unknown method.
+    """
+    loss_class = _loss_class(method, where)
+    return options_of(loss_class, without=OFFERED[_class_kind(loss_class, method, where)])
 
 
 def term_needs(term: TermConfig, where: str = "losses") -> Needs:

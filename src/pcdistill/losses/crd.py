@@ -72,7 +72,7 @@ class CRDLoss(FeatureLoss):
         teacher: features of the same batch.
         n_data: number of training images.
         labels: [n_data] their classes; None draws negatives from all other images.
-        negatives: K.
+        negatives: K, drawn for each image.
         width: of the embeddings.
         temperature: of the scores.
         momentum: of the memory, in [0, 1).

@@ -4,13 +4,17 @@ Source: Ham et al., "Cosine Similarity Knowledge Distillation for Individual Cla
 2311.14307 (2023).
 """
 
+from dataclasses import dataclass, field, replace
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from pcdistill.losses._common import check_logits, check_temperature, check_weight, upcast
+from pcdistill.losses._views import Views, check_views, confidence_masks
 from pcdistill.losses.base import LogitLoss, Needs
 from pcdistill.losses.dist import cosine_distance
-from pcdistill.losses.mlkd import Views, check_views, confidence_masks
+from pcdistill.losses.options import takes, values_of
 
 __all__ = ["CSKDLoss", "CSKDNoAugLoss", "cskd_loss"]
 
@@ -50,23 +54,55 @@ def cswt_temperatures(
     return min_temperature + (max_temperature - min_temperature) * (distance - least) / (most - least).clamp(min=SPREAD)
 
 
-def cskd_loss(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    target: Tensor | None = None,
-    *,
-    temperature: float = 4.0,
-    min_temperature: float = 2.0,
-    max_temperature: float = 6.0,
-    views: Views = 2,
-    cosine_weight: float = 2.0,
-    fixed_weight: float = 1.0,
-    cswt_weight: float = 1.0,
-    class_weight: float = 1.0,
-    batch_weight: float = 1.0,
-    masks: bool = True,
-    eps: float = 1e-8,
-) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class CSKDOptions:
+    """What :func:`cskd_loss` and its modules can be told.
+
+    Args:
+        temperature: T > 0 of the fixed part. Customary: 4.
+        min_temperature: lower end of the per-sample temperatures, > 0. Customary: 2.
+        max_temperature: upper end, >= min_temperature. Customary: 6.
+        views: 2: the full form. 1: [N, C], the same without its strong term.
+        cosine_weight: weight of L_cs, >= 0. The paper's is 2.
+        fixed_weight: weight of the fixed temperature's terms, >= 0.
+        cswt_weight: weight of the per-sample temperatures' terms, >= 0.
+        class_weight: weight of L_cc, >= 0.
+        batch_weight: weight of L_bc, >= 0.
+        masks: False sets m and k to 1.
+        eps: > 0, added to the product of two norms. Classes whose probabilities are smaller than its root throughout
+            the batch count as unlike.
+
+    Raises:
+        ValueError: a temperature, weight, eps or number of views that does not fit.
+    """
+
+    temperature: float = 4.0
+    min_temperature: float = 2.0
+    max_temperature: float = 6.0
+    views: Views = 2
+    cosine_weight: float = 2.0
+    fixed_weight: float = 1.0
+    cswt_weight: float = 1.0
+    class_weight: float = 1.0
+    batch_weight: float = 1.0
+    masks: bool = True
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        check_temperature(self.temperature)
+        check_temperature(self.min_temperature, "min_temperature")
+        check_temperature(self.max_temperature, "max_temperature")
+        if self.max_temperature < self.min_temperature:
+            least = f"at least min_temperature = {self.min_temperature}"
+            raise ValueError(f"max_temperature must be {least}, got {self.max_temperature}")
+        check_views(self.views)
+        for name in ("cosine_weight", "fixed_weight", "cswt_weight", "class_weight", "batch_weight"):
+            check_weight(getattr(self, name), name)
+        check_temperature(self.eps, "eps")
+
+
+@takes(CSKDOptions)
+def cskd_loss(student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None = None, **options: Any) -> Tensor:
     """Cosine distance of the classes' probabilities over the batch, at a fixed and at a per-sample temperature.
 
         P = softmax(z_t / T), Q = softmax(z_s / T), [N, C], of one view; cos(a, b) = a.b / (|a| |b| + eps)
@@ -81,18 +117,7 @@ def cskd_loss(
             is float32, or float64 for float64 input.
         teacher_logits: z_t, of the same images and shape. A constant: no gradient flows into it.
         target: unused; here so that all logit losses are called alike. Soft labels make no difference.
-        temperature: T > 0 of the fixed part. Customary: 4.
-        min_temperature: lower end of the per-sample temperatures, > 0. Customary: 2.
-        max_temperature: upper end, >= min_temperature. Customary: 6.
-        views: 2: the full form. 1: [N, C], the same without its strong term.
-        cosine_weight: weight of L_cs, >= 0. The paper's is 2.
-        fixed_weight: weight of the fixed temperature's terms, >= 0.
-        cswt_weight: weight of the per-sample temperatures' terms, >= 0.
-        class_weight: weight of L_cc, >= 0.
-        batch_weight: weight of L_bc, >= 0.
-        masks: False sets m and k to 1.
-        eps: > 0, added to the product of two norms. Classes whose probabilities are smaller than its root throughout
-            the batch count as unlike.
+        options: the fields of :class:`CSKDOptions`.
 
     Returns:
         A scalar. At P = Q it is zero up to eps. It depends on the batch's size and composition. For N = 1 every cosine
@@ -108,61 +133,35 @@ def cskd_loss(
         no samples. Where all similarities of a batch are equal we define CSWT, the code divides by zero.
     """
     check_logits(student_logits, teacher_logits)
-    weights = (cosine_weight, fixed_weight, cswt_weight, class_weight, batch_weight)
-    _check_options(temperature, min_temperature, max_temperature, views, *weights, eps)
-    check_views(views, student_logits)
+    of = CSKDOptions(**options)
+    check_views(of.views, student_logits)
     student, teacher = upcast(student_logits), upcast(teacher_logits.detach())
-    n = len(student) // views
+    n = len(student) // of.views
     if n == 0:
         return student.sum()
     per_sample = cswt_temperatures(
-        student[:n], teacher[:n], min_temperature=min_temperature, max_temperature=max_temperature
+        student[:n], teacher[:n], min_temperature=of.min_temperature, max_temperature=of.max_temperature
     )
     sample_share = class_share = torch.ones_like(per_sample[0])
-    if masks:
+    if of.masks:
         sample_share, class_share = (mask.mean() for mask in confidence_masks(teacher[:n]))
     loss = student[:0].sum()
-    for weight, temperatures in ((fixed_weight, torch.full_like(per_sample, temperature)), (cswt_weight, per_sample)):
+    fixed = torch.full_like(per_sample, of.temperature)
+    for weight, temperatures in ((of.fixed_weight, fixed), (of.cswt_weight, per_sample)):
         if weight == 0:
             continue
         q, p = (_softmax(z[:n], temperatures) for z in (student, teacher))
-        scale = cosine_weight * temperatures.mean() ** 2
-        part = sample_share * scale * cosine_distance(p.T, q.T, eps=eps).mean()
-        if views == 2:
+        scale = of.cosine_weight * temperatures.mean() ** 2
+        part = sample_share * scale * cosine_distance(p.T, q.T, eps=of.eps).mean()
+        if of.views == 2:
             strong_q, strong_p = (_softmax(z[n:], temperatures) for z in (student, teacher))
-            part = part + scale * cosine_distance(strong_p.T, strong_q.T, eps=eps).mean()
-        if class_weight:
-            part = part + class_weight * class_share * _gram_distance(p.T, q.T, eps)
-        if batch_weight:
-            part = part + batch_weight * sample_share * _gram_distance(p, q, eps)
+            part = part + scale * cosine_distance(strong_p.T, strong_q.T, eps=of.eps).mean()
+        if of.class_weight:
+            part = part + of.class_weight * class_share * _gram_distance(p.T, q.T, of.eps)
+        if of.batch_weight:
+            part = part + of.batch_weight * sample_share * _gram_distance(p, q, of.eps)
         loss = loss + weight * part
     return loss
-
-
-def _check_options(
-    temperature: float,
-    min_temperature: float,
-    max_temperature: float,
-    views: int,
-    cosine_weight: float,
-    fixed_weight: float,
-    cswt_weight: float,
-    class_weight: float,
-    batch_weight: float,
-    eps: float,
-) -> None:
-    check_temperature(temperature)
-    check_temperature(min_temperature, "min_temperature")
-    check_temperature(max_temperature, "max_temperature")
-    if max_temperature < min_temperature:
-        raise ValueError(f"max_temperature must be at least min_temperature = {min_temperature}, got {max_temperature}")
-    check_views(views)
-    check_weight(cosine_weight, "cosine_weight")
-    check_weight(fixed_weight, "fixed_weight")
-    check_weight(cswt_weight, "cswt_weight")
-    check_weight(class_weight, "class_weight")
-    check_weight(batch_weight, "batch_weight")
-    check_temperature(eps, "eps")
 
 
 def _softmax(logits: Tensor, temperatures: Tensor) -> Tensor:
@@ -176,95 +175,42 @@ def _gram_distance(p: Tensor, q: Tensor, eps: float) -> Tensor:
         return cosine_distance(p @ p.T, q @ q.T, eps=eps).mean()
 
 
+@takes(CSKDOptions)
 class CSKDLoss(LogitLoss):
     """Module form of :func:`cskd_loss`, for recipes; arguments, shapes and errors are the function's."""
 
     needs = Needs(views=2)
+    options: type[CSKDOptions]
 
-    def __init__(
-        self,
-        *,
-        temperature: float = 4.0,
-        min_temperature: float = 2.0,
-        max_temperature: float = 6.0,
-        views: Views = 2,
-        cosine_weight: float = 2.0,
-        fixed_weight: float = 1.0,
-        cswt_weight: float = 1.0,
-        class_weight: float = 1.0,
-        batch_weight: float = 1.0,
-        masks: bool = True,
-        eps: float = 1e-8,
-    ) -> None:
+    def __init__(self, **options: Any) -> None:
         super().__init__()
-        weights = (cosine_weight, fixed_weight, cswt_weight, class_weight, batch_weight)
-        _check_options(temperature, min_temperature, max_temperature, views, *weights, eps)
-        self.temperature = temperature
-        self.min_temperature = min_temperature
-        self.max_temperature = max_temperature
-        self.views: Views = views
-        self.needs = Needs(views=views)
-        self.cosine_weight = cosine_weight
-        self.fixed_weight = fixed_weight
-        self.cswt_weight = cswt_weight
-        self.class_weight = class_weight
-        self.batch_weight = batch_weight
-        self.masks = masks
-        self.eps = eps
+        self.chosen = self.options(**options)
+        self.needs = Needs(views=self.chosen.views)
+
+    @property
+    def temperature(self) -> float:
+        """T of the fixed part; it can be moved in training."""
+        return self.chosen.temperature
+
+    @temperature.setter
+    def temperature(self, value: float) -> None:
+        self.chosen = replace(self.chosen, temperature=value)
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None = None) -> Tensor:
-        return cskd_loss(
-            student_logits,
-            teacher_logits,
-            temperature=self.temperature,
-            min_temperature=self.min_temperature,
-            max_temperature=self.max_temperature,
-            views=self.views,
-            cosine_weight=self.cosine_weight,
-            fixed_weight=self.fixed_weight,
-            cswt_weight=self.cswt_weight,
-            class_weight=self.class_weight,
-            batch_weight=self.batch_weight,
-            masks=self.masks,
-            eps=self.eps,
-        )
+        return cskd_loss(student_logits, teacher_logits, **values_of(self.chosen))
 
     def extra_repr(self) -> str:
-        return (
-            f"temperature={self.temperature:g}, min_temperature={self.min_temperature:g}, "
-            f"max_temperature={self.max_temperature:g}, views={self.views}, cosine_weight={self.cosine_weight:g}, "
-            f"fixed_weight={self.fixed_weight:g}, cswt_weight={self.cswt_weight:g}, "
-            f"class_weight={self.class_weight:g}, batch_weight={self.batch_weight:g}, masks={self.masks}, "
-            f"eps={self.eps:g}"
-        )
+        return ", ".join(f"{name}={value!r}" for name, value in values_of(self.chosen).items())
 
 
+@dataclass(frozen=True, kw_only=True)
+class CSKDNoAugOptions(CSKDOptions):
+    """:class:`CSKDOptions` for one view of each image, without masks."""
+
+    views: Views = field(default=1, init=False)
+    masks: bool = field(default=False, init=False)
+
+
+@takes(CSKDNoAugOptions)
 class CSKDNoAugLoss(CSKDLoss):
     """:class:`CSKDLoss` on one view of each image (views=1, no masks), for pipelines that load one view."""
-
-    def __init__(
-        self,
-        *,
-        temperature: float = 4.0,
-        min_temperature: float = 2.0,
-        max_temperature: float = 6.0,
-        cosine_weight: float = 2.0,
-        fixed_weight: float = 1.0,
-        cswt_weight: float = 1.0,
-        class_weight: float = 1.0,
-        batch_weight: float = 1.0,
-        eps: float = 1e-8,
-    ) -> None:
-        super().__init__(
-            temperature=temperature,
-            min_temperature=min_temperature,
-            max_temperature=max_temperature,
-            views=1,
-            cosine_weight=cosine_weight,
-            fixed_weight=fixed_weight,
-            cswt_weight=cswt_weight,
-            class_weight=class_weight,
-            batch_weight=batch_weight,
-            masks=False,
-            eps=eps,
-        )

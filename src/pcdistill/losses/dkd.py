@@ -7,32 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pcdistill.losses._common import (
-    Reduction,
-    check_logits,
-    check_reduction,
-    check_target,
-    check_temperature,
-    check_weight,
-    reduce_loss,
-    upcast,
-)
+from pcdistill.losses._common import Reduction, reduce_loss
+from pcdistill.losses._labels import check_parts, labelled, split_target
 from pcdistill.losses.base import LogitLoss, Needs
 from pcdistill.ops.segments import kl_terms, log_softmax
 
 __all__ = ["DKDLoss", "dkd_loss"]
-
-
-def split_target(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits of the target class [N] and of the other classes [N, C - 1], in class order.
-
-    Leaving the target class out is exact; lowering its logit by 1000, as the released codes do, is not: at logits of
-    1e4 the target would win all the same.
-    """
-    label = target[:, None]
-    others = torch.arange(logits.shape[1] - 1, device=logits.device)
-    others = others + (others >= label)
-    return logits.gather(1, label)[:, 0], logits.gather(1, others)
 
 
 def dkd_loss(
@@ -73,11 +53,10 @@ def dkd_loss(
         arXiv 2203.08679, section 3: KD = TCKD + (1 - p_y) * NCKD, and DKD frees the two weights. Customary recipe:
         cross-entropy 1, DKD 1 with a warm-up of 20 epochs.
     """
-    check_logits(student_logits, teacher_logits)
-    target = check_target(target, student_logits, hard_only=True)
-    _check_options(temperature, target_weight, non_target_weight, reduction)
-    student_target, student_others = split_target(upcast(student_logits), target)
-    teacher_target, teacher_others = split_target(upcast(teacher_logits.detach()), target)
+    student, teacher, labels = labelled(student_logits, teacher_logits, target)
+    check_parts(temperature, target_weight, non_target_weight, reduction)
+    student_target, student_others = split_target(student, labels)
+    teacher_target, teacher_others = split_target(teacher, labels)
     log_q = _target_or_not(student_target, student_others, temperature)
     log_p = _target_or_not(teacher_target, teacher_others, temperature)
     target_part = kl_terms(log_p, log_q).sum(dim=1)
@@ -85,13 +64,6 @@ def dkd_loss(
     non_target_part = kl_terms(log_p, log_q).sum(dim=1)
     per_sample = target_weight * target_part + non_target_weight * non_target_part
     return reduce_loss(per_sample * temperature**2, reduction)
-
-
-def _check_options(temperature: float, target_weight: float, non_target_weight: float, reduction: str) -> None:
-    check_temperature(temperature)
-    check_weight(target_weight, "target_weight")
-    check_weight(non_target_weight, "non_target_weight")
-    check_reduction(reduction)
 
 
 def _target_or_not(target_logit: Tensor, other_logits: Tensor, temperature: float) -> Tensor:
@@ -116,7 +88,7 @@ class DKDLoss(LogitLoss):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
-        _check_options(temperature, target_weight, non_target_weight, reduction)
+        check_parts(temperature, target_weight, non_target_weight, reduction)
         self.temperature = temperature
         self.target_weight = target_weight
         self.non_target_weight = non_target_weight

@@ -6,18 +6,9 @@ Approach with Normalized Loss and Customized Soft Labels", arXiv 2303.13005 (202
 
 from torch import Tensor
 
-from pcdistill.losses._common import (
-    Reduction,
-    check_logits,
-    check_reduction,
-    check_target,
-    check_temperature,
-    check_weight,
-    reduce_loss,
-    upcast,
-)
+from pcdistill.losses._common import Reduction, reduce_loss
+from pcdistill.losses._labels import check_parts, labelled, split_target
 from pcdistill.losses.base import LogitLoss, Needs
-from pcdistill.losses.dkd import split_target
 from pcdistill.ops.segments import log_softmax
 
 __all__ = ["NKDLoss", "nkd_loss"]
@@ -61,23 +52,14 @@ def nkd_loss(
     Source:
         arXiv 2303.13005, section 3; defaults are those of the released class.
     """
-    check_logits(student_logits, teacher_logits)
-    target = check_target(target, student_logits, hard_only=True)
-    _check_options(temperature, target_weight, non_target_weight, reduction)
-    student, teacher = upcast(student_logits), upcast(teacher_logits.detach())
-    label = target[:, None]
+    student, teacher, labels = labelled(student_logits, teacher_logits, target)
+    check_parts(temperature, target_weight, non_target_weight, reduction)
+    label = labels[:, None]
     target_part = -(teacher.softmax(dim=1).gather(1, label) * student.log_softmax(dim=1).gather(1, label))[:, 0]
-    log_p = log_softmax(split_target(teacher, target)[1], temperature)
-    log_q = log_softmax(split_target(student, target)[1], temperature)
+    log_p = log_softmax(split_target(teacher, labels)[1], temperature)
+    log_q = log_softmax(split_target(student, labels)[1], temperature)
     non_target_part = -(log_p.exp() * log_q).sum(dim=1) * temperature**2
     return reduce_loss(target_weight * target_part + non_target_weight * non_target_part, reduction)
-
-
-def _check_options(temperature: float, target_weight: float, non_target_weight: float, reduction: str) -> None:
-    check_temperature(temperature)
-    check_weight(target_weight, "target_weight")
-    check_weight(non_target_weight, "non_target_weight")
-    check_reduction(reduction)
 
 
 class NKDLoss(LogitLoss):
@@ -94,7 +76,7 @@ class NKDLoss(LogitLoss):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
-        _check_options(temperature, target_weight, non_target_weight, reduction)
+        check_parts(temperature, target_weight, non_target_weight, reduction)
         self.temperature = temperature
         self.target_weight = target_weight
         self.non_target_weight = non_target_weight

@@ -8,14 +8,12 @@ from torch import Tensor
 
 from pcdistill.losses._common import (
     Reduction,
-    check_logits,
     check_reduction,
-    check_target,
     check_temperature,
     check_weight,
     reduce_loss,
-    upcast,
 )
+from pcdistill.losses._labels import labelled
 from pcdistill.losses.base import LogitLoss, Needs
 
 __all__ = ["RCLoss", "rc_loss"]
@@ -58,12 +56,11 @@ def rc_loss(
     Source:
         The RC baseline in the released code of arXiv 2408.07703; weights 1 and 0.1 beside cross-entropy.
     """
-    check_logits(student_logits, teacher_logits)
-    index = check_target(target, student_logits, hard_only=True)[:, None]
+    z_s, z_t, labels = labelled(student_logits, teacher_logits, target)
+    index = labels[:, None]
     check_temperature(temperature)
     check_weight(teacher_weight, "teacher_weight")
     check_weight(self_weight, "self_weight")
-    z_s, z_t = upcast(student_logits), upcast(teacher_logits.detach())
     fixed = z_s.detach()
     corrected = fixed.scatter(1, index, fixed.gather(1, index) + fixed.amax(dim=1, keepdim=True))
     log_q = (z_s / temperature).log_softmax(dim=1)

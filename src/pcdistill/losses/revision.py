@@ -7,7 +7,8 @@ selection of data, as the baseline called LR, class name REVISION, in the releas
 import torch.nn.functional as F
 from torch import Tensor
 
-from pcdistill.losses._common import check_logits, check_target, check_weight, upcast
+from pcdistill.losses._common import check_weight
+from pcdistill.losses._labels import labelled
 from pcdistill.losses.base import LogitLoss, Needs
 
 __all__ = ["RevisionLoss", "revision_loss"]
@@ -60,14 +61,12 @@ def revision_loss(
         that ties for the teacher's largest logit counts as right (our choice; the code takes the first of them). The
         squared error of logits grows without bound: a float16 gradient holds differences up to 8000 C (right samples).
     """
-    check_logits(student_logits, teacher_logits)
-    hard = check_target(target, student_logits, hard_only=True)
+    z_s, z_t, hard = labelled(student_logits, teacher_logits, target)
     index = hard[:, None]
     check_weight(ce_weight, "ce_weight")
     check_weight(logit_weight, "logit_weight")
     check_weight(revised_weight, "revised_weight")
     _check_teacher_share(teacher_share)
-    z_s, z_t = upcast(student_logits), upcast(teacher_logits.detach())
     right = z_t.gather(1, index)[:, 0] >= z_t.amax(dim=1)
 
     ce = F.cross_entropy(z_s, hard, reduction="none")

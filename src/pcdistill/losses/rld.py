@@ -8,14 +8,12 @@ from torch import Tensor
 
 from pcdistill.losses._common import (
     Reduction,
-    check_logits,
     check_reduction,
-    check_target,
     check_temperature,
     check_weight,
     reduce_loss,
-    upcast,
 )
+from pcdistill.losses._labels import labelled
 from pcdistill.losses.base import LogitLoss, Needs
 
 __all__ = ["RLDLoss", "rld_loss"]
@@ -65,13 +63,12 @@ def rld_loss(
         which makes an empty B uniform; here they are left out of both softmaxes, and an empty B counts as 0, the same
         value.
     """
-    check_logits(student_logits, teacher_logits)
-    index = check_target(target, student_logits, hard_only=True)[:, None]
+    z_s, z_t, labels = labelled(student_logits, teacher_logits, target)
+    index = labels[:, None]
     check_temperature(temperature)
     check_temperature(confidence_temperature, "confidence_temperature")
     check_weight(scd_weight, "scd_weight")
     check_weight(mcd_weight, "mcd_weight")
-    z_s, z_t = upcast(student_logits), upcast(teacher_logits.detach())
     scd = _confidence_kl(z_s / confidence_temperature, index, z_t / confidence_temperature)
     mcd = _subset_kl(z_s / temperature, z_t / temperature, z_t < z_t.gather(1, index))
     per_sample = scd_weight * confidence_temperature**2 * scd + mcd_weight * temperature**2 * mcd

@@ -8,13 +8,11 @@ from torch import Tensor
 
 from pcdistill.losses._common import (
     Reduction,
-    check_logits,
     check_reduction,
-    check_target,
     check_temperature,
     reduce_loss,
-    upcast,
 )
+from pcdistill.losses._labels import labelled
 from pcdistill.losses.base import LogitLoss, Needs
 
 __all__ = ["SwapLoss", "swap_loss"]
@@ -51,13 +49,12 @@ def swap_loss(
     Source:
         The LA baseline in the released code of arXiv 2408.07703, which trains with this term alone: no cross-entropy.
     """
-    check_logits(student_logits, teacher_logits)
-    index = check_target(target, student_logits, hard_only=True)[:, None]
+    z_s, z_t, labels = labelled(student_logits, teacher_logits, target)
+    index = labels[:, None]
     check_temperature(temperature)
-    z_t = upcast(teacher_logits.detach())
     best, position = z_t.max(dim=1, keepdim=True)
     swapped = z_t.scatter(1, position, z_t.gather(1, index)).scatter(1, index, best)
-    log_q = (upcast(student_logits) / temperature).log_softmax(dim=1)
+    log_q = (z_s / temperature).log_softmax(dim=1)
     log_p = (swapped / temperature).log_softmax(dim=1)
     per_sample = (log_p.exp() * (log_p - log_q)).sum(dim=1)
     return reduce_loss(per_sample * temperature**2, reduction)

@@ -1,0 +1,109 @@
+"""Options of a loss: read from its signature and docstring; declared once, where there are many of them."""
+
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypeVar
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a loss.
+
+    Attributes:
+        name: the key in a recipe.
+        type: what it takes, in words: "number", "list of whole numbers", '"both" | "f2cl"'.
+        default: as Python writes it; None where the option must be given.
+        about: the first sentence of its documentation.
+    """
+
+    name: str
+    type: str
+    default: str | None
+    about: str
+
+
+def takes(options: type) -> Callable[[T], T]:
+    """Give a function or a class with `**options` the signature of the frozen dataclass that they go to."""
+
+    def with_signature(made: T) -> T:
+        own = list(inspect.signature(made).parameters.values()) if not isinstance(made, type) else []
+        named = [p for p in own if p.kind is not p.VAR_KEYWORD]
+        signature = inspect.Signature([*named, *inspect.signature(options).parameters.values()])
+        made.__signature__ = signature  # type: ignore[attr-defined]
+        if isinstance(made, type):
+            made.options = options  # type: ignore[attr-defined]
+        return made
+
+    return with_signature
+
+
+def values_of(options: Any) -> dict[str, Any]:
+    """The values of a dataclass of options by name, those that are fixed among them."""
+    return {field.name: getattr(options, field.name) for field in fields(options)}
+
+
+def options_of(loss_class: Callable[..., Any], without: Sequence[str] = ()) -> list[Option]:
+    """The options of a loss's class, in the order of its signature, without the names that are not for recipes."""
+    about: dict[str, str] = {}
+    for source in _documented(loss_class):
+        about = {**_arguments(inspect.getdoc(source) or ""), **about}
+    hints = _hints(loss_class)
+    return [
+        Option(
+            name,
+            words_of(hints.get(name, Any)),
+            None if parameter.default is parameter.empty else repr(parameter.default),
+            re.split(r"(?<=\.)\s", about.get(name, ""), maxsplit=1)[0].rstrip("."),
+        )
+        for name, parameter in inspect.signature(loss_class).parameters.items()
+        if name not in without and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+    ]
+
+
+def words_of(hint: Any) -> str:
+    """A type in words."""
+    plain = {float: "number", int: "whole number", bool: "true or false", str: "text", type(None): "none", Any: ""}
+    if hint in plain:
+        return plain[hint]
+    origin, inside = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return " | ".join(repr(value).replace("'", '"') for value in inside)
+    if origin in (types.UnionType, typing.Union):
+        return " | ".join(words_of(part) for part in inside)
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        return f"list of {words_of(inside[0])}s"
+    return str(getattr(hint, "__name__", hint))
+
+
+def _documented(loss_class: Any) -> Iterator[Any]:
+    """What may document the options: the class, its dataclass of options, what its docstring names, its parents."""
+    for part in inspect.getmro(loss_class) if isinstance(loss_class, type) else (loss_class,):
+        yield part
+        if "options" in vars(part):
+            yield from inspect.getmro(vars(part)["options"])
+        module = inspect.getmodule(part)
+        for name in re.findall(r":func:`(\w+)`", part.__doc__ or ""):
+            if hasattr(module, name):
+                yield getattr(module, name)
+
+
+def _hints(loss_class: Any) -> dict[str, Any]:
+    made: Any = loss_class
+    if not isinstance(loss_class, type):
+        return typing.get_type_hints(loss_class)
+    if hasattr(loss_class, "options"):
+        return typing.get_type_hints(loss_class.options)
+    return typing.get_type_hints(made.__init__)
+
+
+def _arguments(docstring: str) -> dict[str, str]:
+    """Names and texts of the section "Args:"."""
+    section = re.search(r"^Args:\n((?:[ ]{4}.*\n?|\n)*)", docstring, flags=re.MULTILINE)
+    found = re.findall(r"^ {4}(\w+): ((?:.*\n?)(?:^ {8}.*\n?)*)", section[1] if section else "", flags=re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in found}
