@@ -18,6 +18,7 @@ from pcdistill.losses.base import Features, Kind, Needs, Shapes, check_fit, chec
 from pcdistill.losses.lskd import StandardizedLoss
 from pcdistill.losses.options import Option, options_of
 from pcdistill.methods import METHODS
+from pcdistill.models.names import is_user_code
 from pcdistill.recipe import Recipe, TermConfig
 from pcdistill.schedules import moved, warmup_factor
 
@@ -263,7 +264,7 @@ def build_loss(
 def _loss_class(method: str, where: str) -> Callable[..., nn.Module]:
     if method in METHODS:
         return METHODS[method].load()
-    if ".py:" in method:
+    if is_user_code(method):
         return import_user_object(method, where)
     raise InputError(f'{where}: unknown method "{method}"{nearest(method, METHODS)}')
 
@@ -360,7 +361,7 @@ def check_losses(recipe: Recipe, num_classes: int) -> None:
 
 def short_name(method: str) -> str:
     """The method's name, or the class's of `path/to/file.py:Class`."""
-    return method.rsplit(":", 1)[-1] if ".py:" in method else method
+    return method.rsplit(":", 1)[-1] if is_user_code(method) else method
 
 
 def import_user_object(spec: str, where: str) -> Callable[..., Any]:
