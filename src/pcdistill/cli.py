@@ -1,6 +1,7 @@
 """The command line: parse, call one function, print. torch is imported only by what needs it."""
 
 import json
+import math
 import os
 import shlex
 import sys
@@ -149,6 +150,8 @@ class Compare(Common, Pair):
     """Names with commas between; all-logit and all-feature stand for all of a kind."""
     seeds: int = 3
     """How many seeds each method gets."""
+    margin: float = 0.5
+    """Points of the metric: the verdict says whether a difference greater than this can be ruled out."""
 
 
 @dataclass(frozen=True)
@@ -342,6 +345,8 @@ def _compare(args: Compare, command: str) -> None:
     recipe = _recipe(args)
     if args.seeds < 1:
         raise InputError(f"--seeds must be at least 1, got {args.seeds}")
+    if not 0 < args.margin < math.inf:
+        raise InputError(f"--margin must be above 0, got {args.margin:g}")
     if args.print_config:
         print(recipe.to_yaml(), end="")
         return
@@ -350,7 +355,8 @@ def _compare(args: Compare, command: str) -> None:
 
     out = _out(args, recipe, "compare")
     methods = expand_methods(args.methods, recipe)
-    print(compare(recipe, methods, args.seeds, out, console=Console("compare", quiet=args.quiet), command=command))
+    console = Console("compare", quiet=args.quiet)
+    print(compare(recipe, methods, args.seeds, out, console=console, command=command, margin=args.margin))
     print(f"written: {out / 'report.html'}, {out / 'table.md'}, {out / 'results.csv'}")
 
 

@@ -20,6 +20,7 @@ from pcdistill.errors import InputError, TrainingStopped, nearest
 from pcdistill.methods import METHODS
 from pcdistill.models.heads import with_head
 from pcdistill.recipe import Recipe, make_recipe, with_method
+from pcdistill.stats import MARGIN
 
 GROUPS = {"all-logit": "logits", "all-feature": "features", "all-detection": "detection"}
 
@@ -74,6 +75,7 @@ def compare(
     *,
     console: Console,
     command: str | None = None,
+    margin: float = MARGIN,
 ) -> str:
     """One student under several methods and seeds, against one teacher; finished runs are kept, so it can be resumed.
 
@@ -84,9 +86,10 @@ def compare(
         out: folder of the comparison; one folder per method and seed in it.
         console: progress.
         command: what the user typed.
+        margin: points of the metric; a difference below it may pass for none.
 
     Returns:
-        The table as text; out/ then holds report.html, table.md and results.csv.
+        Verdict and table as text; out/ then holds report.html, table.md and results.csv.
     """
     # wrong methods are known now
     recipes = {(m, s): fit_cache(with_method(recipe, m, s)) for m in methods for s in range(seeds)}
@@ -101,7 +104,8 @@ def compare(
     results: list[dict[str, Any]] = []
     curves: dict[tuple[str, int], list[dict[str, float]]] = {}
     total = len(recipes)
-    console.start()
+    waiting = {key for key, one in recipes.items() if finished(out / _folder(key[0]) / f"seed-{key[1]}", one) is None}
+    console.start(1 - len(waiting) / total)
     # Seeds outermost: an interrupted comparison has every method at equal numbers of seeds.
     for done, (method, seed) in enumerate(sorted(recipes, key=lambda key: key[1])):
         one = recipes[method, seed]
@@ -118,16 +122,17 @@ def compare(
                 summary = json.loads((run_out / "result.json").read_text())
         results.append(summary)
         curves[method, seed] = read_metrics(run_out / "metrics.csv")
-        left = console.time_left((done + 1) / total)
+        waiting.discard((method, seed))
+        left = console.time_left(1 - len(waiting) / total)  # of the runs that are trained: reused ones take no time
         last = summary.get("last")
         task = task_of(recipe)
         value = (last["test"] or last["val"])[task.metric] if last else None
         shown = summary["status"] if value is None else f"{value:.2f} % {task.label}"
-        tail = f"  ({duration(left)} left)" if left and done + 1 < total else ""
+        tail = f"  ({duration(left)} left)" if left and waiting else ""
         console.say(f"[{done + 1}/{total}] {method}, seed {seed}: {shown}{tail}")
     pictures.write_compare_pictures(out, {method: out / _folder(method) / "seed-0" for method in methods})
-    report.write_compare_report(out, results, curves, command or "")
-    return report.format_table(report.compare_rows(results))
+    report.write_compare_report(out, results, curves, command or "", margin=margin)
+    return report.format_table(report.compare_rows(results, margin=margin))
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
