@@ -105,6 +105,12 @@ def test_compare_prints_and_writes_its_table_and_repeats_it(tmp_path, capsys):
         call(*argv, *QUICK, "--out", tmp_path / name)
         tables.append(capsys.readouterr().out.split("written:")[0])
     assert tables[0] == tables[1] == tables[2]
+    assert tables[0].startswith("Verdict, test top-1 of the best epoch:")
+    call(*argv, *(part for part in QUICK if part != "--quiet"), "--margin", "2", "--out", tmp_path / "a")
+    again = capsys.readouterr()
+    assert "No difference greater than 2 points" in again.out
+    assert "[6/6] pcd, seed 1" in again.err
+    assert "left" not in again.err  # nothing was trained, so nothing is known of the time left
     assert all(method in tables[0] for method in ("none", "kd", "pcd"))
     rows = list(csv.DictReader((tmp_path / "a" / "results.csv").open()))
     assert len(rows) == 6

@@ -1,8 +1,9 @@
-"""Statistics over seeds: mean, Student-t interval, paired t-test, test of equivalence, power, and a verdict in words."""
+"""Statistics over seeds: mean, interval, paired t-test, test of equivalence, power, and a verdict in words."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -166,8 +167,7 @@ def detectable_difference(std: float, n: int, *, alpha: float = 0.05, power: flo
         raise ValueError(
             f"std must be at least 0, n at least 2 and 0 < alpha < power < 1, got {std}, {n}, {alpha}, {power}"
         )
-    critical = -float(stdtrit(n - 1, alpha / 2))
-    return float(nctdtrinc(n - 1, 1 - power, critical)) * std / math.sqrt(n)
+    return _noncentrality(n, alpha, power) * std / math.sqrt(n)
 
 
 def seeds_needed(difference: float, std: float, *, alpha: float = 0.05, power: float = 0.8) -> int | None:
@@ -175,7 +175,9 @@ def seeds_needed(difference: float, std: float, *, alpha: float = 0.05, power: f
 
     Args:
         difference: above 0, in the values' unit.
-        std, alpha, power: as there.
+        std: standard deviation of the differences, at least 0, in the same unit.
+        alpha: level of the test, in (0, 1).
+        power: in (alpha, 1).
 
     Returns:
         At least 2; None if even 1,000 are too few.
@@ -242,8 +244,8 @@ class Verdict:
         if self.seeds_needed > self.n:
             return f"{seen}; about {self.seeds_needed} seeds would show one of {self.margin:g}"
         return (
-            f"{seen}; the one measured, {_points(self.difference)} ({_points(low)} to {_points(high)}), is too small to "
-            f"be told from 0 and too large to be told from {self.margin:g}"
+            f"{seen}; the one measured, {_points(self.difference)} ({_points(low)} to {_points(high)}), is too small "
+            f"to be told from 0 and too large to be told from {self.margin:g}"
         )
 
     def sentence(self, name_a: str, name_b: str, unit: str = "points") -> str:
@@ -267,10 +269,10 @@ def verdicts(
 ) -> dict[str, Verdict]:
     """What paired seeds say of several methods, each against its own partner, with the errors of all held together.
 
-    "Better" or "worse": the paired t-test's p, after Holm over all pairs, is below alpha. Otherwise "no difference": the
-    p of :func:`tost`, after Holm over all pairs, is below alpha. Otherwise "cannot tell". So the probability that any
-    "better" or "worse" in the table is wrong is at most alpha, and so is that of any wrong "no difference", however
-    many pairs there are. What could have been seen is calculated at alpha / pairs, the level that Holm asks first.
+    "Better" or "worse": the paired t-test's p, after Holm over all pairs, is below alpha. Otherwise "no difference":
+    the p of :func:`tost`, after Holm over all pairs, is below alpha. Otherwise "cannot tell". So the probability that
+    any "better" or "worse" is wrong is at most alpha, however many pairs there are, and so is that of any wrong "no
+    difference". What could have been seen is calculated at alpha / pairs, the level that Holm asks first.
 
     Args:
         pairs: name to (a, b), each [n]: one value per seed, in the same order, in points of the metric.
@@ -328,9 +330,15 @@ def _why_not(found: Paired) -> str:
     if found.n == 1:
         return "one seed shows nothing of the spread between seeds"
     return (
-        f"the difference is {_points(found.mean)} at each of {found.n} seeds, and equal ones do not show by how much the "
-        "next would differ"
+        f"the difference is {_points(found.mean)} at each of {found.n} seeds, and equal ones do not show by how much "
+        "the next would differ"
     )
+
+
+@lru_cache(maxsize=1024)
+def _noncentrality(n: int, alpha: float, power: float) -> float:
+    """Delta at which the two-sided t-test of n pairs at level alpha has the power."""
+    return float(nctdtrinc(n - 1, 1 - power, -stdtrit(n - 1, alpha / 2)))
 
 
 def _spread(a: Sequence[float], b: Sequence[float]) -> float:

@@ -28,6 +28,7 @@ from pcdistill.report.rows import (
     failure_notes,
     format_table,
     kept_epoch,
+    ranked_verdicts,
     reason_of,
     seed_of,
     table_notes,
@@ -35,7 +36,6 @@ from pcdistill.report.rows import (
     test_columns,
     value_at,
     verdict_head,
-    verdict_lines,
 )
 from pcdistill.stats import MARGIN
 
@@ -77,7 +77,7 @@ def _page(out_dir: Path, rows: Sequence[Row], results: Sequence[dict[str, Any]],
         header=_header(results),
         warned=failure_notes(rows),
         verdict_head=verdict_head(rows) if rows else "",
-        verdicts=verdict_lines(rows) if rows else [],
+        verdicts=ranked_verdicts(rows) if rows else [],
         rows=[_html_row(row, rows) for row in rows],
         tests=test_columns(rows) if rows else [],
         kept=kept_epoch(rows) if rows else "best",

@@ -102,8 +102,8 @@ def format_table(rows: Sequence[Row]) -> str:
     head, *lost = failure_notes(rows) or [""]
     if lost:
         notes += [f"- {head}", *(f"  - {note}" for note in lost)]
-    found = verdict_lines(rows)
-    said = [f"Verdict, {verdict_head(rows)}:", "", *(f"- {who}: {words}." for who, words in found), ""] if found else []
+    found = [f"- {one.sentence(name, BASELINE)}" for name, one in ranked_verdicts(rows)]
+    said = [f"Verdict, {verdict_head(rows)}:", "", *found, ""] if found else []
     return "\n".join([*said, *aligned(table_cells(rows)), "", *notes])
 
 
@@ -112,14 +112,13 @@ def verdict_head(rows: Sequence[Row]) -> str:
     return f"{SPLITS.get(rows[0].split, rows[0].split)} {short_metric(rows[0].metric)} of the {kept_epoch(rows)} epoch"
 
 
-def verdict_lines(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """For every tested pair, its names and the verdict on the kept epoch; what is better stands first."""
+def ranked_verdicts(rows: Sequence[Row]) -> list[tuple[str, Verdict]]:
+    """Every tested method's name and its verdict against KD on the kept epoch; what is better stands first."""
     found = [(row, verdict_of(row, kept_epoch(rows))) for row in rows]
-    said = sorted(
+    return sorted(
         ((row.name, one) for row, one in found if one),
         key=lambda pair: (ORDER.index(pair[1].kind), -pair[1].difference if pair[1].n else 0.0),
     )
-    return [(f"{name} against {BASELINE}", one.words()) for name, one in said]
 
 
 def verdict_of(row: Row, epoch: str) -> Verdict | None:
@@ -183,8 +182,8 @@ def _interval_notes(rows: Sequence[Row]) -> list[str]:
     notes = []
     if 0 in widths:
         notes.append(
-            "Equal: every seed gave the same value, so there is no spread to make an interval of. The next seed may still "
-            "give another."
+            "Equal: every seed gave the same value, so there is no spread to make an interval of. "
+            "The next seed may still give another."
         )
     if any(beyond(one, rows[0].metric) for one in over):
         notes.append(
