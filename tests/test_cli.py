@@ -17,6 +17,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from pcdistill import cli
+from pcdistill.stats import MARGIN
 
 QUICK = ["--epochs", "1", "--teacher-epochs", "6", "--limit", "512", "--teacher", "cifar/resnet8", "--quiet"]
 
@@ -236,6 +237,16 @@ def test_wrong_names_and_values(capsys, tmp_path, argv, says):
     text = error_of(capsys, *base, *argv)
     assert says in text
     assert len(text.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("margin", ["0", "-0.5", "nan", "inf"])
+def test_a_margin_that_is_none(capsys, margin):
+    text = error_of(capsys, "compare", "digits", f"--margin={margin}")
+    assert text.strip() == f"pcdistill: --margin must be a finite number above 0, got {margin}"
+
+
+def test_the_margins_default_is_that_of_the_statistics():
+    assert cli.Compare.margin == MARGIN
 
 
 def test_checkpoints_that_are_damaged_or_carry_code(capsys, teacher, tmp_path):

@@ -346,7 +346,7 @@ def _compare(args: Compare, command: str) -> None:
     if args.seeds < 1:
         raise InputError(f"--seeds must be at least 1, got {args.seeds}")
     if not 0 < args.margin < math.inf:
-        raise InputError(f"--margin must be above 0, got {args.margin:g}")
+        raise InputError(f"--margin must be a finite number above 0, got {args.margin:g}")
     if args.print_config:
         print(recipe.to_yaml(), end="")
         return
