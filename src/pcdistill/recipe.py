@@ -139,6 +139,7 @@ class TermConfig:
 
     `weight_to` and `temperature_to`: where weight and temperature move to, epoch by epoch and in equal steps, from
     `weight` and the loss's `temperature` in the first epoch to these values in the last; none: they stay.
+    `entropy_weighting`: samples weigh by the entropies of teacher and student (EA-KD) at this temperature; true: at 3.
     """
 
     __pydantic_config__ = FORBID
@@ -148,6 +149,7 @@ class TermConfig:
     temperature_to: Positive | None = None
     warmup_epochs: NotNegative = 0.0
     standardize: bool = False
+    entropy_weighting: bool | float = False
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -377,6 +379,8 @@ def _nested_term(term: Any, key: str, where: str) -> dict[str, Any]:
 
 def _flat_term(term: dict[str, Any]) -> dict[str, Any]:
     own = {key: value for key, value in term.items() if key != "options" and value is not None}
+    if not own.get("entropy_weighting"):
+        own.pop("entropy_weighting", None)  # runs from before it keep their digest
     return {**own, **term["options"]}
 
 
