@@ -11,7 +11,8 @@ from torch import nn
 
 from pcdistill.classification.data import LoaderBatches
 from pcdistill.classification.metrics import evaluate
-from pcdistill.classification.task import build_distiller, check_losses, check_teacher
+from pcdistill.classification.task import build_distiller, check_teacher
+from pcdistill.distill.objective import check_losses
 from pcdistill.distill.teacher import Teacher, logits_of
 from pcdistill.engine.console import Console
 from pcdistill.engine.loop import Trainer, make_accelerator, uses_channels_last

@@ -22,11 +22,11 @@ class Method:
     """
 
     path: str
-    kind: Literal["logits", "features", "detection"]
+    kind: Literal["logits", "features", "pyramids"]
     source: str
     summary: str
     terms: tuple[dict[str, Any], ...] = field(default=())
-    group: Literal["logits", "features", "detection"] | None = None
+    group: Literal["logits", "features"] | None = None
 
     def load(self) -> type:
         """The class; imports its module."""
@@ -298,49 +298,49 @@ METHODS: dict[str, Method] = {
     ),
     "detector": Method(
         "pcdistill.losses.detector:DetectorLoss",
-        "detection",
+        "pyramids",
         "torchvision",
         "the detector's own losses, the term that every recipe for detectors has",
         (DETECTOR,),
     ),
     "fpn-fitnet": Method(
         "pcdistill.losses.fpn_fitnet:FPNFitNetLoss",
-        "detection",
+        "pyramids",
         "arXiv 1412.6550",
         "squared error of pyramid levels (FitNet)",
         (DETECTOR, {"method": "fpn-fitnet", "weight": 1.0}),
     ),
     "mgd": Method(
         "pcdistill.losses.mgd:MGDLoss",
-        "detection",
+        "pyramids",
         "arXiv 2205.01529",
         "pyramid levels generated from randomly masked ones",
         (DETECTOR, {"method": "mgd", "weight": 5e-7}),
     ),
     "dmkd": Method(
         "pcdistill.losses.dmkd:DMKDLoss",
-        "detection",
+        "pyramids",
         "arXiv 2309.02719, abstract",
         "pyramid levels generated from ones masked by spatial and by channel attention",
         (DETECTOR, {"method": "dmkd", "weight": 5e-7}),
     ),
     "fgd": Method(
         "pcdistill.losses.fgd:FGDLoss",
-        "detection",
+        "pyramids",
         "arXiv 2111.11837",
         "pyramid levels, foreground and background apart, attention and global relations",
         (DETECTOR, {"method": "fgd", "weight": 1.0}),
     ),
     "pkd": Method(
         "pcdistill.losses.pkd:PKDLoss",
-        "detection",
+        "pyramids",
         "arXiv 2207.02039",
         "correlation of pyramid levels",
         (DETECTOR, {"method": "pkd", "weight": 6.0}),
     ),
     "dfmsd": Method(
         "pcdistill.losses.dfmsd:DFMSDLoss",
-        "detection",
+        "pyramids",
         "arXiv 2407.13147, abstract",
         "dual masking of pyramid levels, object-aware, aligned, in stages; our equations",
         (DETECTOR, {"method": "dfmsd", "weight": 6.0}),

@@ -62,8 +62,7 @@ def objective(*methods, student=None, teacher=None, **options):
         context.update(student=seen.pyramid, teacher=theirs)
     terms = []
     for method in methods:
-        loss, kind = build_loss(method, options if method == methods[-1] else {}, context=context)
-        terms.append(Term(method, loss, kind=kind))
+        terms.append(Term(method, build_loss(method, options if method == methods[-1] else {}, context=context)))
     return DetectionObjective(terms)
 
 
@@ -419,7 +418,7 @@ def test_the_loss_is_the_weighted_sum_of_what_is_reported():
     student = detector().train()
     teacher = teacher_of(student=student)
     terms = objective("detector", "kd", "fpn-fitnet", student=student, teacher=teacher).terms
-    weighted = [Term(t.name, t.loss, weight, kind=t.kind) for t, weight in zip(terms, (2.0, 0.5, 3.0), strict=True)]
+    weighted = [Term(t.name, t.loss, weight) for t, weight in zip(terms, (2.0, 0.5, 3.0), strict=True)]
     result = DetectionDistiller(student, DetectionObjective(weighted), teacher)(*batch())
     parts = [2.0 * result["loss/detector"], 0.5 * result["loss/kd"], 3.0 * result["loss/fpn-fitnet"]]
     torch.testing.assert_close(result["loss"].detach(), sum(parts))

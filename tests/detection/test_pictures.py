@@ -124,13 +124,11 @@ def test_samples_hold_what_was_found_and_masked(tmp_path):
     teacher = TeacherDetector(model, student_classes=data.classes, student=student)
     batch, _ = student.eval().transform([torch.rand(3, 48, 48)] * 2)
     with torch.no_grad():
-        alone = DetectionObjective([Term("detector", DetectorLoss(), kind="detection")])
+        alone = DetectionObjective([Term("detector", DetectorLoss())])
         own = DetectionDistiller(student, alone).adapter.pyramid(student.backbone(batch.tensors), batch)
         theirs = teacher.adapter.pyramid(teacher.features(batch), batch)
     loss = DFMSDLoss(own, theirs)
-    objective = DetectionObjective(
-        [Term("detector", DetectorLoss(), kind="detection"), Term("dfmsd", loss, kind="detection")]
-    )
+    objective = DetectionObjective([Term("detector", DetectorLoss()), Term("dfmsd", loss)])
     objective.set_progress(progress=0.9, epoch=1.0)
     student.train()
     write_samples(tmp_path / "samples.npz", DetectionDistiller(student, objective, teacher), student, data)

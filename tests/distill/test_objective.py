@@ -7,12 +7,11 @@ import pytest
 import torch
 
 import pcdistill.losses as losses
-from pcdistill.classification.task import build_objective, views_of
-from pcdistill.distill.objective import Objective, Term, build_loss
+from pcdistill.distill.objective import Objective, Term, build_loss, build_objective, check_losses, term_needs, views_of
 from pcdistill.errors import InputError
-from pcdistill.losses import CELoss, KDLoss, LDRLDLoss, StandardizedLoss
+from pcdistill.losses import CELoss, KDLoss, LDRLDLoss, LogitLoss, Needs, StandardizedLoss
 from pcdistill.methods import METHODS
-from pcdistill.recipe import load_recipe
+from pcdistill.recipe import load_recipe, make_recipe
 
 LOGIT_METHODS = sorted(name for name, method in METHODS.items() if method.kind == "logits")
 
@@ -100,9 +99,9 @@ def test_every_loss_of_a_file_is_public():
 
 
 def test_options_are_checked_against_the_loss():
-    built, kind = build_loss("ldrld", {"top_classes": 5})
+    built = build_loss("ldrld", {"top_classes": 5})
     assert isinstance(built, LDRLDLoss)
-    assert (built.top_classes, kind) == (5, "logits")
+    assert built.top_classes == 5
     with pytest.raises(InputError, match='ldrld has no option "top_clases"; did you mean "top_classes"'):
         build_loss("ldrld", {"top_clases": 5})
 
@@ -111,3 +110,139 @@ def test_views_follow_the_terms_options():
     two = load_recipe("default", values={"method": "mlkd"})
     one = load_recipe("default", ["losses.mlkd.views=1"], values={"method": "mlkd"})
     assert (views_of(two), views_of(one)) == (2, 1)
+
+
+def recipe_of(*terms, **values):
+    return make_recipe({"losses": list(terms), "data": {"mixup": 0.4, **values}})
+
+
+@pytest.mark.parametrize("views", [1, 2])
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_with_soft_labels_a_method_trains_a_step_or_is_refused_before_training(name, views):
+    """What passes the check must not fail at the first step."""
+    recipe = recipe_of({"method": name}, views=views)
+    needs = term_needs(recipe.losses[0])
+    allowed = needs.views <= views and (needs.soft_labels or not needs.labels)
+    if not allowed:
+        with pytest.raises(InputError, match=rf"^losses.0: {name}: (compares two views|target must be hard labels)"):
+            check_losses(recipe, 10)
+        return
+    check_losses(recipe, 10)
+    if METHODS[name].kind == "logits":
+        student, teacher, target = logits(n=4 * views)
+        soft = torch.nn.functional.one_hot(target, 10).double()
+        out = build_objective(recipe.losses, num_classes=10)(student, teacher, soft)
+        assert torch.autograd.grad(out["loss"], student)[0].isfinite().all()
+
+
+OWN = """
+import torch
+from torch import nn
+from pcdistill.losses import LogitLoss, Needs
+
+class Plain(nn.Module):
+    def forward(self, student, teacher, target=None):
+        return (student - teacher.detach()).square().mean()
+
+class Gathers(Plain):
+    def forward(self, student, teacher, target=None):
+        return super().forward(student, teacher) - student.gather(1, target[:, None]).mean()
+
+class Refuses(Plain):
+    def forward(self, student, teacher, target=None):
+        if target.ndim == 2:
+            raise ValueError("no soft labels, please")
+        return super().forward(student, teacher)
+
+class Says(LogitLoss):
+    needs = Needs(labels=True, soft_labels=False)
+    forward = Plain.forward
+
+class Two(LogitLoss):
+    needs = Needs(views=2)
+    forward = Plain.forward
+
+class Unreduced(Plain):
+    def forward(self, student, teacher, target=None):
+        return (student - teacher.detach()).square().mean(1)
+
+class Detached(Plain):
+    def forward(self, student, teacher, target=None):
+        return super().forward(student.detach(), teacher)
+
+class Former(Plain):
+    hard_target_only = True
+
+class Odd(Plain):
+    kind = "detection"
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("Gathers", r"losses.1: Gathers: cannot be computed on logits \[4, 10\] with probabilities \[4, 10\]: Runtime"),
+        ("Refuses", "losses.1: Refuses: no soft labels, please"),
+        ("Says", "losses.1: Says: target must be hard labels for this loss, and this run makes soft ones"),
+        ("Two", "losses.1: Two: compares two views of each image; set data.views to 2"),
+        ("Unreduced", r"losses.1: Unreduced: must give a scalar, got \[4\]; reduce over the samples"),
+        ("Detached", "losses.1: Detached: must depend on the student's logits"),
+        (
+            "Former",
+            r"losses.1: .*own.py:Former: hard_target_only has no effect; write needs = Needs\(",
+        ),
+        ("Odd", "losses.1: .*own.py:Odd: kind must be 'logits', 'features' or 'pyramids', got 'detection'"),
+    ],
+)
+def test_a_users_loss_that_does_not_fit_is_refused_before_training(tmp_path, name, says):
+    (tmp_path / "own.py").write_text(OWN)
+    check_losses(recipe_of({"method": "ce"}, {"method": f"{tmp_path}/own.py:Plain"}), 10)
+    with pytest.raises(InputError, match=says):
+        check_losses(recipe_of({"method": "ce"}, {"method": f"{tmp_path}/own.py:{name}"}, views=1), 10)
+
+
+def test_a_users_loss_of_two_views_gets_them(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    recipe = make_recipe({"losses": [{"method": "ce"}, {"method": f"{tmp_path}/own.py:Two"}]})
+    assert views_of(recipe) == 2
+    check_losses(recipe, 10)
+
+
+@pytest.mark.parametrize(
+    ("term", "says"),
+    [
+        ({"method": "pcd", "stages": 9}, "losses.0: pcd: stages must be "),
+        ({"method": "kd", "reduction": "none"}, r"losses.0: kd: must give a scalar, got \[4\]"),
+        ({"method": "sdd"}, "losses.0: sdd: target must be hard labels"),
+        ({"method": "fitnet", "stag": 1}, 'losses.0: fitnet has no option "stag"; did you mean "stage"'),
+        ({"method": "crd", "labels": [1]}, 'losses.0: crd has no option "labels"'),
+    ],
+)
+def test_a_term_that_does_not_fit_is_refused_before_training(term, says):
+    with pytest.raises(InputError, match=says):
+        check_losses(recipe_of(term), 10)
+
+
+def test_the_check_leaves_the_random_numbers_alone():
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    check_losses(recipe_of({"method": "kd"}, {"method": "ctkd"}), 10)
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_a_loss_gets_the_labels_only_if_it_asks_for_them():
+    seen = []
+
+    class Blind(LogitLoss):
+        def forward(self, student, teacher, target=None):
+            seen.append(target)
+            return student.sum()
+
+    class Reads(Blind):
+        needs = Needs(labels=True)
+
+    student, teacher, target = logits()
+    Objective([Term("blind", Blind()), Term("reads", Reads())])(student, teacher, target)
+    assert seen[0] is None
+    assert seen[1] is target

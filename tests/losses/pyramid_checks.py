@@ -176,7 +176,7 @@ def check_strides_option(loss_class: type[nn.Module]) -> None:
 
 
 def check_needs_targets(loss: nn.Module, student: Pyramid, teacher: Pyramid) -> None:
-    assert loss.needs_target
+    assert loss.needs.labels
     with pytest.raises(ValueError, match="targets must be given to this loss"):
         loss(student, teacher)
     with pytest.raises(ValueError, match="one per image, got 1 for 2 images"):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from pcdistill.losses.base import Needs
 from pcdistill.losses.ce import CELoss, ce_loss
 from tests.helpers import GRAD, VALUE, extreme_pair, golden_pair, make_pair
 from tests.references import log_softmax
@@ -56,7 +57,7 @@ def test_reductions_module_and_empty_batch_agree():
     loss = ce_loss(empty, None, torch.zeros(0, dtype=torch.long))
     loss.backward()
     assert loss == 0
-    assert CELoss.needs_target
+    assert CELoss.needs == Needs(teacher=False, labels=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

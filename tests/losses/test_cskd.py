@@ -153,9 +153,9 @@ def test_module_is_the_function_and_an_empty_batch_is_zero():
 
 
 def test_the_module_says_how_many_views_it_compares():
-    assert CSKDLoss().views == 2
-    assert CSKDLoss(views=1).views == 1
-    assert CSKDNoAugLoss().views == 1
+    assert CSKDLoss().needs.views == 2
+    assert CSKDLoss(views=1).needs.views == 1
+    assert CSKDNoAugLoss().needs.views == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

@@ -131,8 +131,8 @@ def test_enhancement_masks_more_of_the_objects_as_training_goes_on():
         masked.append((spatial[:, 0:3, 0:3] == 0).sum().item())
     assert masked == sorted(masked)
     assert masked[-1] > masked[0]
-    loss.enhancement = False
-    assert (loss.masks(student, teacher)[0][0][:, 0:3, 0:3] == 0).sum().item() == masked[0]
+    plain = DFMSDLoss(student, teacher, enhancement=False)
+    assert (plain.masks(student, teacher)[0][0][:, 0:3, 0:3] == 0).sum().item() == masked[0]
 
 
 def test_two_teachers_take_turns():
@@ -187,10 +187,10 @@ def test_targets_are_needed_only_where_boxes_are_used():
     student = checks.make_pyramid(dtype=torch.float32)
     checks.check_needs_targets(DFMSDLoss(student, student), student, student)
     for masking in ("both", "spatial"):
-        assert DFMSDLoss(student, student, masking=masking).needs_target
+        assert DFMSDLoss(student, student, masking=masking).needs.labels
     for options in ({"enhancement": False}, {"masking": "channel"}, {"masking": "none"}):
         loss = DFMSDLoss(student, student, **options)
-        assert not loss.needs_target
+        assert not loss.needs.labels
         assert torch.isfinite(loss(student, student))
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 
+from pcdistill.losses.base import Needs
 from pcdistill.losses.dkd import DKDLoss, dkd_loss, split_target
 from pcdistill.losses.kd import kd_loss
 from tests.helpers import GRAD, VALUE, extreme_pair, golden_pair, logit_pairs, make_pair
@@ -161,5 +162,4 @@ def test_bad_input_is_named(student, teacher, target, options, error, says):
 
 
 def test_the_module_says_that_it_needs_hard_labels():
-    assert DKDLoss.needs_target
-    assert DKDLoss.hard_target_only
+    assert DKDLoss.needs == Needs(labels=True, soft_labels=False)

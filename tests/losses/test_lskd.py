@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from torch import nn
 
+from pcdistill.losses.base import Needs
 from pcdistill.losses.ce import CELoss, ce_loss
 from pcdistill.losses.kd import KDLoss
 from pcdistill.losses.lskd import LSKDLoss, StandardizedLoss, lskd_loss, standardize_logits
@@ -103,7 +104,7 @@ def test_teacher_gets_no_gradient():
 
 
 class Recorder(nn.Module):
-    needs_target, hard_target_only, views = True, True, 2
+    needs = Needs(labels=True, soft_labels=False, views=2)
 
     def forward(self, student_logits, teacher_logits, target=None):
         self.seen = (student_logits, teacher_logits, target)
@@ -123,10 +124,10 @@ def test_the_wrapper_passes_everything_on():
     torch.testing.assert_close(wrapped.loss.seen[1], standardize_logits(teacher))
     assert wrapped.loss.seen[2] is target
     assert wrapped.loss.told == (0.25, 3.0)
-    assert (wrapped.needs_target, wrapped.hard_target_only, wrapped.views) == (True, True, 2)
+    assert wrapped.needs == Recorder.needs
     plain = StandardizedLoss(CELoss())
     plain.set_progress(progress=0.5, epoch=1.0)  # a loss without a schedule is left alone
-    assert (plain.needs_target, plain.hard_target_only, plain.views) == (True, False, 1)
+    assert plain.needs == CELoss.needs
 
 
 @pytest.mark.parametrize("options", [{"temperature": -1.0}, {"reduction": "avg"}])

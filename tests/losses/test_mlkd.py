@@ -140,10 +140,10 @@ def test_module_is_the_function_and_an_empty_batch_is_zero():
 
 
 def test_the_module_says_how_many_views_it_compares():
-    assert MLKDLoss().views == 2
-    assert MLKDLoss(views=1).views == 1
-    assert MLKDNoAugLoss().views == 1
-    assert StandardizedLoss(MLKDLoss()).views == 2
+    assert MLKDLoss().needs.views == 2
+    assert MLKDLoss(views=1).needs.views == 1
+    assert MLKDNoAugLoss().needs.views == 1
+    assert StandardizedLoss(MLKDLoss()).needs.views == 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

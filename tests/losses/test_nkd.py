@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 
+from pcdistill.losses.base import Needs
 from pcdistill.losses.nkd import NKDLoss, nkd_loss
 from tests.helpers import GRAD, VALUE, extreme_pair, golden_pair, logit_pairs, make_pair
 from tests.references.nkd import nkd
@@ -155,5 +156,4 @@ def test_bad_input_is_named(student, teacher, target, options, error, says):
 
 
 def test_the_module_says_that_it_needs_hard_labels():
-    assert NKDLoss.needs_target
-    assert NKDLoss.hard_target_only
+    assert NKDLoss.needs == Needs(labels=True, soft_labels=False)

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 
+from pcdistill.losses.base import Needs
 from pcdistill.losses.revision import RevisionLoss, revision_loss
 from tests.helpers import GRAD, VALUE, golden_pair, logit_pairs
 from tests.losses import logit_checks as checks
@@ -139,8 +140,7 @@ def test_module_equals_function():
     module = RevisionLoss(**options)
     expected = revision_loss(student, teacher, target, **options)
     torch.testing.assert_close(module(student, teacher, target), expected, rtol=0, atol=0)
-    assert module.needs_target
-    assert module.hard_target_only
+    assert module.needs == Needs(labels=True, soft_labels=False)
     assert "teacher_share=0.6" in repr(module)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 
+from pcdistill.losses.base import Needs
 from pcdistill.losses.kd import kd_loss
 from pcdistill.losses.rld import RLDLoss, rld_loss
 from tests.helpers import golden_pair, logit_pairs
@@ -141,8 +142,7 @@ def test_module_equals_function():
     module = RLDLoss(**options)
     expected = rld_loss(student, teacher, target, **options)
     torch.testing.assert_close(module(student, teacher, target), expected, rtol=0, atol=0)
-    assert module.needs_target
-    assert module.hard_target_only
+    assert module.needs == Needs(labels=True, soft_labels=False)
     assert "mcd_weight=2" in repr(module)
 
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from torch import nn
 
 from pcdistill.losses._features import Features
+from pcdistill.losses.base import Needs
 from pcdistill.losses.dkd import dkd_loss
 from pcdistill.losses.kd import kd_loss
 from pcdistill.losses.nkd import nkd_loss
@@ -181,8 +182,7 @@ def test_module_is_cells_and_function(base):
     assert teacher.classifier.weight.grad is None
     assert not list(module.parameters())
     assert not module.state_dict()
-    assert module.needs_target
-    assert module.hard_target_only
+    assert module.needs == Needs(labels=True, soft_labels=False)
 
 
 def test_module_passes_its_options_on():

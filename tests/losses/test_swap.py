@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 
+from pcdistill.losses.base import Needs
 from pcdistill.losses.kd import kd_loss
 from pcdistill.losses.swap import SwapLoss, swap_loss
 from tests.helpers import golden_pair, logit_pairs
@@ -91,8 +92,7 @@ def test_module_equals_function():
     torch.testing.assert_close(
         SwapLoss()(student, teacher, target), swap_loss(student, teacher, target), rtol=0, atol=0
     )
-    assert module.needs_target
-    assert module.hard_target_only
+    assert module.needs == Needs(labels=True, soft_labels=False)
     assert "temperature=2" in repr(module)
 
 

@@ -2,19 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from pcdistill.distill.objective import Objective, build_loss
+from pcdistill.distill.objective import Objective, build_loss, term_needs
 from pcdistill.distill.taps import Taps
 from pcdistill.distill.teacher import Teacher
 from pcdistill.losses._features import Features
-from pcdistill.losses.simkd import SimKDLoss
-from pcdistill.methods import METHODS
+from pcdistill.losses.base import GivesHead
 from pcdistill.models.feature_maps import Headed
-from pcdistill.recipe import Recipe, TermConfig
+from pcdistill.recipe import Recipe
 
 PROJECTED = "head.projector"
 
@@ -38,9 +37,9 @@ class Tapped:
     def adopt(self, objective: Objective) -> None:
         """Let the term that learns the new head's projector and the head share it."""
         if isinstance(self.student, Headed):
-            for loss in objective.losses:
-                if isinstance(loss, SimKDLoss):
-                    loss.projector = self.student.head.projector  # type: ignore[assignment]
+            for term in objective.terms:
+                if term.needs.new_head:
+                    cast(GivesHead, term.loss).use_head(self.student.head)
 
 
 def tap(recipe: Recipe, student: nn.Module, teacher: Teacher, data: Any) -> Tapped:
@@ -88,13 +87,12 @@ def tap(recipe: Recipe, student: nn.Module, teacher: Teacher, data: Any) -> Tapp
         "labels": getattr(data.train, "labels", None),
         "num_classes": len(data.classes),
     }
-    headed = [i for i, term in enumerate(recipe.losses) if _is_simkd(term)]
+    headed = [i for i, term in enumerate(recipe.losses) if term_needs(term, f"losses.{i}").new_head]
     if not headed:
         return Tapped(student, student_taps.run, run_teacher, context)
 
     term = recipe.losses[headed[0]]
-    loss, _ = build_loss(term.method, term.options, where=f"losses.{headed[0]}", context=context)
-    assert isinstance(loss, SimKDLoss)
+    loss = cast(GivesHead, build_loss(term.method, term.options, where=f"losses.{headed[0]}", context=context))
     names = student_taps.names
     assert names is not None
     student_taps.remove()
@@ -114,10 +112,6 @@ def tap(recipe: Recipe, student: nn.Module, teacher: Teacher, data: Any) -> Tapp
 
     context["student"] = look(run_student, student)
     return Tapped(student, run_student, run_teacher, context)
-
-
-def _is_simkd(term: TermConfig) -> bool:
-    return term.method in METHODS and METHODS[term.method].path.endswith(":SimKDLoss")
 
 
 def _select(classifier: nn.Module | None, class_map: Tensor | None) -> nn.Module | None:

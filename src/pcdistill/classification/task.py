@@ -1,6 +1,5 @@
 """From a recipe to models that are checked: weights that fit, classes that match, a teacher that can teach."""
 
-import inspect
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,14 +15,13 @@ from pcdistill.classification.features import tap
 from pcdistill.classification.metrics import evaluate
 from pcdistill.distill.cache_store import read_state
 from pcdistill.distill.folding import fold_batchnorm
-from pcdistill.distill.objective import Objective, Term, build_loss, import_user_object
+from pcdistill.distill.objective import build_objective, method_kind
 from pcdistill.distill.teacher import Stats, Teacher, align_classes
 from pcdistill.engine.console import Console
 from pcdistill.engine.loop import uses_channels_last
 from pcdistill.errors import InputError
-from pcdistill.methods import METHODS
 from pcdistill.models.heads import with_head
-from pcdistill.recipe import ModelConfig, Recipe, TeacherConfig, TermConfig
+from pcdistill.recipe import ModelConfig, Recipe, TeacherConfig
 
 GATE_SAMPLES = 2048
 
@@ -183,55 +181,6 @@ def check_teacher(
     return result
 
 
-def build_objective(
-    terms: Sequence[TermConfig], *, num_classes: int, context: dict[str, Any] | None = None
-) -> Objective:
-    """The recipe's terms as one module; names are made unique."""
-    built: list[Term] = []
-    for i, term in enumerate(terms):
-        where = f"losses.{i}"
-        loss, kind = build_loss(
-            term.method,
-            term.options,
-            standardize=term.standardize,
-            where=where,
-            context={"num_classes": num_classes, **(context or {})},
-        )
-        name = term.method.rsplit(":", 1)[-1] if ".py:" in term.method else term.method
-        if any(other.name == name for other in built):
-            name = f"{name}_{i}"
-        built.append(Term(name, loss, term.weight, term.warmup_epochs, kind, term.weight_to, term.temperature_to))
-    return Objective(built)
-
-
-def check_losses(recipe: Recipe, num_classes: int) -> None:
-    """Build every logit term and run it once on random logits of the run's shape: a misfit is known before training.
-
-    Raises:
-        InputError: with the term's own sentence, for example stages > C // 2.
-    """
-    terms = [term for term in recipe.losses if method_kind(term.method) == "logits"]
-    if not terms:
-        return
-    objective = build_objective(terms, num_classes=num_classes)
-    views = views_of(recipe)
-    soft_targets = recipe.data.mixup > 0 or recipe.data.cutmix > 0
-    if objective.views > views:
-        term = next(t for t in objective.terms if getattr(t.loss, "views", 1) > views)
-        raise InputError(f"{term.name} compares two views of each image; set data.views to 2")
-    generator = torch.Generator().manual_seed(0)
-    n = 4 * views
-    student, teacher = (torch.randn(n, num_classes, generator=generator) for _ in range(2))
-    target = torch.arange(n // views).repeat(views) % num_classes
-    wanted = torch.nn.functional.one_hot(target, num_classes).float() if soft_targets else target
-    for i, term in enumerate(objective.terms):
-        try:
-            with torch.no_grad():
-                term.loss(student, teacher, wanted)
-        except (ValueError, TypeError) as error:
-            raise InputError(f"losses.{i}: {term.name}: {error}") from error
-
-
 def build_distiller(
     recipe: Recipe,
     student: nn.Module,
@@ -243,8 +192,8 @@ def build_distiller(
     num_classes = len(data.classes)
     tapped = None
     context: dict[str, Any] = {}
-    kinds = {method_kind(term.method) for term in recipe.losses}
-    if "detection" in kinds:
+    kinds = {method_kind(term.method, f"losses.{i}") for i, term in enumerate(recipe.losses)}
+    if "pyramids" in kinds:
         raise InputError("losses: a detection loss needs task: detection")
     if "features" in kinds:
         if teacher is None:
@@ -282,30 +231,6 @@ def stream_seed(recipe: Recipe) -> int:
     if recipe.teacher is not None and recipe.teacher.cache is not None and recipe.method != "none":
         return int(read_state(Path(recipe.teacher.cache))["info"]["seed"])
     return recipe.train.seed
-
-
-def views_of(recipe: Recipe) -> int:
-    """Views of each image: the recipe's number, or as many as its losses compare."""
-    if recipe.data.views is not None:
-        return recipe.data.views
-    return max((_views(term) for term in recipe.losses), default=1)
-
-
-def _views(term: TermConfig) -> int:
-    """Views that one term compares: its own option, else its class's default."""
-    if term.method not in METHODS:
-        return 1
-    loss_class = METHODS[term.method].load()
-    option = inspect.signature(loss_class).parameters.get("views")
-    default = option.default if option is not None else getattr(loss_class, "views", 1)
-    return int(term.options.get("views", default))
-
-
-def method_kind(method: str) -> str:
-    """What a method compares: "logits", "features" or "detection"."""
-    if ".py:" in method:
-        return str(getattr(import_user_object(method, "losses"), "kind", "logits"))
-    return METHODS[method].kind if method in METHODS else "logits"
 
 
 def weights_exist(path: str | None) -> None:

@@ -24,12 +24,12 @@ from pcdistill.distill.cache_store import (
     fingerprint,
     read_state,
 )
+from pcdistill.distill.objective import method_kind, views_of
 from pcdistill.distill.teacher import Teacher
 from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.console import Console
 from pcdistill.engine.loop import make_accelerator, uses_channels_last
 from pcdistill.errors import InputError
-from pcdistill.methods import METHODS
 from pcdistill.recipe import Recipe
 
 SAVE_SECONDS = 20.0  # between two points that a killed build continues from
@@ -80,7 +80,7 @@ def make_cache(
     prepare.check_teacher(
         teacher, None, data.val, accelerator, num_classes=classes, allow=recipe.allow, console=console
     )
-    views = prepare.views_of(recipe)
+    views = views_of(recipe)
     rows = len(next(iter(data.train.epoch(0))).images)
     seed = prepare.stream_seed(recipe)
     info = CacheInfo(
@@ -181,14 +181,14 @@ def fit_cache(recipe: Recipe) -> Recipe:
         return recipe
     path = teacher.cache.replace("{seed}", str(recipe.train.seed))
     info = read_state(Path(path))["info"]
-    fits = recipe.method != "none" and prepare.views_of(recipe) == info["views"] and not _features(recipe)
+    fits = recipe.method != "none" and views_of(recipe) == info["views"] and not _features(recipe)
     teacher = replace(teacher, cache=path if fits else None)
     return replace(recipe, teacher=teacher, data=replace(recipe.data, seed=info["seed"]))
 
 
 def _features(recipe: Recipe) -> list[str]:
     """Methods of the recipe that compare more than logits."""
-    return [t.method for t in recipe.losses if t.method in METHODS and METHODS[t.method].kind != "logits"]
+    return [t.method for i, t in enumerate(recipe.losses) if method_kind(t.method, f"losses.{i}") != "logits"]
 
 
 def replayed(recipe: Recipe, teacher: Teacher, data: Any, accelerator: Accelerator) -> Any:
@@ -202,13 +202,13 @@ def replayed(recipe: Recipe, teacher: Teacher, data: Any, accelerator: Accelerat
     if recipe.task != "classification":
         raise InputError("teacher.cache holds logits of classifiers; detection has none")
     for method in _features(recipe):
-        raise InputError(f"{method} compares {METHODS[method].kind}; teacher.cache holds logits alone")
+        raise InputError(f"{method} compares {method_kind(method)}; teacher.cache holds logits alone")
     cache = TeacherCache(recipe.teacher.cache)
     cache.check(
         teacher=fingerprint(teacher),
         stream=data.train.signature,
         classes=len(data.classes),
-        views=prepare.views_of(recipe),
+        views=views_of(recipe),
     )
     batches = CachedBatches(data.train, cache, rank=accelerator.process_index, world_size=accelerator.num_processes)
     return replace(data, train=batches)

@@ -21,7 +21,7 @@ from pcdistill.methods import METHODS
 from pcdistill.models.heads import with_head
 from pcdistill.recipe import Recipe, make_recipe, with_method
 
-GROUPS = {"all-logit": "logits", "all-feature": "features", "all-detection": "detection"}
+GROUPS = {"all-logit": "logits", "all-feature": "features", "all-detection": "pyramids"}
 
 
 def run_with_report(

@@ -13,6 +13,7 @@ from pcdistill import models
 from pcdistill.classification import task as prepare
 from pcdistill.classification.data import Data, build_data
 from pcdistill.classification.metrics import evaluate
+from pcdistill.distill.objective import check_losses, views_of
 from pcdistill.distill.teacher import Teacher
 from pcdistill.engine.console import Console
 from pcdistill.engine.loop import uses_channels_last
@@ -94,7 +95,7 @@ class Classification:
             augment=config.augment,
             mixup=config.mixup,
             cutmix=config.cutmix,
-            views=prepare.views_of(recipe),
+            views=views_of(recipe),
             workers=config.workers,
             limit=config.limit,
             download=config.download,
@@ -105,7 +106,7 @@ class Classification:
         )
 
     def check(self, recipe: Recipe, data: Any) -> None:
-        prepare.check_losses(recipe, len(data.classes))
+        check_losses(recipe, len(data.classes))
 
     def train(self, recipe: Recipe, accelerator: Accelerator) -> TrainConfig:
         return recipe.train

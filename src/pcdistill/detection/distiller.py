@@ -14,10 +14,9 @@ from pcdistill.detection.detectors.adapters import (
     TwoStage,
     adapter_of,
 )
-from pcdistill.distill.objective import Objective
+from pcdistill.distill.objective import Objective, Term
 from pcdistill.errors import InputError
 from pcdistill.losses._pyramid import Pyramid
-from pcdistill.losses.detector import DetectorLoss
 
 
 class Compared(NamedTuple):
@@ -39,7 +38,7 @@ class DetectionObjective(Objective):
     @property
     def needs_pyramid(self) -> bool:
         """Whether a term compares feature pyramids."""
-        return any(term.kind == "detection" and not isinstance(term.loss, DetectorLoss) for term in self.terms)
+        return any(term.kind == "pyramids" and not term.needs.own_losses for term in self.terms)
 
     def forward(self, student: Any, teacher: Any = None, target: Any = None) -> dict[str, Tensor]:
         """Sum the terms.
@@ -53,20 +52,19 @@ class DetectionObjective(Objective):
             "loss" with a graph, "loss/NAME" of every term, unweighted and detached, and the detector's own losses.
         """
         seen, pairing, pyramid = student
-        parts: dict[str, Tensor] = {}
-        total: Tensor | None = None
-        for term, factor in zip(self.terms, self.factors, strict=True):
-            if isinstance(term.loss, DetectorLoss):
-                value = term.loss(seen.losses)
-            elif term.kind == "detection":
-                value = term.loss(seen.pyramid, pyramid, target)
+
+        def value_of(term: Term) -> Tensor:
+            labels = term.needs.labels
+            if term.needs.own_losses:
+                value: Tensor = term.loss(seen.losses)
+            elif term.kind == "pyramids":
+                value = term.loss(seen.pyramid, pyramid, target if labels else None)
             else:
-                value = term.loss(pairing.student, pairing.teacher, pairing.labels)
-            parts[f"loss/{term.name}"] = value.detach()
-            total = factor * value if total is None else total + factor * value
-        assert total is not None
+                value = term.loss(pairing.student, pairing.teacher, pairing.labels if labels else None)
+            return value
+
         own = {f"loss/{name.removeprefix('loss_')}": value.detach() for name, value in seen.losses.items()}
-        return {"loss": total, **parts, **own}
+        return {**self.weigh(value_of), **own}
 
 
 class DetectionDistiller(nn.Module):

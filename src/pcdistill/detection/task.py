@@ -9,13 +9,12 @@ from accelerate import Accelerator
 from torch import nn
 
 from pcdistill import models
-from pcdistill.classification.task import build_objective, check_losses, method_kind, views_of
 from pcdistill.detection.data import DetectionData, build_detection_data
 from pcdistill.detection.detectors.adapters import TeacherDetector, adapter_of
 from pcdistill.detection.detectors.build import build_detector, pretrained_classes
 from pcdistill.detection.distiller import DetectionDistiller, DetectionObjective
 from pcdistill.detection.metrics import evaluate_detection
-from pcdistill.distill.objective import import_user_object
+from pcdistill.distill.objective import build_objective, check_losses, import_user_object, method_kind, views_of
 from pcdistill.engine.console import Console
 from pcdistill.errors import InputError
 from pcdistill.methods import METHODS
@@ -60,11 +59,11 @@ def check_detection_losses(recipe: Recipe, num_classes: int) -> None:
         InputError: with the term's name and what is wrong with it.
     """
     for i, term in enumerate(recipe.losses):
-        kind = method_kind(term.method)
+        kind = method_kind(term.method, f"losses.{i}")
         if term.method == "ce":
             raise InputError(f"losses.{i}: ce: the detector's own losses hold its cross-entropy; leave this term out")
         if kind == "features":
-            known = ", ".join(name for name, m in METHODS.items() if m.kind == "detection" and name != "detector")
+            known = ", ".join(name for name, m in METHODS.items() if m.kind == "pyramids" and name != "detector")
             raise InputError(f"losses.{i}: {term.method} compares features of classifiers; for detectors: {known}")
     if views_of(recipe) > 1:
         raise InputError(

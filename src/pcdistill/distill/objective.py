@@ -1,4 +1,4 @@
-"""The objective: a weighted sum of losses, each under its own warm-up."""
+"""The objective: terms are built here from a recipe, checked before the teacher is trained, and summed."""
 
 import importlib.util
 import inspect
@@ -8,12 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pcdistill.errors import InputError, nearest
-from pcdistill.losses import StandardizedLoss
+from pcdistill.losses.base import Features, Kind, Needs, Shapes, check_fit, check_needs, kind_of, needs_of
+from pcdistill.losses.lskd import StandardizedLoss
 from pcdistill.methods import METHODS
+from pcdistill.recipe import Recipe, TermConfig
 from pcdistill.schedules import moved, warmup_factor
+
+# Arguments of a loss's constructor that the engine fills in: no options of a recipe.
+OFFERED: dict[Kind, tuple[str, ...]] = {
+    "logits": ("num_classes",),
+    "features": ("student", "teacher", "n_data", "labels", "num_classes"),
+    "pyramids": ("student", "teacher", "n_data", "num_classes"),
+}
 
 
 @dataclass
@@ -25,7 +35,6 @@ class Term:
         loss: the module, `loss(student, teacher, target)` -> scalar.
         weight: its factor after warm-up.
         warmup_epochs: epochs over which the factor rises.
-        kind: what it compares: "logits", "features" or "detection".
         weight_to: the weight moves from `weight` in the first epoch to this in the last.
         temperature_to: the same of the loss's attribute `temperature`.
     """
@@ -34,9 +43,12 @@ class Term:
     loss: nn.Module
     weight: float = 1.0
     warmup_epochs: float = 0.0
-    kind: str = "logits"
     weight_to: float | None = None
     temperature_to: float | None = None
+
+    def __post_init__(self) -> None:
+        self.kind: Kind = kind_of(self.loss)
+        self.needs: Needs = needs_of(self.loss)
 
 
 class Objective(nn.Module):
@@ -49,7 +61,7 @@ class Objective(nn.Module):
         self.terms = list(terms)
         self.losses = nn.ModuleList(term.loss for term in terms)
         self.factors = [term.weight * warmup_factor(0.0, term.warmup_epochs) for term in terms]
-        self._tempered = [_tempered(term) for term in terms]
+        self._temperatures = [_start_temperature(term) for term in terms]
 
     @property
     def names(self) -> list[str]:
@@ -58,28 +70,28 @@ class Objective(nn.Module):
     @property
     def needs_teacher(self) -> bool:
         """Whether any term with a weight looks at the teacher."""
-        return any(
-            (term.weight > 0 or term.weight_to) and not getattr(term.loss, "ignores_teacher", False)
-            for term in self.terms
-        )
+        return any((term.weight > 0 or term.weight_to) and term.needs.teacher for term in self.terms)
+
+    @property
+    def needs_index(self) -> bool:
+        """Whether any term looks at the samples' positions in the data set."""
+        return any(term.needs.index for term in self.terms)
 
     @property
     def views(self) -> int:
-        return max(int(getattr(term.loss, "views", 1)) for term in self.terms)
+        return max(term.needs.views for term in self.terms)
 
     def set_progress(self, *, progress: float, epoch: float) -> None:
         """Tell every term where training is: `progress` in [0, 1), `epoch` from 0."""
-        for i, term in enumerate(self.terms):
+        for i, (term, start) in enumerate(zip(self.terms, self._temperatures, strict=True)):
             end = term.weight if term.weight_to is None else term.weight_to
             weight = moved(term.weight, end, progress=progress, epoch=epoch)
             self.factors[i] = weight * warmup_factor(epoch, term.warmup_epochs)
-            tempered = self._tempered[i]
-            if tempered is not None and term.temperature_to is not None:
-                loss, start = tempered
+            loss: Any = term.loss
+            if start is not None and term.temperature_to is not None:
                 loss.temperature = moved(start, term.temperature_to, progress=progress, epoch=epoch)
-            set_progress: Callable[..., None] | None = getattr(term.loss, "set_progress", None)
-            if set_progress is not None:
-                set_progress(progress=progress, epoch=epoch)
+            if hasattr(loss, "set_progress"):
+                loss.set_progress(progress=progress, epoch=epoch)
 
     def forward(self, student: Any, teacher: Any, target: Tensor) -> dict[str, Tensor]:
         """Sum the terms.
@@ -92,32 +104,61 @@ class Objective(nn.Module):
         Returns:
             "loss" with a graph, and "loss/NAME" for every term: its unweighted value, detached.
         """
-        student_logits = getattr(student, "logits", student)
-        teacher_logits = getattr(teacher, "logits", teacher)
+        student_logits = student.logits if isinstance(student, Features) else student
+        teacher_logits = teacher.logits if isinstance(teacher, Features) else teacher
         if teacher_logits is None:
             teacher_logits = student_logits.detach()  # no term reads it
+
+        def value_of(term: Term) -> Tensor:
+            labels = target if term.needs.labels else None
+            if term.kind == "features":
+                value: Tensor = term.loss(student, teacher, labels)
+            else:
+                value = term.loss(student_logits, teacher_logits, labels)
+            return value
+
+        return self.weigh(value_of)
+
+    def weigh(self, value_of: Callable[[Term], Tensor]) -> dict[str, Tensor]:
+        """The sum of the terms' values under their factors as "loss", and every value, detached, as "loss/NAME"."""
         parts: dict[str, Tensor] = {}
         total: Tensor | None = None
         for term, factor in zip(self.terms, self.factors, strict=True):
-            if term.kind == "features":
-                value = term.loss(student, teacher, target)
-            else:
-                value = term.loss(student_logits, teacher_logits, target)
+            value = value_of(term)
             parts[f"loss/{term.name}"] = value.detach()
             total = factor * value if total is None else total + factor * value
         assert total is not None
         return {"loss": total, **parts}
 
 
-def _tempered(term: Term) -> tuple[Any, float] | None:
-    """The module whose temperature moves, and where it starts; under standardisation the inner loss."""
+def _start_temperature(term: Term) -> float | None:
+    """Where a moving temperature starts; None where it does not move."""
     if term.temperature_to is None:
         return None
-    loss: Any = term.loss.loss if isinstance(term.loss, StandardizedLoss) else term.loss
-    start = getattr(loss, "temperature", None)
+    start = getattr(term.loss, "temperature", None)
     if not isinstance(start, int | float):
         raise InputError(f"{term.name}: temperature_to needs a loss with one temperature, which {term.name} has not")
-    return loss, float(start)
+    return float(start)
+
+
+def build_objective(
+    terms: Sequence[TermConfig], *, num_classes: int, context: Mapping[str, Any] | None = None
+) -> Objective:
+    """The recipe's terms as one module; names are made unique."""
+    built: list[Term] = []
+    for i, term in enumerate(terms):
+        loss = build_loss(
+            term.method,
+            term.options,
+            standardize=term.standardize,
+            where=f"losses.{i}",
+            context={"num_classes": num_classes, **(context or {})},
+        )
+        name = short_name(term.method)
+        if any(other.name == name for other in built):
+            name = f"{name}_{i}"
+        built.append(Term(name, loss, term.weight, term.warmup_epochs, term.weight_to, term.temperature_to))
+    return Objective(built)
 
 
 def build_loss(
@@ -127,7 +168,7 @@ def build_loss(
     standardize: bool = False,
     where: str = "losses",
     context: Mapping[str, Any] | None = None,
-) -> tuple[nn.Module, str]:
+) -> nn.Module:
     """Build a loss by name or by `path/to/file.py:Class`, with its options checked against its signature.
 
     Args:
@@ -137,37 +178,116 @@ def build_loss(
         where: the key to name in messages.
         context: what the engine can offer: arguments with these names are filled in when the loss asks for them.
 
-    Returns:
-        The module and its kind.
-
     Raises:
         InputError: unknown method or option, or a value that the loss refuses.
     """
-    if method in METHODS:
-        loss_class: Callable[..., nn.Module] = METHODS[method].load()
-        kind: str = METHODS[method].kind
-    elif ".py:" in method:
-        loss_class = import_user_object(method, where)
-        kind = getattr(loss_class, "kind", "logits")
-    else:
-        raise InputError(f'{where}: unknown method "{method}"{nearest(method, METHODS)}')
-    parameters = inspect.signature(loss_class).parameters
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    offered = {name: value for name, value in (context or {}).items() if name in parameters}
-    known = [name for name in parameters if name not in (context or {})]
-    for name in options:
-        if name not in known and not open_ended:
-            hint = nearest(name, known) or f"; its options: {', '.join(known) or 'none'}"
-            raise InputError(f'{where}: {method} has no option "{name}"{hint}')
+    loss_class = _loss_class(method, where)
+    accepted = _check_options(loss_class, method, options, where)
+    offered = {name: value for name, value in (context or {}).items() if name in accepted}
     try:
         loss = loss_class(**offered, **options)
+        kind = kind_of(loss)
+        needs_of(loss)
     except (TypeError, ValueError) as error:
         raise InputError(f"{where}: {method}: {error}") from error
-    if standardize:
-        if kind != "logits":
-            raise InputError(f"{where}: standardize fits losses on logits; {method} compares {kind}")
-        loss = StandardizedLoss(loss)
-    return loss, kind
+    if not standardize:
+        return loss
+    if kind != "logits":
+        raise InputError(f"{where}: standardize fits losses on logits; {method} compares {kind}")
+    return StandardizedLoss(loss)
+
+
+def _loss_class(method: str, where: str) -> Callable[..., nn.Module]:
+    if method in METHODS:
+        return METHODS[method].load()
+    if ".py:" in method:
+        return import_user_object(method, where)
+    raise InputError(f'{where}: unknown method "{method}"{nearest(method, METHODS)}')
+
+
+def _check_options(
+    loss_class: Callable[..., nn.Module], method: str, options: Mapping[str, Any], where: str
+) -> tuple[str, ...]:
+    """Raise unless the class has all options; the names of those of its arguments that the engine fills in."""
+    parameters = inspect.signature(loss_class).parameters
+    accepted = tuple(name for name in OFFERED[_class_kind(loss_class, method, where)] if name in parameters)
+    known = [name for name in parameters if name not in accepted]
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        for name in options:
+            if name not in known:
+                hint = nearest(name, known) or f"; its options: {', '.join(known) or 'none'}"
+                raise InputError(f'{where}: {method} has no option "{name}"{hint}')
+    return accepted
+
+
+def _class_kind(loss_class: Any, method: str, where: str) -> Kind:
+    try:
+        return kind_of(loss_class)
+    except ValueError as error:
+        raise InputError(f"{where}: {method}: {error}") from error
+
+
+def method_kind(method: str, where: str = "losses") -> Kind:
+    """What a method compares: "logits", "features" or "pyramids"."""
+    return METHODS[method].kind if method in METHODS else _class_kind(_loss_class(method, where), method, where)
+
+
+def term_needs(term: TermConfig, where: str = "losses") -> Needs:
+    """What a term needs of a run, before there are features or classes to build it from: by its options, if it can be
+    built without them, else by its class.
+    """
+    loss = _early_loss(term, where, {})
+    if loss is not None:
+        return needs_of(loss)
+    try:
+        return needs_of(_loss_class(term.method, where))
+    except ValueError as error:
+        raise InputError(f"{where}: {term.method}: {error}") from error
+
+
+def _early_loss(term: TermConfig, where: str, context: Mapping[str, Any]) -> nn.Module | None:
+    """The term's loss, if the engine need not offer more than the context to build it. Its options are checked."""
+    loss_class = _loss_class(term.method, where)
+    accepted = _check_options(loss_class, term.method, term.options, where)
+    parameters = inspect.signature(loss_class).parameters
+    if any(parameters[name].default is inspect.Parameter.empty and name not in context for name in accepted):
+        return None
+    return build_loss(term.method, term.options, standardize=term.standardize, where=where, context=context)
+
+
+def views_of(recipe: Recipe) -> int:
+    """Views of each image: the recipe's number, or as many as its losses compare."""
+    if recipe.data.views is not None:
+        return recipe.data.views
+    return max((term_needs(term, f"losses.{i}").views for i, term in enumerate(recipe.losses)), default=1)
+
+
+def check_losses(recipe: Recipe, num_classes: int) -> None:
+    """Ask every term whether it can be trained in this run: a misfit is known before the teacher is trained.
+
+    Losses that are built from features are asked for their options' names alone, and by their class's needs.
+
+    Raises:
+        InputError: with the term's own sentence, for example stages > C // 2.
+    """
+    soft_labels = recipe.data.mixup > 0 or recipe.data.cutmix > 0
+    shapes = Shapes(num_classes, views=views_of(recipe), soft_labels=soft_labels)
+    with torch.random.fork_rng(devices=[]):
+        for i, term in enumerate(recipe.losses):
+            loss = _early_loss(term, f"losses.{i}", {"num_classes": num_classes})
+            needs = term_needs(term, f"losses.{i}")
+            try:
+                if loss is not None:
+                    check_fit(loss, shapes)
+                else:
+                    check_needs(needs, shapes)
+            except ValueError as error:
+                raise InputError(f"losses.{i}: {short_name(term.method)}: {error}") from error
+
+
+def short_name(method: str) -> str:
+    """The method's name, or the class's of `path/to/file.py:Class`."""
+    return method.rsplit(":", 1)[-1] if ".py:" in method else method
 
 
 def import_user_object(spec: str, where: str) -> Callable[..., Any]:

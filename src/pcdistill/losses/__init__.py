@@ -4,6 +4,7 @@ Public are the names in each file's `__all__`; `pcdistill.methods` says which na
 """
 
 from pcdistill.losses.at import *
+from pcdistill.losses.base import *
 from pcdistill.losses.ce import *
 from pcdistill.losses.clkd import *
 from pcdistill.losses.crd import *

@@ -5,7 +5,7 @@ Source: Zagoruyko, Komodakis, "Paying More Attention to Attention", arXiv 1612.0
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from pcdistill.losses._common import Reduction, check_weight, reduce_loss, upcast
 from pcdistill.losses._features import (
@@ -17,6 +17,7 @@ from pcdistill.losses._features import (
     stage_map,
     unit,
 )
+from pcdistill.losses.base import FeatureLoss
 
 __all__ = ["ATLoss", "at_loss"]
 
@@ -82,7 +83,7 @@ def check_exponent(p: float) -> None:
         raise ValueError(f"p must be a finite number > 0, got {p}")
 
 
-class ATLoss(nn.Module):
+class ATLoss(FeatureLoss):
     """:func:`at_loss` over all paired stages.
 
     Args:

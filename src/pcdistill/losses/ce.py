@@ -1,9 +1,10 @@
 """Cross-entropy with the labels: the part of every recipe that needs no teacher."""
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from pcdistill.losses._common import Reduction, check_logits, check_reduction, check_target, reduce_loss, upcast
+from pcdistill.losses.base import LogitLoss, Needs
 
 __all__ = ["CELoss", "ce_loss"]
 
@@ -48,11 +49,10 @@ def ce_loss(
     return reduce_loss(per_sample, reduction)
 
 
-class CELoss(nn.Module):
+class CELoss(LogitLoss):
     """Module form of :func:`ce_loss`, for recipes; arguments, shapes and errors are the function's."""
 
-    needs_target = True
-    ignores_teacher = True
+    needs = Needs(teacher=False, labels=True)
 
     def __init__(self, *, label_smoothing: float = 0.0, reduction: Reduction = "mean") -> None:
         super().__init__()

@@ -7,9 +7,10 @@ Source: Zhang, Liu, Hopcroft, He, "Class-aware Information for Logit-based Knowl
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pcdistill.losses._common import check_logits, check_temperature, check_weight, upcast
+from pcdistill.losses.base import LogitLoss
 
 __all__ = ["CLKDLoss", "clkd_loss"]
 
@@ -134,7 +135,7 @@ def _upcast_fitting(logits: Tensor) -> Tensor:
     return widened
 
 
-class CLKDLoss(nn.Module):
+class CLKDLoss(LogitLoss):
     """Module form of :func:`clkd_loss`, for recipes; arguments, shapes and errors are the function's."""
 
     def __init__(

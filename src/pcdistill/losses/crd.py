@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pcdistill.losses._common import Reduction, check_temperature, reduce_loss, shape, upcast
 from pcdistill.losses._features import Features, check_vector_pair, full_precision, nothing, unit
+from pcdistill.losses.base import FeatureLoss, Needs
 
 __all__ = ["CRDLoss", "crd_loss"]
 
@@ -56,7 +57,7 @@ def crd_loss(log_scores: Tensor, *, n_data: int, eps: float = 1e-7, reduction: R
     return reduce_loss(positive + (denominator[:, 1:] - math.log(noise)).sum(1), reduction)
 
 
-class CRDLoss(nn.Module):
+class CRDLoss(FeatureLoss):
     """:func:`crd_loss` in both directions, with embeddings and a memory of every training image for both networks.
 
         v = W h / |W h|    log s_k = <v, m_k> / temperature - log Z    m_i <- unit(momentum m_i + (1 - momentum) v_i)
@@ -77,6 +78,8 @@ class CRDLoss(nn.Module):
         momentum: of the memory, in [0, 1).
         eps: as in the function.
     """
+
+    needs = Needs(index=True)
 
     memory_student: Tensor
     memory_teacher: Tensor

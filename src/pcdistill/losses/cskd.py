@@ -5,9 +5,10 @@ Source: Ham et al., "Cosine Similarity Knowledge Distillation for Individual Cla
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pcdistill.losses._common import check_logits, check_temperature, check_weight, upcast
+from pcdistill.losses.base import LogitLoss, Needs
 from pcdistill.losses.dist import cosine_distance
 from pcdistill.losses.mlkd import Views, check_views, confidence_masks
 
@@ -175,8 +176,10 @@ def _gram_distance(p: Tensor, q: Tensor, eps: float) -> Tensor:
         return cosine_distance(p @ p.T, q @ q.T, eps=eps).mean()
 
 
-class CSKDLoss(nn.Module):
+class CSKDLoss(LogitLoss):
     """Module form of :func:`cskd_loss`, for recipes; arguments, shapes and errors are the function's."""
+
+    needs = Needs(views=2)
 
     def __init__(
         self,
@@ -200,6 +203,7 @@ class CSKDLoss(nn.Module):
         self.min_temperature = min_temperature
         self.max_temperature = max_temperature
         self.views: Views = views
+        self.needs = Needs(views=views)
         self.cosine_weight = cosine_weight
         self.fixed_weight = fixed_weight
         self.cswt_weight = cswt_weight

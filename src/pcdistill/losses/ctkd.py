@@ -18,6 +18,7 @@ from pcdistill.losses._common import (
     shape,
     upcast,
 )
+from pcdistill.losses.base import LogitLoss
 
 __all__ = ["CTKDLoss", "ctkd_loss"]
 
@@ -70,7 +71,7 @@ def ctkd_loss(
     return reduce_loss(per_sample * tau**2, reduction)
 
 
-class CTKDLoss(nn.Module):
+class CTKDLoss(LogitLoss):
     """KD with one learned temperature and its curriculum; the function is :func:`ctkd_loss`.
 
         T = min_temperature + (max_temperature - min_temperature) * sigmoid(theta)

@@ -24,11 +24,12 @@ from pcdistill.losses._pyramid import (
     object_mask,
     spatial_attention,
 )
+from pcdistill.losses.base import Needs, PyramidLoss
 
 __all__ = ["DFMSDLoss"]
 
 
-class DFMSDLoss(nn.Module):
+class DFMSDLoss(PyramidLoss):
     """Squared error between fused reconstructions of the masked student feature and the teacher's, summed over levels.
 
         A_S, A_C = attention of F_t over places and channels (temperature T)
@@ -62,6 +63,8 @@ class DFMSDLoss(nn.Module):
         ValueError: an option that is none of its values, pyramids that share no stride, targets that are missing.
     """
 
+    needs = Needs(labels=True)
+
     def __init__(
         self,
         student: Pyramid,
@@ -84,6 +87,7 @@ class DFMSDLoss(nn.Module):
         if not 1 <= len(teachers) <= 2:
             raise ValueError(f"teacher must be one pyramid or two, got {len(teachers)}")
         self.masking, self.enhancement, self.stages, self.alignment = masking, enhancement, stages, alignment
+        self.needs = Needs(labels=enhancement and masking in ("both", "spatial"))
         self.temperature = temperature
         self.spatial_ratio, self.channel_ratio = spatial_ratio, channel_ratio
         self.progress = 0.0
@@ -92,11 +96,6 @@ class DFMSDLoss(nn.Module):
         self.masked = nn.ModuleList(
             nn.ModuleList() if masking == "none" else self._generators(one.widths) for one in aligned
         )
-
-    @property
-    def needs_target(self) -> bool:
-        """Whether forward needs boxes."""
-        return self.enhancement and self.masking in ("both", "spatial")
 
     @property
     def teacher_index(self) -> int:
@@ -110,7 +109,7 @@ class DFMSDLoss(nn.Module):
 
     def forward(self, student: Pyramid, teacher: Pyramid, targets: Targets | None = None) -> Tensor:
         """The loss against the pyramid of the teacher of the current stage; targets hold boxes [M, 4] per image."""
-        if self.needs_target:
+        if self.needs.labels:
             targets = check_targets(targets, len(student.levels[0]))
         adapting = self.stages and len(self.align) == 1 and self.progress < 1 / 3
         masked = self.masked[self.teacher_index]
@@ -139,7 +138,7 @@ class DFMSDLoss(nn.Module):
 
     def _attention(self, wanted: Tensor, targets: Targets | None, image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         places = spatial_attention(wanted, self.temperature)
-        if self.needs_target:
+        if self.needs.labels:
             inside = object_mask(check_targets(targets, len(wanted)), (wanted.shape[2], wanted.shape[3]), image_size)
             places = places * (1 + self.progress * inside)
         return places, channel_attention(wanted, self.temperature)

@@ -4,9 +4,10 @@ Source: Huang, You, Wang, Qian, Xu, "Knowledge Distillation from A Stronger Teac
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pcdistill.losses._common import check_logits, check_temperature, check_weight, upcast
+from pcdistill.losses.base import LogitLoss
 from pcdistill.ops.segments import log_softmax
 
 __all__ = ["DISTLoss", "dist_loss"]
@@ -89,7 +90,7 @@ def _centre(rows: Tensor) -> Tensor:
     return (rows - rows.mean(dim=1, keepdim=True)).masked_fill(flat, 0.0)
 
 
-class DISTLoss(nn.Module):
+class DISTLoss(LogitLoss):
     """Module form of :func:`dist_loss`, for recipes; arguments, shapes and errors are the function's."""
 
     def __init__(

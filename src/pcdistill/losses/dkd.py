@@ -5,7 +5,7 @@ Source: Zhao, Cui, Song, Qiu, Liang, "Decoupled Knowledge Distillation", arXiv 2
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from pcdistill.losses._common import (
     Reduction,
@@ -17,6 +17,7 @@ from pcdistill.losses._common import (
     reduce_loss,
     upcast,
 )
+from pcdistill.losses.base import LogitLoss, Needs
 from pcdistill.ops.segments import kl_terms, log_softmax
 
 __all__ = ["DKDLoss", "dkd_loss"]
@@ -101,11 +102,10 @@ def _target_or_not(target_logit: Tensor, other_logits: Tensor, temperature: floa
     return torch.stack([F.logsigmoid(margin), F.logsigmoid(-margin)], dim=1)
 
 
-class DKDLoss(nn.Module):
+class DKDLoss(LogitLoss):
     """Module form of :func:`dkd_loss`, for recipes; arguments, shapes and errors are the function's."""
 
-    needs_target = True
-    hard_target_only = True
+    needs = Needs(labels=True, soft_labels=False)
 
     def __init__(
         self,

@@ -23,11 +23,12 @@ from pcdistill.losses._pyramid import (
     spatial_attention,
     squared_error,
 )
+from pcdistill.losses.base import PyramidLoss
 
 __all__ = ["DMKDLoss"]
 
 
-class DMKDLoss(nn.Module):
+class DMKDLoss(PyramidLoss):
     """Squared error between the teacher's feature and two fused reconstructions, summed over the levels.
 
         A_S, A_C = attention of F_t over places and over channels (temperature T)

@@ -20,11 +20,12 @@ from pcdistill.losses._pyramid import (
     no_autocast,
     spatial_attention,
 )
+from pcdistill.losses.base import Needs, PyramidLoss
 
 __all__ = ["FGDLoss"]
 
 
-class FGDLoss(nn.Module):
+class FGDLoss(PyramidLoss):
     """Four parts per level, each a sum over channels and places over the number of images, summed over the levels.
 
         A_S, A_C = attention over places and channels (temperature T)
@@ -52,7 +53,7 @@ class FGDLoss(nn.Module):
         ValueError: a weight or temperature that is none, pyramids that share no stride, targets that are missing.
     """
 
-    needs_target = True
+    needs = Needs(labels=True)
 
     def __init__(
         self,

@@ -18,6 +18,7 @@ from pcdistill.losses._features import (
     pick_stage,
     stage_map,
 )
+from pcdistill.losses.base import FeatureLoss
 
 __all__ = ["FitNetLoss", "fitnet_loss"]
 
@@ -94,7 +95,7 @@ def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(x, size, mode="nearest")
 
 
-class FitNetLoss(nn.Module):
+class FitNetLoss(FeatureLoss):
     """:func:`fitnet_loss` at one stage, with its regressor.
 
     The hint is trained together with the other terms, not in a stage of its own as in the paper.

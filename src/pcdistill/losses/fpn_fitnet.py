@@ -7,14 +7,15 @@ equation 3, applied to every level.
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pcdistill.losses._pyramid import AlignedLevels, Pyramid, Targets, no_autocast
+from pcdistill.losses.base import PyramidLoss
 
 __all__ = ["FPNFitNetLoss"]
 
 
-class FPNFitNetLoss(nn.Module):
+class FPNFitNetLoss(PyramidLoss):
     """Mean squared error between aligned student features and teacher features, summed over the levels.
 
         loss = sum over levels of mean((align(F_s) - F_t)^2)

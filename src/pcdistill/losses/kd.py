@@ -3,7 +3,7 @@
 Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531 (2015), section 2.
 """
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from pcdistill.losses._common import (
     Reduction,
@@ -13,6 +13,7 @@ from pcdistill.losses._common import (
     reduce_loss,
     upcast,
 )
+from pcdistill.losses.base import LogitLoss
 
 __all__ = ["KDLoss", "kd_loss"]
 
@@ -54,7 +55,7 @@ def kd_loss(
     return reduce_loss(per_sample * temperature**2, reduction)
 
 
-class KDLoss(nn.Module):
+class KDLoss(LogitLoss):
     """Module form of :func:`kd_loss`, for recipes; arguments, shapes and errors are the function's."""
 
     def __init__(self, *, temperature: float = 4.0, reduction: Reduction = "mean") -> None:

@@ -4,7 +4,7 @@ Source: "Local Dense Relational Logit Distillation", arXiv 2507.15911 (2025).
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pcdistill.losses._common import (
     Reduction,
@@ -15,6 +15,7 @@ from pcdistill.losses._common import (
     reduce_loss,
     upcast,
 )
+from pcdistill.losses.base import LogitLoss
 
 __all__ = ["LDRLDLoss", "ldrld_loss"]
 
@@ -111,7 +112,7 @@ def _group_kl(z_s: Tensor, z_t: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(dim=-1)
 
 
-class LDRLDLoss(nn.Module):
+class LDRLDLoss(LogitLoss):
     """Module form of :func:`ldrld_loss`, for recipes; arguments, shapes and errors are the function's."""
 
     def __init__(

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from pcdistill.losses._common import Reduction, check_logits, check_reduction, check_temperature, upcast
+from pcdistill.losses.base import LogitLoss, needs_of
 from pcdistill.losses.kd import kd_loss
 
-__all__ = ["LSKDLoss", "StandardizedLoss", "standardize_logits"]
+__all__ = ["LSKDLoss", "StandardizedLoss", "lskd_loss", "standardize_logits"]
 
 EPSILON = 1e-7  # as in the released code; it only matters for rows that are almost constant
 
@@ -43,12 +44,12 @@ def standardize_logits(logits: Tensor, *, unbiased: bool = True) -> Tensor:
     return torch.where(flat, torch.zeros_like(z), centred / (std + EPSILON))
 
 
-class StandardizedLoss(nn.Module):
+class StandardizedLoss(LogitLoss):
     """Any logit loss, on standardised logits: both inputs pass :func:`standardize_logits`, then the loss sees them.
 
     Args:
         loss: a module with forward(student_logits, teacher_logits, target=None). Its parameters stay its own, and
-            its `needs_target`, `hard_target_only`, `views` and `set_progress` are passed on.
+            its needs, its temperature and its `set_progress` are passed on.
         unbiased: as in :func:`standardize_logits`.
     """
 
@@ -56,9 +57,16 @@ class StandardizedLoss(nn.Module):
         super().__init__()
         self.loss = loss
         self.unbiased = unbiased
-        self.needs_target = bool(getattr(loss, "needs_target", False))
-        self.hard_target_only = bool(getattr(loss, "hard_target_only", False))
-        self.views = int(getattr(loss, "views", 1))
+        self.needs = needs_of(loss)
+
+    @property
+    def temperature(self) -> Any:
+        """The wrapped loss's."""
+        return self.loss.temperature
+
+    @temperature.setter
+    def temperature(self, value: float) -> None:
+        self.loss.temperature = value  # type: ignore[assignment]  # a plain number
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None = None) -> Tensor:
         check_logits(student_logits, teacher_logits)
@@ -69,9 +77,9 @@ class StandardizedLoss(nn.Module):
 
     def set_progress(self, *, progress: float, epoch: float) -> None:
         """Pass the training progress on to the wrapped loss, if it wants it."""
-        inner: Any = getattr(self.loss, "set_progress", None)
-        if inner is not None:
-            inner(progress=progress, epoch=epoch)
+        loss: Any = self.loss
+        if hasattr(loss, "set_progress"):
+            loss.set_progress(progress=progress, epoch=epoch)
 
 
 def lskd_loss(
@@ -109,7 +117,7 @@ def lskd_loss(
     return kd_loss(student, teacher, temperature=temperature, reduction=reduction)
 
 
-class LSKDLoss(nn.Module):
+class LSKDLoss(LogitLoss):
     """Module form of :func:`lskd_loss`, for recipes; arguments, shapes and errors are the function's."""
 
     def __init__(self, *, temperature: float = 2.0, unbiased: bool = True, reduction: Reduction = "mean") -> None:

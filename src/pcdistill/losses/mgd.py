@@ -19,11 +19,12 @@ from pcdistill.losses._pyramid import (
     no_autocast,
     squared_error,
 )
+from pcdistill.losses.base import PyramidLoss
 
 __all__ = ["MGDLoss"]
 
 
-class MGDLoss(nn.Module):
+class MGDLoss(PyramidLoss):
     """Squared error of what a small generator makes of the masked student feature, summed over the levels.
 
         M = 0 with probability mask_ratio, one draw per place

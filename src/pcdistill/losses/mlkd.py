@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pcdistill.losses._common import check_logits, check_temperature, check_weight, shape, upcast
+from pcdistill.losses.base import LogitLoss, Needs
 from pcdistill.losses.lskd import standardize_logits
 from pcdistill.ops.segments import kl_terms, log_softmax
 
@@ -153,8 +154,10 @@ def _gram_distance(p: Tensor, q: Tensor) -> Tensor:
     return difference.square().sum(dim=1)
 
 
-class MLKDLoss(nn.Module):
+class MLKDLoss(LogitLoss):
     """Module form of :func:`mlkd_loss`, for recipes; arguments, shapes and errors are the function's."""
+
+    needs = Needs(views=2)
 
     def __init__(
         self,
@@ -173,6 +176,7 @@ class MLKDLoss(nn.Module):
         _check_options(temperatures, views, instance_weight, batch_weight, class_weight)
         self.temperatures = tuple(temperatures)
         self.views: Views = views
+        self.needs = Needs(views=views)
         self.instance_weight = instance_weight
         self.batch_weight = batch_weight
         self.class_weight = class_weight

@@ -4,7 +4,7 @@ Source: Yang, Zeng, Li, Zhang, Yuan, Li, "From Knowledge Distillation to Self-Kn
 Approach with Normalized Loss and Customized Soft Labels", arXiv 2303.13005 (2023).
 """
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from pcdistill.losses._common import (
     Reduction,
@@ -16,6 +16,7 @@ from pcdistill.losses._common import (
     reduce_loss,
     upcast,
 )
+from pcdistill.losses.base import LogitLoss, Needs
 from pcdistill.losses.dkd import split_target
 from pcdistill.ops.segments import log_softmax
 
@@ -79,11 +80,10 @@ def _check_options(temperature: float, target_weight: float, non_target_weight: 
     check_reduction(reduction)
 
 
-class NKDLoss(nn.Module):
+class NKDLoss(LogitLoss):
     """Module form of :func:`nkd_loss`, for recipes; arguments, shapes and errors are the function's."""
 
-    needs_target = True
-    hard_target_only = True
+    needs = Needs(labels=True, soft_labels=False)
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ Source: Huang, Wang, "Like What You Like: Knowledge Distill via Neuron Selectivi
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from pcdistill.losses._common import Reduction, reduce_loss, upcast
 from pcdistill.losses._features import (
@@ -17,6 +17,7 @@ from pcdistill.losses._features import (
     stage_map,
     unit,
 )
+from pcdistill.losses.base import FeatureLoss
 
 __all__ = ["NSTLoss", "nst_loss"]
 
@@ -61,7 +62,7 @@ def _kernel_mean(a: Tensor, b: Tensor) -> Tensor:
     return (a @ b.transpose(1, 2)).square().mean((1, 2))
 
 
-class NSTLoss(nn.Module):
+class NSTLoss(FeatureLoss):
     """:func:`nst_loss` over all paired stages.
 
     Args:

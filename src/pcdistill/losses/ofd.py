@@ -21,6 +21,7 @@ from pcdistill.losses._features import (
     pair_stages,
     pre_activations,
 )
+from pcdistill.losses.base import FeatureLoss
 
 __all__ = ["OFDLoss", "ofd_loss"]
 
@@ -101,7 +102,7 @@ def ofd_loss(
     return reduce_loss(sum(per_sample[1:], per_sample[0]), reduction)
 
 
-class OFDLoss(nn.Module):
+class OFDLoss(FeatureLoss):
     """:func:`ofd_loss` over all paired stages, with a connector (1x1 convolution, batch normalisation) for each.
 
     The margins come from the batch normalisation before the teacher's activation: its bias is the mean, its weight the

@@ -6,7 +6,7 @@ Source: Li, Li, Zhang, Xu, "Progressive Class-level Distillation", arXiv 2505.24
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pcdistill.losses._common import (
     Reduction,
@@ -16,6 +16,7 @@ from pcdistill.losses._common import (
     reduce_loss,
     upcast,
 )
+from pcdistill.losses.base import LogitLoss
 from pcdistill.losses.lskd import standardize_logits
 from pcdistill.ops.pcd import Backend, check_backend, pcd
 from pcdistill.ops.pcd_plan import groups_of_stages
@@ -166,7 +167,7 @@ def pcd_loss(
     )
 
 
-class PCDLoss(nn.Module):
+class PCDLoss(LogitLoss):
     """Module form of :func:`pcd_loss`, with the choice of a schedule; other arguments and errors are the function's.
 
     Args:

@@ -13,6 +13,7 @@ from pcdistill.losses._common import (
     reduce_loss,
     upcast,
 )
+from pcdistill.losses.base import LogitLoss
 from pcdistill.ops.segments import check_stages
 
 __all__ = ["PCDReleasedLoss", "pcd_released_loss"]
@@ -65,7 +66,7 @@ def pcd_released_loss(
     return reduce_loss(per_sample, reduction)
 
 
-class PCDReleasedLoss(nn.Module):
+class PCDReleasedLoss(LogitLoss):
     """Module form of :func:`pcd_released_loss`, for recipes; arguments, shapes and errors are the function's."""
 
     def __init__(self, *, temperature: float = 4.0, stages: int = 3, reduction: Reduction = "mean") -> None:

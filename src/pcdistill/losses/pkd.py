@@ -7,10 +7,11 @@ Correlation Coefficient", arXiv 2207.02039 (NeurIPS 2022).
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pcdistill.losses._common import shape, upcast
 from pcdistill.losses._pyramid import AlignedLevels, Pyramid, Targets, no_autocast, normalize_channels
+from pcdistill.losses.base import PyramidLoss
 
 __all__ = ["PKDLoss", "pkd_loss"]
 
@@ -44,7 +45,7 @@ def pkd_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     return 0.5 * (normalize_channels(student) - normalize_channels(teacher)).square().mean()
 
 
-class PKDLoss(nn.Module):
+class PKDLoss(PyramidLoss):
     """:func:`pkd_loss` summed over the levels of equal stride.
 
     The paper needs equal widths; where they differ, a learnt 1x1 convolution maps the student's to the teacher's (our

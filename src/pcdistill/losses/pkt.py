@@ -4,10 +4,11 @@ Source: Passalis, Tefas, "Learning Deep Representations with Probabilistic Knowl
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pcdistill.losses._common import upcast
 from pcdistill.losses._features import Features, check_vector_pair, full_precision
+from pcdistill.losses.base import FeatureLoss
 
 __all__ = ["PKTLoss", "pkt_loss"]
 
@@ -52,7 +53,7 @@ def _neighbourhood(x: Tensor) -> Tensor:
     return kernel / kernel.sum(1, keepdim=True)
 
 
-class PKTLoss(nn.Module):
+class PKTLoss(FeatureLoss):
     """:func:`pkt_loss` on what the classifiers read; the example features are not needed and may be left out."""
 
     def __init__(self, student: Features | None = None, teacher: Features | None = None) -> None:

@@ -4,7 +4,7 @@ Source: the baseline called RC in the code released with "Knowledge Distillation
 arXiv 2408.07703 (2024). The method's own paper was not found; the definition is that code's.
 """
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from pcdistill.losses._common import (
     Reduction,
@@ -16,6 +16,7 @@ from pcdistill.losses._common import (
     reduce_loss,
     upcast,
 )
+from pcdistill.losses.base import LogitLoss, Needs
 
 __all__ = ["RCLoss", "rc_loss"]
 
@@ -75,11 +76,10 @@ def _kl(logits: Tensor, log_q: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(dim=1)
 
 
-class RCLoss(nn.Module):
+class RCLoss(LogitLoss):
     """Module form of :func:`rc_loss`, for recipes; arguments, shapes and errors are the function's."""
 
-    needs_target = True
-    hard_target_only = True
+    needs = Needs(labels=True, soft_labels=False)
 
     def __init__(
         self,

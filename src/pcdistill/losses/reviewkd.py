@@ -22,6 +22,7 @@ from pcdistill.losses._features import (
     pre_activations,
     stage_map,
 )
+from pcdistill.losses.base import FeatureLoss
 
 __all__ = ["ReviewKDLoss", "reviewkd_loss"]
 
@@ -119,7 +120,7 @@ def _nearest(x: Tensor, size: tuple[int, int]) -> Tensor:
     return x if tuple(x.shape[2:]) == size else F.interpolate(x, size, mode="nearest")
 
 
-class ReviewKDLoss(nn.Module):
+class ReviewKDLoss(FeatureLoss):
     """:func:`reviewkd_loss` of fused student stages and, deepest of all, of what the classifiers read.
 
     The student's maps after their activation are compared with the teacher's before it.

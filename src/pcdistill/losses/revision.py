@@ -5,9 +5,10 @@ selection of data, as the baseline called LR, class name REVISION, in the releas
 """
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from pcdistill.losses._common import check_logits, check_target, check_weight, upcast
+from pcdistill.losses.base import LogitLoss, Needs
 
 __all__ = ["RevisionLoss", "revision_loss"]
 
@@ -87,11 +88,10 @@ def _mean_where(mask: Tensor, values: Tensor) -> Tensor:
     return values.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
 
 
-class RevisionLoss(nn.Module):
+class RevisionLoss(LogitLoss):
     """Module form of :func:`revision_loss`, for recipes; arguments, shapes and errors are the function's."""
 
-    needs_target = True
-    hard_target_only = True
+    needs = Needs(labels=True, soft_labels=False)
 
     def __init__(
         self,

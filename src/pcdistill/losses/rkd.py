@@ -4,11 +4,12 @@ Source: Park, Kim, Lu, Cho, "Relational Knowledge Distillation", arXiv 1904.0506
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from pcdistill.losses._common import check_weight, upcast
 from pcdistill.losses._features import Features, check_vector_pair, full_precision
+from pcdistill.losses.base import FeatureLoss
 
 __all__ = ["RKDLoss", "rkd_loss"]
 
@@ -87,7 +88,7 @@ def _angles(difference: Tensor, square: Tensor) -> Tensor:
     return direction @ direction.transpose(1, 2)
 
 
-class RKDLoss(nn.Module):
+class RKDLoss(FeatureLoss):
     """:func:`rkd_loss` on what the classifiers read; the example features are not needed and may be left out.
 
     Args:

@@ -4,7 +4,7 @@ Source: "Knowledge Distillation with Refined Logits", arXiv 2408.07703 (2024).
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pcdistill.losses._common import (
     Reduction,
@@ -16,6 +16,7 @@ from pcdistill.losses._common import (
     reduce_loss,
     upcast,
 )
+from pcdistill.losses.base import LogitLoss, Needs
 
 __all__ = ["RLDLoss", "rld_loss"]
 
@@ -102,11 +103,10 @@ def _subset_kl(z_s: Tensor, z_t: Tensor, inside: Tensor) -> Tensor:
     return (log_p.exp() * difference).sum(dim=1)
 
 
-class RLDLoss(nn.Module):
+class RLDLoss(LogitLoss):
     """Module form of :func:`rld_loss`, for recipes; arguments, shapes and errors are the function's."""
 
-    needs_target = True
-    hard_target_only = True
+    needs = Needs(labels=True, soft_labels=False)
 
     def __init__(
         self,

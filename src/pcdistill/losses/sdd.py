@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from pcdistill.losses._common import (
     Reduction,
@@ -22,6 +22,7 @@ from pcdistill.losses._common import (
     upcast,
 )
 from pcdistill.losses._features import Features
+from pcdistill.losses.base import FeatureLoss, Needs
 from pcdistill.losses.dkd import dkd_loss
 from pcdistill.losses.kd import kd_loss
 from pcdistill.losses.nkd import nkd_loss
@@ -159,7 +160,7 @@ def _base_options(
     return options
 
 
-class SDDLoss(nn.Module):
+class SDDLoss(FeatureLoss):
     """SDD on the features of both networks: cells by :func:`scale_cells`, then :func:`sdd_loss`; options are theirs.
 
     The last of `maps` must be the map that the network averages for its classifier, and `classifier` the network's own:
@@ -169,8 +170,7 @@ class SDDLoss(nn.Module):
         ValueError: also if a network shows no classifier, or a last map that its classifier does not read.
     """
 
-    needs_target = True
-    hard_target_only = True
+    needs = Needs(labels=True, soft_labels=False)
 
     def __init__(
         self,

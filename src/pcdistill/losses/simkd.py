@@ -22,6 +22,7 @@ from pcdistill.losses._features import (
     nothing,
     pool_to,
 )
+from pcdistill.losses.base import FeatureLoss, Needs
 
 __all__ = ["SimKDLoss", "simkd_loss"]
 
@@ -137,7 +138,7 @@ class SimKDHead(nn.Module):
         }
 
 
-class SimKDLoss(nn.Module):
+class SimKDLoss(FeatureLoss):
     """:func:`simkd_loss` of the deepest maps, with its projector.
 
     The student that is trained and shipped makes its logits by :meth:`student_head`; its own classifier is not used.
@@ -148,6 +149,8 @@ class SimKDLoss(nn.Module):
         teacher: features of the same batch. The last of `maps` must be what its classifier reads after averaging.
         factor: the projector's layers between have the teacher's width / factor channels.
     """
+
+    needs = Needs(new_head=True)
 
     def __init__(self, student: Features, teacher: Features, *, factor: int = 2) -> None:
         super().__init__()
@@ -183,6 +186,10 @@ class SimKDLoss(nn.Module):
         head.to(classifier.weight.device)
         head.projector = self.projector
         return head
+
+    def use_head(self, head: nn.Module) -> None:
+        """Learn the projector of this head, which stands on the student."""
+        self.projector = head.projector  # type: ignore[assignment]
 
     def forward(self, student: Features, teacher: Features, target: Tensor | None = None) -> Tensor:
         if student.logits.shape[0] == 0:

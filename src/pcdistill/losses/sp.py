@@ -3,7 +3,7 @@
 Source: Tung, Mori, "Similarity-Preserving Knowledge Distillation", arXiv 1907.09682 (2019).
 """
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from pcdistill.losses._common import shape, upcast
 from pcdistill.losses._features import (
@@ -15,6 +15,7 @@ from pcdistill.losses._features import (
     stage_map,
     unit,
 )
+from pcdistill.losses.base import FeatureLoss
 
 __all__ = ["SPLoss", "sp_loss"]
 
@@ -48,7 +49,7 @@ def sp_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     return difference.square().sum() / max(f_s.shape[0], 1) ** 2
 
 
-class SPLoss(nn.Module):
+class SPLoss(FeatureLoss):
     """:func:`sp_loss` at one stage.
 
     Args:

@@ -18,6 +18,7 @@ from pcdistill.losses._features import (
     mse_per_sample,
     nothing,
 )
+from pcdistill.losses.base import FeatureLoss
 
 __all__ = ["SRRLLoss", "srrl_loss"]
 
@@ -64,7 +65,7 @@ def srrl_loss(
     return reduce_loss(feature_weight * features + regression_weight * regression, reduction)
 
 
-class SRRLLoss(nn.Module):
+class SRRLLoss(FeatureLoss):
     """:func:`srrl_loss` with its connector: 1x1 convolution without bias, batch normalisation, ReLU, global average.
 
     The teacher's classifier is used as it is and is no part of this module.

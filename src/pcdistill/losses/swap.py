@@ -4,7 +4,7 @@ Source: the baseline called LA, class name SWAP, in the code released with "Know
 arXiv 2408.07703 (2024).
 """
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from pcdistill.losses._common import (
     Reduction,
@@ -15,6 +15,7 @@ from pcdistill.losses._common import (
     reduce_loss,
     upcast,
 )
+from pcdistill.losses.base import LogitLoss, Needs
 
 __all__ = ["SwapLoss", "swap_loss"]
 
@@ -62,11 +63,10 @@ def swap_loss(
     return reduce_loss(per_sample * temperature**2, reduction)
 
 
-class SwapLoss(nn.Module):
+class SwapLoss(LogitLoss):
     """Module form of :func:`swap_loss`, for recipes; arguments, shapes and errors are the function's."""
 
-    needs_target = True
-    hard_target_only = True
+    needs = Needs(labels=True, soft_labels=False)
 
     def __init__(self, *, temperature: float = 4.0, reduction: Reduction = "mean") -> None:
         super().__init__()

@@ -3,7 +3,7 @@
 Source: "Knowledge Distillation Based on Transformed Teacher Matching", arXiv 2402.11148 (2024).
 """
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from pcdistill.losses._common import (
     Reduction,
@@ -13,6 +13,7 @@ from pcdistill.losses._common import (
     reduce_loss,
     upcast,
 )
+from pcdistill.losses.base import LogitLoss
 
 __all__ = ["TTMLoss", "WTTMLoss", "ttm_loss", "wttm_loss"]
 
@@ -96,7 +97,7 @@ def _transformed_kl(student_logits: Tensor, teacher_logits: Tensor, power: float
     return (log_p.exp() * (log_p - log_q)).sum(dim=1), log_sum.exp()
 
 
-class TTMLoss(nn.Module):
+class TTMLoss(LogitLoss):
     """Module form of :func:`ttm_loss`, for recipes; arguments, shapes and errors are the function's."""
 
     def __init__(self, *, power: float = 0.1, reduction: Reduction = "mean") -> None:
@@ -113,7 +114,7 @@ class TTMLoss(nn.Module):
         return f"power={self.power:g}, reduction={self.reduction!r}"
 
 
-class WTTMLoss(nn.Module):
+class WTTMLoss(LogitLoss):
     """Module form of :func:`wttm_loss`, for recipes; arguments, shapes and errors are the function's."""
 
     def __init__(self, *, power: float = 0.2, reduction: Reduction = "mean") -> None:

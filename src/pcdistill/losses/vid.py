@@ -20,6 +20,7 @@ from pcdistill.losses._features import (
     pair_stages,
     stage_map,
 )
+from pcdistill.losses.base import FeatureLoss
 
 __all__ = ["VIDLoss", "vid_loss"]
 
@@ -87,7 +88,7 @@ class VariationalRegressor(nn.Module):
         return self.mean(student_map), F.softplus(self.raw) + self.eps
 
 
-class VIDLoss(nn.Module):
+class VIDLoss(FeatureLoss):
     """:func:`vid_loss` summed over all paired stages, with a regressor for each.
 
     Args:
