@@ -72,7 +72,9 @@ def test_a_teacher_sure_of_the_label_makes_it_cross_entropy():
 def test_a_teacher_without_a_preference_weighs_every_place_alike():
     student, _, target = checks.random_input(6, 10, torch.float64)
     flat = torch.zeros_like(student)
-    ranked = torch.stack([torch.cat([s[y, None], s[torch.arange(10) != y]]) for s, y in zip(student, target)])
+    ranked = torch.stack(
+        [torch.cat([s[y, None], s[torch.arange(10) != y]]) for s, y in zip(student, target, strict=True)]
+    )
     log_left = torch.stack([ranked[:, k:].logsumexp(1) for k in range(10)], dim=1)
     expected = (log_left - ranked).sum(1).mean() / 10  # equal logits rank by class index
     torch.testing.assert_close(pld_loss(student, flat, target), expected)

@@ -23,7 +23,13 @@ def class_means(teacher: list[list[float]], target: list[int], temperature: floa
 
 
 def ikl(
-    student: Rows, teacher: list[list[float]], weights: list[list[float]], *, pair_weight: float, ce_weight: float, t: float
+    student: Rows,
+    teacher: list[list[float]],
+    weights: list[list[float]],
+    *,
+    pair_weight: float,
+    ce_weight: float,
+    t: float,
 ) -> list[Number]:
     """One value per sample, each with its row of weights."""
     rows = zip(student, teacher, weights, strict=True)
@@ -31,7 +37,13 @@ def ikl(
 
 
 def ikl_gradient(
-    student: list[list[float]], teacher: list[list[float]], weights: list[list[float]], *, pair_weight: float, ce_weight: float, t: float
+    student: list[list[float]],
+    teacher: list[list[float]],
+    weights: list[list[float]],
+    *,
+    pair_weight: float,
+    ce_weight: float,
+    t: float,
 ) -> Rows:
     """d loss_n / d z_s,i = -a w_i sum_k w_k (d_i - d_k) + b (q_i - p_i) / T."""
     gradients = []

@@ -64,8 +64,9 @@ def clkd_loss(
     Source:
         arXiv 2211.14773, L = lambda CE + mu (L_ins + beta L_cla) + nu L_cc with 0.1, 0.5, 2 and 0.4. Descriptions of
         L_cc disagree. Our choice: "class", because the name and the factor 1 / C^2 speak of a C x C matrix; "sample" is
-        the formula as it is written, and "sample-centred" the only reading that explains C - 1. A float16 gradient of L_cc can exceed 65504, the largest float16; it is then
-        scaled down as a whole to fit, which keeps its direction (our choice: the alternative is infinity).
+        the formula as it is written, and "sample-centred" the only reading that explains C - 1. A float16 gradient of
+        L_cc can exceed 65504, the largest float16; it is then scaled down as a whole to fit, which keeps its direction
+        (our choice: the alternative is infinity).
     """
     check_logits(student_logits, teacher_logits)
     _check_options(instance_weight, class_weight, correlation_weight, correlation, eps)

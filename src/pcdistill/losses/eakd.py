@@ -18,6 +18,8 @@ from pcdistill.losses._common import (
     reduce_loss,
     upcast,
 )
+from pcdistill.losses._wrapper import WrappedLoss
+from pcdistill.losses.base import LogitLoss, needs_of
 from pcdistill.losses.kd import kd_loss
 
 __all__ = ["EAKDLoss", "EntropyWeightedLoss", "eakd_loss", "entropy_weights"]
@@ -25,7 +27,11 @@ __all__ = ["EAKDLoss", "EntropyWeightedLoss", "eakd_loss", "entropy_weights"]
 
 @torch.no_grad()
 def entropy_weights(
-    student_logits: Tensor, teacher_logits: Tensor, *, entropy_temperature: float = 3.0, max_entropy: float | None = None
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    entropy_temperature: float = 3.0,
+    max_entropy: float | None = None,
 ) -> Tensor:
     """A weight for every sample that rises with the entropy of the teacher's probabilities and of the student's.
 
@@ -86,7 +92,8 @@ class EntropyWeightedLoss(WrappedLoss):
         _check_options(entropy_temperature, max_entropy)
         self.entropy_temperature = entropy_temperature
         self.max_entropy = max_entropy
-        self.reduction = take_reduction(loss)
+        self.reduce_by = _reduction_of(loss)
+        self.reduction = "none"
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None = None) -> Tensor:
         weights = entropy_weights(
@@ -96,10 +103,22 @@ class EntropyWeightedLoss(WrappedLoss):
             max_entropy=self.max_entropy,
         )
         per_sample: Tensor = self.loss(student_logits, teacher_logits, target)
-        return reduce_loss(weights.to(per_sample.dtype) * per_sample, self.reduction)
+        return reduce_loss(weights.to(per_sample.dtype) * per_sample, self.reduce_by)
 
     def extra_repr(self) -> str:
         return f"entropy_temperature={self.entropy_temperature:g}, max_entropy={self.max_entropy}"
+
+
+def _reduction_of(loss: Any) -> Reduction:
+    """What a loss does with its value for every sample; raise if it has none, or none that the teacher decides."""
+    name = type(loss.loss if isinstance(loss, WrappedLoss) else loss).__name__
+    if not hasattr(loss, "reduction"):
+        raise ValueError(f"entropy weights need a loss with a value for every sample, and {name} has one for the batch")
+    if not needs_of(loss).teacher:
+        raise ValueError(f"entropy weights are of the teacher's making, and {name} does not look at the teacher")
+    check_reduction(loss.reduction)
+    reduction: Reduction = loss.reduction
+    return reduction
 
 
 def eakd_loss(

@@ -1,10 +1,10 @@
-"""Improved decoupled KL distillation (IKL-KD): squared differences of logit pairs, weighted by class, and a soft target.
+"""Improved decoupled KL distillation (IKL-KD): differences of logit pairs, weighted by class, and a soft target.
 
 Source: Cui, Tian, Zhong, Qi, Yu, Zhang, "Decoupled Kullback-Leibler Divergence Loss", arXiv 2305.13948 (2023).
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pcdistill.losses._common import (
     Reduction,
@@ -17,6 +17,7 @@ from pcdistill.losses._common import (
     shape,
     upcast,
 )
+from pcdistill.losses.base import LogitLoss, Needs
 
 __all__ = ["IKLLoss", "ikl_loss"]
 
@@ -48,13 +49,15 @@ def ikl_loss(
         pair_weight: the paper's alpha, the released code's beta, >= 0. Published: 4 to 12 on CIFAR-100, 0.5 or 1 on
             ImageNet.
         cross_entropy_weight: the paper's beta, the released code's alpha, >= 0. Published: 1 to 4.
-        temperature: T > 0 of the soft part, no unit; there is no T^2, as in the released code. Published: 4 on CIFAR-100.
+        temperature: T > 0 of the soft part, no unit; there is no T^2, as in the released code. Published: 4 on
+            CIFAR-100.
         weight_temperature: T_w > 0, no unit. Without effect where `weights` are given.
         reduction: "mean" over samples, "sum", or "none".
 
     Returns:
         Loss, the pair part in squared logits, the soft part in nats: a scalar, or [N] for "none". At equal logits the
-        pair part is 0 and the soft part is least, the teacher's entropy. Blind to a shift of either side. N = 0 gives 0.
+        pair part is 0 and the soft part is least, the teacher's entropy. Blind to a shift of either side. N = 0 gives
+        0.
 
     Raises:
         ValueError: a shape, device, temperature, weight or reduction that does not fit.
@@ -90,7 +93,7 @@ def _check_options(
     check_reduction(reduction)
 
 
-class IKLLoss(nn.Module):
+class IKLLoss(LogitLoss):
     """:func:`ikl_loss` with the teacher's mean probabilities of every class, kept over the training.
 
     The means are over all samples of a class that training has shown so far, this batch among them: a class has weights
@@ -107,6 +110,7 @@ class IKLLoss(nn.Module):
         reduction: see there.
     """
 
+    needs = Needs(labels=True, soft_labels=False)
     class_probabilities: Tensor
     class_counts: Tensor
 
@@ -132,8 +136,9 @@ class IKLLoss(nn.Module):
         self.temperature = temperature
         self.weight_temperature = weight_temperature
         self.reduction: Reduction = reduction
-        self.needs_target = self.hard_target_only = class_wise
-        if class_wise:
+        if not class_wise:
+            self.needs = Needs()
+        else:
             self.register_buffer("class_probabilities", torch.zeros(num_classes, num_classes))
             self.register_buffer("class_counts", torch.zeros(num_classes))
 

@@ -4,7 +4,7 @@ Source: Bassam, Zhu, Bian, "PLD: A Choice-Theoretic List-Wise Knowledge Distilla
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pcdistill.losses._common import (
     Reduction,
@@ -15,6 +15,7 @@ from pcdistill.losses._common import (
     reduce_loss,
     upcast,
 )
+from pcdistill.losses.base import LogitLoss, Needs
 
 __all__ = ["PLDLoss", "pld_loss"]
 
@@ -66,11 +67,10 @@ def pld_loss(
     return reduce_loss((weights * (tails - ranked)).sum(dim=1), reduction)
 
 
-class PLDLoss(nn.Module):
+class PLDLoss(LogitLoss):
     """Module form of :func:`pld_loss`, for recipes; arguments, shapes and errors are the function's."""
 
-    needs_target = True
-    hard_target_only = True
+    needs = Needs(labels=True, soft_labels=False, replaces_labels=True)
 
     def __init__(self, *, temperature: float = 4.0, reduction: Reduction = "mean") -> None:
         super().__init__()
@@ -80,9 +80,7 @@ class PLDLoss(nn.Module):
         self.reduction: Reduction = reduction
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None = None) -> Tensor:
-        return pld_loss(
-            student_logits, teacher_logits, target, temperature=self.temperature, reduction=self.reduction
-        )
+        return pld_loss(student_logits, teacher_logits, target, temperature=self.temperature, reduction=self.reduction)
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature:g}, reduction={self.reduction!r}"
