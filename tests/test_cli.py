@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from pcdistill import cli
 from pcdistill.recipe import load_recipe
+from pcdistill.stats import MARGIN
 
 QUICK = ["--epochs", "1", "--teacher-epochs", "6", "--limit", "512", "--teacher", "cifar/resnet8", "--quiet"]
 
@@ -107,6 +108,12 @@ def test_compare_prints_and_writes_its_table_and_repeats_it(tmp_path, capsys):
         call(*argv, *QUICK, "--out", tmp_path / name)
         tables.append(capsys.readouterr().out.split("written:")[0])
     assert tables[0] == tables[1] == tables[2]
+    assert tables[0].startswith("Verdict, test top-1 of the best epoch:")
+    call(*argv, *(part for part in QUICK if part != "--quiet"), "--margin", "2", "--out", tmp_path / "a")
+    again = capsys.readouterr()
+    assert "No difference greater than 2 points" in again.out
+    assert "[6/6] pcd, seed 1" in again.err
+    assert "left" not in again.err  # nothing was trained, so nothing is known of the time left
     assert all(method in tables[0] for method in ("none", "kd", "pcd"))
     rows = list(csv.DictReader((tmp_path / "a" / "results.csv").open()))
     assert len(rows) == 6
@@ -263,6 +270,16 @@ def test_wrong_names_and_values(capsys, tmp_path, argv, says):
     text = error_of(capsys, *base, *argv)
     assert says in text
     assert len(text.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("margin", ["0", "-0.5", "nan", "inf"])
+def test_a_margin_that_is_none(capsys, margin):
+    text = error_of(capsys, "compare", "digits", f"--margin={margin}")
+    assert text.strip() == f"pcdistill: --margin must be a finite number above 0, got {margin}"
+
+
+def test_the_margins_default_is_that_of_the_statistics():
+    assert cli.Compare.margin == MARGIN
 
 
 def test_checkpoints_that_are_damaged_or_carry_code(capsys, teacher, tmp_path):

@@ -1,6 +1,7 @@
 """The command line: parse, call one function, print. A command imports what it needs when it runs."""
 
 import json
+import math
 import os
 import shlex
 import sys
@@ -204,17 +205,21 @@ class Compare(Common, Pair):
     """Names with commas between; all-logit and all-feature stand for all of a kind."""
     seeds: int = 3
     """How many seeds each method gets."""
+    margin: float = 0.5
+    """Points of the metric: the verdict says whether a difference greater than this can be ruled out."""
 
     def load(self, **forced: Any) -> "Recipe":
         if self.seeds < 1:
             raise InputError(f"--seeds must be at least 1, got {self.seeds}")
+        if not 0 < self.margin < math.inf:
+            raise InputError(f"--margin must be a finite number above 0, got {self.margin:g}")
         return super().load(**forced)
 
     def carry_out(self, recipe: "Recipe", out: Path, command: str) -> str:
         from pcdistill.commands.compare import compare, expand_methods
 
-        methods = expand_methods(self.methods, recipe)
-        table = compare(recipe, methods, self.seeds, out, console=self.console("compare"), command=command)
+        methods, console = expand_methods(self.methods, recipe), self.console("compare")
+        table = compare(recipe, methods, self.seeds, out, console=console, command=command, margin=self.margin)
         return f"{table}\nwritten: {out / 'report.html'}, {out / 'table.md'}, {out / 'results.csv'}"
 
 

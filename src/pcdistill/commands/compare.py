@@ -19,6 +19,7 @@ from pcdistill.errors import InputError, TrainingStopped, nearest
 from pcdistill.methods import METHODS
 from pcdistill.models.names import is_user_code
 from pcdistill.recipe import ALONE, Recipe, with_method
+from pcdistill.stats import MARGIN
 
 GROUPS = {"all-logit": "logits", "all-feature": "features", "all-detection": "pyramids"}
 
@@ -54,6 +55,7 @@ def compare(
     *,
     console: Console,
     command: str | None = None,
+    margin: float = MARGIN,
 ) -> str:
     """One student under several methods and seeds, against one teacher; finished runs are kept, so it can be resumed.
 
@@ -64,9 +66,10 @@ def compare(
         out: folder of the comparison; one folder per method and seed in it.
         console: progress.
         command: what the user typed.
+        margin: points of the metric; a difference below it may pass for none.
 
     Returns:
-        The table as text; out/ then holds report.html, table.md and results.csv.
+        Verdict and table as text; out/ then holds report.html, table.md and results.csv.
 
     Raises:
         InputError: wrong input; a method that cannot be built is known before anything is trained.
@@ -78,18 +81,20 @@ def compare(
     task = task_of(recipe)
     results: list[dict[str, Any]] = []
     curves: dict[tuple[str, int], list[dict[str, float]]] = {}
-    console.start()
+    waiting = {key for key, one in recipes.items() if recorded_summary(_run_folder(out, *key), one) is None}
+    console.start(1 - len(waiting) / len(recipes))
     for done, ((method, seed), one) in enumerate(recipes.items(), start=1):
-        run_out = out / _folder(method) / f"seed-{seed}"
+        run_out = _run_folder(out, method, seed)
         summary = recorded_summary(run_out, one) or _carry_out(one, run_out, console=console, command=command)
         results.append(summary)
         curves[method, seed] = read_metrics(run_out / "metrics.csv")
-        left = console.time_left(done / len(recipes))
-        tail = f"  ({duration(left)} left)" if left and done < len(recipes) else ""
+        waiting.discard((method, seed))
+        left = console.time_left(1 - len(waiting) / len(recipes))  # of runs that are trained: reused ones take no time
+        tail = f"  ({duration(left)} left)" if left and waiting else ""
         console.say(f"[{done}/{len(recipes)}] {method}, seed {seed}: {_value(summary, task.label)}{tail}")
-    task.draw_comparison(out, {method: out / _folder(method) / "seed-0" for method in methods})
-    report.write_compare_report(out, results, curves, command or "")
-    return report.format_table(report.compare_rows(results))
+    task.draw_comparison(out, {method: _run_folder(out, method, 0) for method in methods})
+    report.write_compare_report(out, results, curves, command or "", margin=margin)
+    return report.format_table(report.compare_rows(results, margin=margin))
 
 
 def _with_one_teacher(
@@ -136,6 +141,10 @@ def _value(summary: dict[str, Any], label: str) -> str:
     if not last:
         return str(summary["status"])
     return f"{(last['test'] or last['val'])[summary['metric']]:.2f} % {label}"
+
+
+def _run_folder(out: Path, method: str, seed: int) -> Path:
+    return out / _folder(method) / f"seed-{seed}"
 
 
 def _folder(method: str) -> str:
