@@ -287,6 +287,8 @@ class Session:
             "task": recipe.task,
             "method": recipe.method,
             "seed": recipe.train.seed,
+            **({} if recipe.strength is None else {"strength": recipe.strength}),
+            "threads": torch.get_num_threads(),
             "data": recipe.data.name,
             "metric": self.task.metric,
             "digest": recipe.digest(),
