@@ -76,7 +76,7 @@ def copy(tmp_path_factory):
 
 
 def test_what_is_written_passes_its_own_tests_and_trains(copy):
-    (copy / "tests" / "test_trains.py").write_text(TRAINS)
+    (copy / "tests" / "test_trains.py").write_text(TRAINS.lstrip())
     files = [f"tests/losses/test_{name.replace('-', '_')}.py" for name in KINDS.values()]
     done = call(copy, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/test_trains.py", *files)
     assert done.returncode == 0, done.stdout[-3000:]
