@@ -15,7 +15,7 @@ import torch
 from _bench import machine, report
 
 from pcdistill.classification.data import build_data
-from pcdistill.commands.compare import run_recipe
+from pcdistill.commands.folder import read_recipe
 from pcdistill.data.loader import Stream
 from pcdistill.losses import kd_loss, pcd_loss
 from pcdistill.models import build_model, load_weights
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
 
-    config = run_recipe(args.runs[0]).data
+    config = read_recipe(args.runs[0]).data
     data = build_data(DataConfig(args.data, eval_batch_size=500, limit=config.limit), Stream())
     images = next(iter(data.val.epoch(0))).images
 
@@ -46,7 +46,7 @@ def main() -> None:
             return model.eval()(images)
 
     teacher = logits(args.teacher, args.teacher_weights, {})
-    student = run_recipe(args.runs[0]).student
+    student = read_recipe(args.runs[0]).student
     students = {"untrained": logits(student.name, None, student.kwargs)}
     for run in args.runs:
         name = "/".join(run.parts[-2:])

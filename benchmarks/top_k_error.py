@@ -14,7 +14,7 @@ import torch
 from _bench import machine, report
 
 from pcdistill.classification.data import build_data
-from pcdistill.commands.compare import run_recipe
+from pcdistill.commands.folder import read_recipe
 from pcdistill.data.loader import Stream
 from pcdistill.distill.cache_store import CacheInfo
 from pcdistill.losses import kd_loss, pcd_loss
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
 
-    recipe = run_recipe(args.run)
+    recipe = read_recipe(args.run)
     data = build_data(DataConfig(args.data, eval_batch_size=500, limit=recipe.data.limit), Stream())
     images = next(iter(data.val.epoch(0))).images
     c = len(data.classes)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from pcdistill import cli
+from pcdistill.recipe import load_recipe
+from pcdistill.stats import MARGIN
 
 QUICK = ["--epochs", "1", "--teacher-epochs", "6", "--limit", "512", "--teacher", "cifar/resnet8", "--quiet"]
 
@@ -105,6 +108,12 @@ def test_compare_prints_and_writes_its_table_and_repeats_it(tmp_path, capsys):
         call(*argv, *QUICK, "--out", tmp_path / name)
         tables.append(capsys.readouterr().out.split("written:")[0])
     assert tables[0] == tables[1] == tables[2]
+    assert tables[0].startswith("Verdict, test top-1 of the best epoch:")
+    call(*argv, *(part for part in QUICK if part != "--quiet"), "--margin", "2", "--out", tmp_path / "a")
+    again = capsys.readouterr()
+    assert "No difference greater than 2 points" in again.out
+    assert "[6/6] pcd, seed 1" in again.err
+    assert "left" not in again.err  # nothing was trained, so nothing is known of the time left
     assert all(method in tables[0] for method in ("none", "kd", "pcd"))
     rows = list(csv.DictReader((tmp_path / "a" / "results.csv").open()))
     assert len(rows) == 6
@@ -164,12 +173,43 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_resume(teacher, tmp_path):
     assert "Traceback" not in err
 
 
+def test_every_flag_sets_a_key_of_the_recipe_and_is_named_by_it():
+    tree = load_recipe("default").to_dict()
+    found = set()
+    for command in cli.COMMANDS.values():
+        for hint in get_type_hints(command, include_extras=True).values():
+            for key in getattr(hint, "__metadata__", ()):
+                if isinstance(key, cli.Key):
+                    group, _, name = key.name.partition(".")
+                    assert group in tree
+                    assert not name or name in tree[group]
+                    found.add(key.name)
+    assert len(found) > 15
+
+
+def test_a_flag_and_set_give_the_same_recipe(capsys):
+    shown = []
+    for way in (["--teacher", "timm/resnet18"], ["--set", "teacher.name=timm/resnet18"]):
+        call("distill", "--data", "digits", *way, "--print-config")
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1]
+    assert yaml.safe_load(shown[0])["teacher"]["pretrained"] is True
+
+
+def test_the_package_is_a_program():
+    env = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    argv = [sys.executable, "-m", "pcdistill", "list", "methods", "--search", "pcd"]
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("pcd ")
+
+
 def test_help_is_quick_and_imports_no_torch():
     env = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
     code = (
         "import sys\nfrom pcdistill.cli import main\n"
         "try:\n    main([*sys.argv[1:], '--help'])\nexcept SystemExit as stop:\n    assert stop.code in (0, None)\n"
-        "assert 'torch' not in sys.modules, 'torch was imported'"
+        "slow = {'torch', 'pydantic', 'yaml', 'numpy'} & set(sys.modules)\n"
+        "assert not slow, f'{slow} was imported'"
     )
     for command in ([], *[[name] for name in cli.COMMANDS]):
         done = subprocess.run(
@@ -230,6 +270,16 @@ def test_wrong_names_and_values(capsys, tmp_path, argv, says):
     text = error_of(capsys, *base, *argv)
     assert says in text
     assert len(text.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("margin", ["0", "-0.5", "nan", "inf"])
+def test_a_margin_that_is_none(capsys, margin):
+    text = error_of(capsys, "compare", "digits", f"--margin={margin}")
+    assert text.strip() == f"pcdistill: --margin must be a finite number above 0, got {margin}"
+
+
+def test_the_margins_default_is_that_of_the_statistics():
+    assert cli.Compare.margin == MARGIN
 
 
 def test_checkpoints_that_are_damaged_or_carry_code(capsys, teacher, tmp_path):

@@ -136,6 +136,60 @@ def test_nothing_in_a_recipe_is_executed(tmp_path):
         load_recipe(file)
 
 
+def test_all_mistakes_of_a_recipe_are_told_at_once(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "train: {epoch: 3, seed: -1}\noptim: {lr: 0}\nlosses: [{method: kdd}, {weight: 1}]\nmethods: {own: 3}\n"
+    )
+    with pytest.raises(InputError) as error:
+        load_recipe(file, ["data=3", "data.limit=1", "losses.kd.weight=1", "colour"])
+    assert str(error.value).splitlines() == [
+        "Found 10 errors in mine.yaml:",
+        "  --set: must be KEY=VALUE, got 'colour'",
+        "  --set: data.limit: data is not a group of keys",
+        "  methods: must map names to lists of terms, got {'own': 3}",
+        '  --set losses.kd.weight: no such term; did you mean "kdd"?',
+        '  losses.0.method: unknown method "kdd"; did you mean "kd"?',
+        """  losses.1: a term must be a mapping with "method", got {'weight': 1}""",
+        "  data must be a group of keys, got 3",
+        "  optim.lr: input should be greater than 0, got 0",
+        "  train.seed: input should be greater than or equal to 0, got -1",
+        '  unknown key "train.epoch"; did you mean "epochs"?',
+    ]
+    file.write_text("method: pdc\ntrain: {epochs: 0}\n")
+    with pytest.raises(InputError, match='Found 2 errors in mine.yaml:\n  method: unknown method "pdc".*\n  train.epo'):
+        load_recipe(file, ["losses.pdc.weight=2"])
+
+
+def test_a_zoos_name_alone_makes_the_teacher_pretrained_however_it_is_given(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("teacher: {name: timm/resnet18}\n")
+    ways = [
+        load_recipe(None, values={"teacher.name": "timm/resnet18"}),
+        load_recipe(None, ["teacher.name=timm/resnet18"]),
+        load_recipe(file),
+    ]
+    assert all(recipe == ways[0] for recipe in ways)
+    assert ways[0].teacher.pretrained
+    for other in ("teacher.weights=w.pt", "teacher.pretrained=false", "teacher.name=cifar/resnet20"):
+        assert not load_recipe(file, [other]).teacher.pretrained
+    assert not load_recipe(None, ["student.name=timm/resnet18"]).student.pretrained
+
+
+def test_a_recipe_distils_with_a_teacher_and_a_method():
+    assert load_recipe("digits").distils
+    assert not load_recipe("digits", ["method=none"]).distils
+    assert not load_recipe("digits", ["teacher=null"]).distils
+
+
+def test_the_names_of_models_that_came_as_modules_change_no_digest():
+    one = make_recipe({"data": {"name": "loaders"}, "teacher": None})
+    named = {"student": {"name": "Small"}, "teacher": {"name": "Big"}}
+    assert make_recipe({"data": {"name": "loaders"}, **named}).digest() == one.digest()
+    begun = {"data": {"name": "loaders", "views": 1}, "optim": {"lr": 0.05}, "train": {"epochs": 30, "seed": 0}}
+    assert make_recipe(begun).digest() == "355b86028ba7"  # as runs have it that were begun before
+
+
 @given(st.text(max_size=12), st.text(max_size=12))
 def test_no_override_escapes_as_another_error(key, value):
     with contextlib.suppress(InputError):

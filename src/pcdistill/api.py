@@ -1,48 +1,97 @@
 """Distillation from Python, on plain modules and loaders."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from accelerate.utils import set_seed
+from accelerate import Accelerator
 from torch import nn
 
 from pcdistill.classification.data import LoaderBatches
-from pcdistill.classification.metrics import evaluate, top1_metric
-from pcdistill.classification.task import build_distiller, check_teacher
-from pcdistill.distill.objective import check_losses
+from pcdistill.classification.task import Classification
+from pcdistill.commands.run import run_with_report
 from pcdistill.distill.teacher import Teacher, logits_of
 from pcdistill.engine.console import Console
-from pcdistill.engine.loop import Record, Trainer
-from pcdistill.engine.placement import make_accelerator, make_placement
 from pcdistill.errors import InputError
-from pcdistill.recipe import make_recipe
+from pcdistill.recipe import ALONE, LOADERS, Recipe, TeacherConfig, make_recipe
 
 
-class Distilled(NamedTuple):
-    """What :func:`distill` gives back.
+@dataclass(frozen=True)
+class Distilled:
+    """What :func:`distill` gives back; it unpacks into `student, history`.
 
     Attributes:
         student: the module that was passed in, on the device it was trained on, in eval mode, with the kept weights;
             with SimKD a module around it that has the teacher's classifier.
         history: one dict per epoch: "epoch", "lr", "train/loss", "train/NAME" per term, "val/top1", "seconds", ...
+        summary: what result.json holds: "best" and "last" with their metrics on "val" and "test", the teacher's, ...
     """
 
     student: nn.Module
     history: list[dict[str, float]]
+    summary: dict[str, Any]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.student, self.history))
 
 
 @dataclass(frozen=True)
 class _Loaders:
-    """What the engine asks of data, for a user's loaders."""
+    """What a run asks of data, for the caller's loaders."""
 
     classes: list[str]
     train: LoaderBatches
     val: LoaderBatches
+    test: LoaderBatches | None
     in_channels: int
     image_size: int
+
+
+class _Passed(Classification):
+    """Classification on modules and loaders that were passed in, where a recipe would name them."""
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: Teacher | None,
+        train: LoaderBatches,
+        val: LoaderBatches,
+        test: LoaderBatches | None,
+        stats: tuple[Sequence[float], Sequence[float]] | None,
+    ) -> None:
+        self._student, self._teacher = student, teacher
+        self._train, self._val, self._test = train, val, test
+        self._stats = stats
+
+    def data(self, recipe: Recipe, accelerator: Accelerator) -> Any:
+        """The loaders; how many classes there are is read off the student."""
+        student = self._student.to(accelerator.device)
+        images = next(iter(self._val.epoch(0))).images
+        was_training = student.training
+        with torch.no_grad():
+            num_classes = int(logits_of(student.eval()(images[:2].to(accelerator.device))).shape[1])
+        student.train(was_training)
+        classes = [str(i) for i in range(num_classes)]
+        return _Loaders(classes, self._train, self._val, self._test, images.shape[1], images.shape[-1])
+
+    def student(self, recipe: Recipe, data: Any) -> nn.Module:
+        return self._student
+
+    def info(self, model: nn.Module, data: Any) -> dict[str, Any]:
+        """Without multiply-adds: what is passed in runs on nothing but its own data."""
+        return {"parameters": sum(p.numel() for p in model.parameters())}
+
+    def knows_classes(self, config: TeacherConfig, data: Any) -> bool:
+        return True
+
+    def teacher(self, config: TeacherConfig, student: nn.Module, data: Any, allow: Sequence[str]) -> Teacher:
+        assert self._teacher is not None
+        return self._teacher
+
+    def metadata(self, data: Any) -> dict[str, Any]:
+        return {} if self._stats is None else {"mean": list(self._stats[0]), "std": list(self._stats[1])}
 
 
 def distill(
@@ -51,6 +100,7 @@ def distill(
     student: nn.Module,
     train: Iterable[Any],
     val: Iterable[Any],
+    test: Iterable[Any] | None = None,
     method: str = "pcd",
     losses: Sequence[Mapping[str, Any]] | None = None,
     epochs: int = 30,
@@ -75,6 +125,7 @@ def distill(
         train: batches (images, target [N]); any iterable that can be iterated once per epoch. With views = 2,
             ((weak, strong), target).
         val: batches of held-out data; picks the best epoch, and the teacher must pass its gate on them.
+        test: batches that best and last epoch and the teacher are evaluated on once, at the end.
         method: a name of `pcdistill list methods`, or path/to/file.py:Class.
         losses: terms in the recipe's form, in place of the method's own, e.g.
             [{"method": "ce"}, {"method": "pcd", "stages": 5}].
@@ -88,80 +139,48 @@ def distill(
         teacher_stats: (mean, std) that the teacher expects, where they differ.
         teacher_image_size: the teacher's resolution in pixels, where it differs.
         seed: of everything that the training draws.
-        out: folder for checkpoints and metrics.csv; the same call continues an interrupted run, exactly so if the
-            loader's order depends on the epoch alone (`sampler.set_epoch` is called where it exists).
+        out: folder of the run, with all that the command writes: recipe.yaml, checkpoints, metrics.csv, result.json,
+            student.safetensors with its card, report.html. The same call continues an interrupted run, exactly so if
+            the loader's order depends on the epoch alone (`sampler.set_epoch` is called where it exists).
         allow: ("weak-teacher",) turns the teacher gate into a warning.
         verbose: print a line per epoch.
 
     Returns:
-        The student with its best weights (`train_options={"keep": "last"}` keeps the last), and the history.
+        The student with its best weights (`train_options={"keep": "last"}` keeps the last), the history, the summary.
 
     Raises:
         InputError: what does not fit, in one sentence.
         TrainingStopped: the loss is not finite, or accuracy collapsed.
+        PcdistillError: Ctrl-C or a polite kill, after a checkpoint was written.
     """
+    if (student_stats is None) != (teacher_stats is None):
+        raise InputError("student_stats and teacher_stats must be given together")
     tree: dict[str, Any] = {
-        "method": method if teacher is not None or losses else "none",
+        "method": method if teacher is not None or losses else ALONE,
         "losses": [dict(term) for term in losses or ()],
-        "teacher": None,
-        "data": {"name": "loaders", "views": views},
+        "teacher": None if teacher is None else {"name": type(teacher).__name__},
+        "student": {"name": type(student).__name__},
+        "data": {"name": LOADERS, "views": views},
         "optim": {"lr": lr, **(optim or {})},
         "train": {"epochs": epochs, "seed": seed, **(train_options or {})},
         "allow": list(allow),
     }
     recipe = make_recipe(tree, "distill()")
-    accelerator = make_accelerator(recipe.train)
-    set_seed(seed)
-    train_batches, val_batches = LoaderBatches(train, views=views), LoaderBatches(val)
-    student.to(accelerator.device)
-    first = next(iter(val_batches.epoch(0)))
-    was_training = student.training
-    with torch.no_grad():
-        num_classes = int(logits_of(student.eval()(first.images[:2].to(accelerator.device))).shape[1])
-    student.train(was_training)
-    placement = make_placement(recipe.train, accelerator, student)
-    shape = first.images.shape
-    data = _Loaders([str(i) for i in range(num_classes)], train_batches, val_batches, shape[1], shape[-1])
-    check_losses(recipe, num_classes)
-    wrapped = None
-    if teacher is not None:
-        if (student_stats is None) != (teacher_stats is None):
-            raise InputError("student_stats and teacher_stats must be given together")
-        wrapped = Teacher(
+    if out is None and recipe.train.trackers:
+        raise InputError("train.trackers need a folder: give out")
+    wrapped = (
+        None
+        if teacher is None
+        else Teacher(
             teacher,
             class_map=class_map,
             student_stats=student_stats,
             teacher_stats=teacher_stats,
             image_size=teacher_image_size,
-        ).to(accelerator.device)
-        check_teacher(
-            wrapped,
-            None,
-            val_batches,
-            placement,
-            num_classes=num_classes,
-            allow=recipe.allow,
-            console=Console(quiet=not verbose),
         )
-    distiller = build_distiller(recipe, student, wrapped, data=data, placement=placement)
-    student = distiller.student  # the one that came, unless the method gave it a new head
-
-    def validate(model: nn.Module) -> dict[str, float]:
-        found = evaluate(model, val_batches.epoch(0), placement)
-        return {key: found[key] for key in ("loss", "top1", "top5")}
-
-    trainer = Trainer(
-        distiller,
-        train_batches,
-        validate,
-        optim=recipe.optim,
-        train=recipe.train,
-        placement=placement,
-        metric=top1_metric(num_classes, recipe.optim.lr),
-        record=Record(None if out is None else Path(out), recipe.digest(), Console(recipe.method, quiet=not verbose)),
     )
-    set_seed(seed)
-    trainer.resume()
-    fit = trainer.fit()
-    student.load_state_dict(fit.best_state if recipe.train.keep == "best" else fit.last_state)
-    return Distilled(student.eval(), fit.history)
+    loaders = (LoaderBatches(train, views=views), LoaderBatches(val), None if test is None else LoaderBatches(test))
+    task = _Passed(student, wrapped, *loaders, student_stats)
+    console = Console(recipe.method, quiet=not verbose)
+    result = run_with_report(recipe, None if out is None else Path(out), console=console, task=task)
+    return Distilled(result.student.eval(), result.history, result.summary)

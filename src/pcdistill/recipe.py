@@ -6,6 +6,7 @@ as `path/to/file.py:name` is the user's own code, and is imported when it is bui
 
 import copy
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -18,8 +19,11 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from pcdistill.errors import InputError, nearest
 from pcdistill.methods import METHODS
+from pcdistill.models.names import has_zoo_weights, is_user_code
 
 RECIPES = Path(__file__).parent / "recipes"
+ALONE = "none"  # the method that trains the student without a teacher
+LOADERS = "loaders"  # the data of a run from Python, on the caller's own loaders and modules
 FORBID = ConfigDict(extra="forbid")
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -53,7 +57,11 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A model by name (`timm/`, `torchvision/`, `cifar/`, `hf/` and NAME, or `file.py:function`) and its weights."""
+    """A model by name (`timm/`, `torchvision/`, `cifar/`, `hf/` and NAME, or `file.py:function`) and its weights.
+
+    `pretrained` starts from the zoo's weights. It is by default off, but on for a teacher that is named in a recipe by
+    `timm/`, `torchvision/` or `hf/` and has no `weights`.
+    """
 
     __pydantic_config__ = FORBID
     name: str = "cifar/resnet8"
@@ -139,6 +147,9 @@ class TermConfig:
 
     `weight_to` and `temperature_to`: where weight and temperature move to, epoch by epoch and in equal steps, from
     `weight` and the loss's `temperature` in the first epoch to these values in the last; none: they stay.
+    `strength`, in place of a weight: the term pulls so many times as hard as the labels (pcdistill.distill.strength);
+    `strength_follow`: measured through all of training, or kept after the first steps.
+    `entropy_weighting`: samples weigh by the entropies of teacher and student (EA-KD) at this temperature; true: at 3.
     """
 
     __pydantic_config__ = FORBID
@@ -148,6 +159,9 @@ class TermConfig:
     temperature_to: Positive | None = None
     warmup_epochs: NotNegative = 0.0
     standardize: bool = False
+    strength: Positive | None = None
+    strength_follow: bool = True
+    entropy_weighting: bool | float = False
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -168,6 +182,11 @@ class Recipe:
     detection: DetectionConfig = field(default_factory=DetectionConfig)
     allow: tuple[Literal["weak-teacher", "mismatched-weights", "class-order"], ...] = ()
 
+    @property
+    def distils(self) -> bool:
+        """Whether a teacher takes part; else the student is trained alone."""
+        return self.teacher is not None and self.method != ALONE
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as YAML and JSON hold them; `Recipe` and back loses nothing."""
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
@@ -187,16 +206,57 @@ class Recipe:
         plain.pop("methods")
         if self.task != "detection":
             plain.pop("detection")
+        if self.data.name == LOADERS:  # the models came as modules: what they are called decides nothing
+            plain.update(student=dataclasses.asdict(ModelConfig()), teacher=None)
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
 
 
 TERM_KEYS = [f.name for f in dataclasses.fields(TermConfig)]
-ADAPTER: TypeAdapter[Recipe] = TypeAdapter(Recipe)
+
+
+@functools.cache
+def _schema() -> TypeAdapter[Recipe]:
+    """Built on first use: it takes longer than all else of this module."""
+    return TypeAdapter(Recipe)
+
+
+class _Mistakes:
+    """The mistakes found in one recipe, to be told together.
+
+    Args:
+        where: the file or call that they are in.
+    """
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.found: list[tuple[str, str]] = []
+
+    def add(self, sentence: str, where: str | None = None) -> None:
+        self.found.append((where or self.where, sentence))
+
+    def raise_if_any(self) -> None:
+        """One mistake is one sentence; several are a list under the name of the file.
+
+        Raises:
+            InputError: there is a mistake.
+        """
+        if len(self.found) == 1:
+            raise InputError(": ".join(self.found[0]))
+        if self.found:
+            lines = [text if where == self.where else f"{where}: {text}" for where, text in self.found]
+            raise InputError("\n  ".join([f"Found {len(lines)} errors in {self.where}:", *lines]))
 
 
 def recipe_names() -> list[str]:
     """Names of the recipes in the package."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def recipe_for(data: str) -> str:
+    """The shipped recipe that fits the data when none is named."""
+    if data in ("digits", "digits-detection"):
+        return data
+    return "detection" if data.startswith(("coco:", "voc:")) else "default"
 
 
 def load_recipe(
@@ -213,19 +273,12 @@ def load_recipe(
         values: dotted keys to values, as the command line's flags give them; None values are passed over.
 
     Raises:
-        InputError: naming the file, the key, and the nearest valid key.
+        InputError: naming the file and every wrong key, with the nearest valid one.
     """
     tree, where = _read(source) if source is not None else ({}, "recipe")
+    mistakes = _Mistakes(where)
     given = {key: value for key, value in (values or {}).items() if value is not None}
-    text: dict[str, Any] = {}
-    for override in overrides:
-        key, sign, value = override.partition("=")
-        if not sign or not key:
-            raise InputError(f"--set must be KEY=VALUE, got {override!r}")
-        try:
-            text[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise InputError(f"--set {key}: the value is not valid YAML: {value!r}") from error
+    text = _parse_overrides(overrides, mistakes)
     method = text.get("method", given.get("method"))
     if method is not None and "losses" not in text:
         tree.pop("losses", None)  # a method that is asked for brings its own terms
@@ -235,53 +288,85 @@ def load_recipe(
         if name is not None and isinstance(old, dict):
             # A model that is asked for by name is that model, without the arguments and weights of the recipe's.
             tree[owner] = {key: value for key, value in old.items() if key == "epochs"}
-    for key, value in {**given, **{k: v for k, v in text.items() if not k.startswith("losses.")}}.items():
-        _put(tree, key, value, "--set" if key in text else where)
-    return make_recipe(tree, where, {k: v for k, v in text.items() if k.startswith("losses.")})
+    of_terms = {key: value for key, value in text.items() if key.startswith("losses.")}
+    for key, value in {**given, **text}.items():
+        if key not in of_terms:
+            _put(tree, key, value, mistakes, "--set" if key in text else None)
+    return _make(tree, mistakes, of_terms)
 
 
-def make_recipe(
-    tree: Mapping[str, Any], where: str = "recipe", term_overrides: Mapping[str, Any] | None = None
-) -> Recipe:
-    """Check a tree of plain values against the schema, and fill in the terms that the method's name stands for."""
-    plain = copy.deepcopy(dict(tree))
-    method = plain.get("method", Recipe.method)
-    plain["method"] = method
-    named = plain.get("methods") or {}
-    if not plain.get("losses"):
-        plain["losses"] = method_terms(method, named, where, task=plain.get("task", Recipe.task))
-    for key, value in (term_overrides or {}).items():
-        _put_term(plain["losses"], key, value)
-    plain["losses"] = [_nested_term(term, f"losses.{i}", where) for i, term in enumerate(plain["losses"])]
-    plain["methods"] = {
-        name: [_nested_term(term, f"methods.{name}.{i}", where) for i, term in enumerate(terms)]
-        for name, terms in named.items()
-    }
-    return _validate(plain, where)
+def make_recipe(tree: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    """Check a tree of plain values against the schema, and fill in the terms that the method's name stands for.
+
+    Raises:
+        InputError: naming `where` and every wrong key, with the nearest valid one.
+    """
+    return _make(copy.deepcopy(dict(tree)), _Mistakes(where), {})
 
 
-def method_terms(
-    method: str, named: Mapping[str, Any], where: str = "recipe", *, task: str = "classification"
-) -> list[dict[str, Any]]:
-    """The terms that a method's name stands for: the recipe's own, else the registry's; "none" is the task's own loss.
+def _make(tree: dict[str, Any], mistakes: _Mistakes, of_terms: Mapping[str, Any]) -> Recipe:
+    """The recipe of a tree, which is changed; `of_terms` are overrides of single terms."""
+    tree.setdefault("method", Recipe.method)
+    named = tree.get("methods") or {}
+    if not isinstance(named, Mapping) or not all(isinstance(terms, list | tuple) for terms in named.values()):
+        mistakes.add(f"methods: must map names to lists of terms, got {named!r}")
+        named = {}
+    if not tree.get("losses") and isinstance(tree["method"], str):
+        try:
+            tree["losses"] = method_terms(tree["method"], named, task=tree.get("task", Recipe.task))
+        except InputError as error:
+            mistakes.add(str(error))
+    terms = tree.get("losses") or []
+    if isinstance(terms, list | tuple):
+        tree["losses"] = _nested_terms(_with_overrides(list(terms), of_terms, mistakes), "losses", mistakes)
+    tree["methods"] = {name: _nested_terms(terms, f"methods.{name}", mistakes) for name, terms in named.items()}
+    teacher = tree.get("teacher")
+    if isinstance(teacher, dict) and "pretrained" not in teacher and teacher.get("weights") is None:
+        teacher["pretrained"] = has_zoo_weights(str(teacher.get("name", TeacherConfig.name)))
+    recipe = _validated(tree, mistakes)
+    mistakes.raise_if_any()
+    assert recipe is not None
+    return recipe
+
+
+def _parse_overrides(overrides: Iterable[str], mistakes: _Mistakes) -> dict[str, Any]:
+    """Dotted keys to values of strings `KEY=VALUE`, the value in YAML."""
+    found: dict[str, Any] = {}
+    for override in overrides:
+        key, sign, value = override.partition("=")
+        if not sign or not key:
+            mistakes.add(f"must be KEY=VALUE, got {override!r}", "--set")
+            continue
+        try:
+            found[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            mistakes.add(f"the value is not valid YAML: {value!r}", f"--set {key}")
+    return found
+
+
+def method_terms(method: str, named: Mapping[str, Any], *, task: str = "classification") -> list[dict[str, Any]]:
+    """The terms that a method's name stands for: the recipe's own, else the table's; "none" is the task's own loss.
 
     In detection the detector's own losses stand, with weight 1, where classification has cross-entropy, and the
     distillation term of a logit method keeps its weight and options.
+
+    Raises:
+        InputError: there is no such method.
     """
     own = {"method": "detector" if task == "detection" else "ce", "weight": 1.0}
     if method in named:
         return copy.deepcopy(list(named[method]))
-    if method == "none":
+    if method == ALONE:
         return [own]
     if method in METHODS:
         terms = copy.deepcopy(list(METHODS[method].terms))
         if task == "detection" and not any(term["method"] == "detector" for term in terms):
             return [own, *(term for term in terms if term["method"] != "ce")]
         return terms
-    if ".py:" in method:
+    if is_user_code(method):
         return [own, {"method": method, "weight": 1.0}]
-    known = ["none", *METHODS, *named]
-    raise InputError(f'{where}: method: unknown method "{method}"{nearest(method, known)}; known: {", ".join(known)}')
+    known = [ALONE, *METHODS, *named]
+    raise InputError(f'method: unknown method "{method}"{nearest(method, known)}; known: {", ".join(known)}')
 
 
 def with_method(recipe: Recipe, method: str, seed: int) -> Recipe:
@@ -336,62 +421,83 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _put(tree: dict[str, Any], dotted: str, value: Any, where: str) -> None:
+def _put(tree: dict[str, Any], dotted: str, value: Any, mistakes: _Mistakes, where: str | None) -> None:
     *parents, last = dotted.split(".")
     for name in parents:
         below = tree.get(name)
         if below is None:
             below = tree[name] = {}
         if not isinstance(below, dict):
-            raise InputError(f"{where}: {dotted}: {name} is not a group of keys")
+            mistakes.add(f"{dotted}: {name} is not a group of keys", where)
+            return
         tree = below
     tree[last] = value
 
 
-def _put_term(terms: list[dict[str, Any]], dotted: str, value: Any) -> None:
-    """Set `losses.1.stages` or `losses.pcd.stages`."""
-    parts = dotted.split(".")
-    names = [str(term.get("method")) for term in terms]
-    if len(parts) != 3:
-        raise InputError(f"--set {dotted}: must be losses.TERM.KEY, TERM a position or one of: {', '.join(names)}")
-    _, name, key = parts
-    if name in names:
-        index = names.index(name)
-    elif name.isdigit() and int(name) < len(terms):
-        index = int(name)
-    else:
-        raise InputError(f"--set {dotted}: no such term{nearest(name, names)}; the terms are: {', '.join(names)}")
-    terms[index] = {**terms[index], key: value}
+def _with_overrides(terms: list[Any], of_terms: Mapping[str, Any], mistakes: _Mistakes) -> list[Any]:
+    """The terms after overrides such as `losses.1.stages` or `losses.pcd.stages`."""
+    names = [str(term.get("method", "")) if isinstance(term, Mapping) else "" for term in terms]
+    for dotted, value in of_terms.items() if terms else ():  # without terms, the method is the mistake
+        parts = dotted.split(".")
+        shown = ", ".join(name for name in names if name)
+        if len(parts) != 3:
+            mistakes.add(f"must be losses.TERM.KEY, TERM a position or one of: {shown}", f"--set {dotted}")
+            continue
+        _, name, key = parts
+        if name not in names and not (name.isdecimal() and int(name) < len(terms)):
+            hint = nearest(name, names) or f"; the terms are: {shown}"
+            mistakes.add(f"no such term{hint}", f"--set {dotted}")
+            continue
+        index = names.index(name) if name in names else int(name)
+        if isinstance(terms[index], Mapping):
+            terms[index] = {**terms[index], key: value}
+    return terms
 
 
-def _nested_term(term: Any, key: str, where: str) -> dict[str, Any]:
-    if not isinstance(term, Mapping) or "method" not in term:
-        raise InputError(f'{where}: {key}: a term must be a mapping with "method", got {term!r}')
-    method = str(term["method"])
-    if method not in METHODS and ".py:" not in method:
-        raise InputError(f'{where}: {key}.method: unknown method "{method}"{nearest(method, METHODS)}')
-    known = {name: term[name] for name in TERM_KEYS if name in term}
-    options = {**term.get("options", {}), **{name: value for name, value in term.items() if name not in TERM_KEYS}}
-    return {**known, "options": options}
+def _nested_terms(terms: Iterable[Any], key: str, mistakes: _Mistakes) -> list[dict[str, Any]]:
+    """Terms as the schema has them, each loss's options apart; what is no term is named and left out."""
+    found = []
+    for i, term in enumerate(terms):
+        if not isinstance(term, Mapping) or "method" not in term:
+            mistakes.add(f'{key}.{i}: a term must be a mapping with "method", got {term!r}')
+            continue
+        method = str(term["method"])
+        if method not in METHODS and not is_user_code(method):
+            mistakes.add(f'{key}.{i}.method: unknown method "{method}"{nearest(method, METHODS)}')
+            continue
+        known = {name: term[name] for name in TERM_KEYS if name in term}
+        options = {name: value for name, value in term.items() if name not in TERM_KEYS}
+        nested = term.get("options", {})
+        found.append({**known, "options": {**nested, **options} if isinstance(nested, Mapping) else nested})
+    return found
 
 
 def _flat_term(term: dict[str, Any]) -> dict[str, Any]:
     own = {key: value for key, value in term.items() if key != "options" and value is not None}
+    if "strength" not in own:
+        own.pop("strength_follow", None)
+    if not own.get("entropy_weighting"):
+        own.pop("entropy_weighting", None)  # keys that came later: recipes without them keep their digests
     return {**own, **term["options"]}
 
 
-def _validate(tree: dict[str, Any], where: str) -> Recipe:
+def _validated(tree: dict[str, Any], mistakes: _Mistakes) -> Recipe | None:
+    """The recipe, or None if the schema refuses anything."""
     try:
-        return ADAPTER.validate_python(tree)
+        return _schema().validate_python(tree)
     except ValidationError as error:
-        first = error.errors()[0]
-        path = [str(part) for part in first["loc"]]
-        key = ".".join(path)
-        if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-            known = _keys_at(path[:-1])
-            hint = nearest(path[-1], known) or f"; known keys: {', '.join(known)}"
-            raise InputError(f'{where}: unknown key "{key}"{hint}') from None
-        raise InputError(f"{where}: {key}: {first['msg'].lower()}, got {first['input']!r}") from None
+        for found in error.errors():
+            path = [str(part) for part in found["loc"]]
+            key = ".".join(path)
+            if found["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+                known = _keys_at(path[:-1])
+                hint = nearest(path[-1], known) or f"; known keys: {', '.join(known)}"
+                mistakes.add(f'unknown key "{key}"{hint}')
+            elif found["type"] == "dataclass_type":
+                mistakes.add(f"{key} must be a group of keys, got {found['input']!r}")
+            else:
+                mistakes.add(f"{key}: {found['msg'].lower()}, got {found['input']!r}")
+    return None
 
 
 def _keys_at(path: list[str]) -> list[str]:

@@ -13,7 +13,8 @@ from torch import nn
 
 from pcdistill import cli, models
 from pcdistill.classification.task import build_distiller, build_student, build_teacher
-from pcdistill.commands.compare import evaluate_model, run_with_report
+from pcdistill.commands.evaluate import evaluate_model
+from pcdistill.commands.run import run_with_report
 from pcdistill.commands.session import run
 from pcdistill.engine.checkpoint import load_checkpoint
 from pcdistill.engine.console import Console

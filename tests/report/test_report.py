@@ -15,6 +15,7 @@ import yaml
 from scipy import stats
 
 from pcdistill.report import compare_rows, format_table, write_compare_report, write_model_card, write_run_report
+from pcdistill.stats import verdicts
 
 EVIL = "<script>alert('$x^{2}$')</script>&\"|"
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -450,6 +451,92 @@ def test_a_comparison_in_which_nothing_finished_and_one_without_runs_have_pages(
     assert "2 of 2 runs gave no value" in page.text
     assert "svg" not in page.tags
     assert "No runs" in page_of(write_compare_report(tmp_path / "b", [], {}, "")[0]).text
+
+
+# The verdict
+
+SHORT = {"kd": [90.0, 90.4, 90.1], "pcd": [92.0, 92.3, 92.2], "near": [90.02, 90.38, 90.11], "wide": [95.0, 60.0, 99.0]}
+
+
+def make_short(methods=SHORT):
+    return [make_result(m, s, v, v) for m, values in methods.items() for s, v in enumerate(values)]
+
+
+def test_the_verdict_stands_first_in_text_and_page_and_what_is_better_first_in_it(tmp_path):
+    page_path, table, _ = write_compare_report(tmp_path, make_short(), {}, "x")
+    text, page = format_table(compare_rows(make_short())), page_of(page_path).text
+    said = [line for line in text.splitlines() if " against kd: " in line]
+    assert said[:2] == [
+        "- pcd against kd: better by 2.00 points (1.75 to 2.25).",
+        "- near against kd: no difference greater than 0.5 points, tested as such.",
+    ]
+    assert said[2].startswith("- wide against kd: cannot tell: with 3 seeds a difference under ")
+    assert text.startswith("Verdict, test top-1 of the best epoch:\n\n- pcd against kd")
+    assert text in table.read_text()
+    assert page.index("pcd against kd better by 2.00 points (1.75 to 2.25)") < page.index("minus kd")
+
+
+def test_the_verdicts_are_those_of_the_statistics_with_their_correction_and_margin():
+    rows = {row.name: row for row in compare_rows(make_short(), margin=3.0)}
+    expected = verdicts({m: (SHORT[m], SHORT["kd"]) for m in ("near", "pcd", "wide")}, margin=3.0)
+    assert {name: rows[name].best_verdict for name in expected} == expected
+    assert rows["pcd"].best_verdict.within_margin
+    assert rows["kd"].best_verdict is None
+    assert "No difference greater than 3 points" in format_table(list(rows.values()))
+
+
+def test_the_verdict_is_on_the_kept_epoch():
+    results = [dict(r, kept="last") for r in make_comparison()]
+    text = format_table(compare_rows(results))
+    assert text.startswith("Verdict, test top-1 of the last epoch:")
+
+
+def test_without_a_pair_there_is_no_verdict(tmp_path):
+    results = [make_result("none", 0), make_result("pcd", 0)]
+    assert "Verdict" not in format_table(compare_rows(results))
+    assert "Verdict" not in page_of(write_compare_report(tmp_path, results, {}, "")[0]).text
+
+
+def test_a_single_seed_allows_no_verdict_and_its_table_is_one():
+    text = format_table(compare_rows([make_result("kd", 0), make_result("pcd", 0)]))
+    assert "pcd against kd: cannot tell: one seed shows nothing of the spread between seeds." in text
+    rule = next(line for line in text.splitlines() if line.startswith("| ---"))
+    assert all(re.fullmatch(r" -{2,}:? ", cell) for cell in rule.strip("|").split("|"))
+
+
+def test_equal_seeds_do_not_look_like_certainty(tmp_path):
+    results = make_short({"kd": [60.0, 60.0, 60.0], "pcd": [61.0, 61.0, 61.0]})
+    text = format_table(compare_rows(results))
+    page = page_of(write_compare_report(tmp_path, results, {}, "")[0]).text
+    for shown in (text, page):
+        assert "60.00 (3 equal)" in shown
+        assert "+1.00 (3 equal)" in shown
+        assert "± 0.00" not in shown
+        assert "The next seed may still give another" in shown
+    assert "equal" not in format_table(compare_rows(make_comparison())).lower().replace("at equal seeds", "")
+
+
+def test_a_small_interval_keeps_its_first_digit():
+    text = format_table(compare_rows(make_short({"kd": [60.0, 60.001, 60.0], "pcd": [61.0, 61.0, 61.001]})))
+    assert "60.00 ± 0.001" in text
+
+
+def test_an_interval_of_few_seeds_that_passes_what_the_metric_can_be_says_so():
+    text = format_table(compare_rows(make_short({"kd": [60.0, 70.0], "pcd": [5.0, 95.0], "none": [60.0, 61.0]})))
+    assert "65.00 ± 63.53 (past 0 and 100)" not in text
+    assert "65.00 ± 63.53 (past 100)" in text
+    assert "(past 0 and 100)" in text
+    assert "60.50 ± 6.35 " in text
+    assert "two or three seeds leave the spread all but unknown" in text
+    many = make_short({"kd": [99.0, 99.5, 98.0, 100.0], "pcd": [99.0, 99.5, 98.5, 100.0]})
+    assert "past" not in format_table(compare_rows(many))
+
+
+def test_a_bar_that_leaves_the_frame_ends_in_an_arrow_with_its_width(tmp_path):
+    results = make_short({"kd": [60.0, 70.0], "pcd": [64.0, 64.2]})
+    page = page_of(write_compare_report(tmp_path, results, {}, "")[0])
+    assert "± 63.5, 2 seeds" in page.text
+    assert "± 1.27, 2 seeds" not in page.text
 
 
 # The model card

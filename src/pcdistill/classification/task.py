@@ -1,28 +1,109 @@
 """From a recipe to models that are checked: weights that fit, classes that match, a teacher that can teach."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from pcdistill import models
+from pcdistill.classification.data import Data, build_data
 from pcdistill.classification.distiller import ClassificationDistiller
 from pcdistill.classification.features import tap
-from pcdistill.classification.metrics import evaluate
+from pcdistill.classification.metrics import evaluate, top1_metric
+from pcdistill.data.loader import Stream
 from pcdistill.distill.cache_store import read_state
 from pcdistill.distill.folding import fold_batchnorm
-from pcdistill.distill.objective import build_objective, method_kind
+from pcdistill.distill.objective import build_objective, check_losses, method_kind, views_of
 from pcdistill.distill.teacher import Stats, Teacher, align_classes
 from pcdistill.engine.console import Console
+from pcdistill.engine.loop import Metric
 from pcdistill.engine.placement import Placement
 from pcdistill.errors import InputError
 from pcdistill.models.heads import with_head
-from pcdistill.recipe import ModelConfig, Recipe, TeacherConfig
+from pcdistill.recipe import ModelConfig, Recipe, TeacherConfig, TrainConfig
 
 GATE_SAMPLES = 2048
+
+
+class Classification:
+    """Top-1 of images with one class each: a :class:`pcdistill.commands.tasks.Task`."""
+
+    metric, label = "top1", "top-1"
+
+    def data(self, recipe: Recipe, accelerator: Accelerator) -> Data:
+        config = recipe.data
+        if config.name == "digits-detection" or config.name.startswith(("coco:", "voc:")):
+            raise InputError(f"data: {config.name} holds boxes; set task: detection, or name the recipe detection")
+        micro = replace(config, batch_size=config.batch_size // recipe.train.accumulate, views=views_of(recipe))
+        seed = stream_seed(recipe)
+        return build_data(micro, Stream(seed, accelerator.process_index, accelerator.num_processes, accelerator.device))
+
+    def check(self, recipe: Recipe, data: Any) -> None:
+        check_losses(recipe, len(data.classes))
+
+    def train_config(self, recipe: Recipe) -> TrainConfig:
+        return recipe.train
+
+    def watch(self, recipe: Recipe, data: Any) -> Metric:
+        return top1_metric(len(data.classes), recipe.optim.lr)
+
+    def student(self, recipe: Recipe, data: Any) -> nn.Module:
+        return build_student(recipe.student, classes=data.classes, data=data, allow=recipe.allow)
+
+    def info(self, model: nn.Module, data: Any) -> dict[str, Any]:
+        size = data.image_size
+        if isinstance(model, Teacher):
+            model, size = model.model, model.image_size or size
+        return models.model_info(model, size, in_channels=data.in_channels)
+
+    def knows_classes(self, config: TeacherConfig, data: Any) -> bool:
+        return knows_classes(config, data)
+
+    def teacher(self, config: TeacherConfig, student: nn.Module, data: Any, allow: Sequence[str]) -> Teacher:
+        return build_teacher(config, data=data, allow=allow)
+
+    def gate(
+        self,
+        teacher: Any,
+        student: nn.Module | None,
+        data: Any,
+        placement: Placement,
+        allow: Sequence[str],
+        console: Console,
+    ) -> dict[str, Any]:
+        return check_teacher(
+            teacher, student, data.val, placement, num_classes=len(data.classes), allow=allow, console=console
+        )
+
+    def distiller(self, recipe: Recipe, student: nn.Module, teacher: Any, data: Any, placement: Placement) -> nn.Module:
+        return build_distiller(recipe, student, teacher, data=data, placement=placement)
+
+    def evaluate(self, model: nn.Module, batches: Any, data: Any, placement: Placement) -> dict[str, Any]:
+        found = evaluate(model, batches.epoch(0), placement)
+        return {key: found[key] for key in ("top1", "top5", "loss", "samples")}
+
+    def splits(self, data: Any) -> dict[str, Any]:
+        return {"test": data.test, "val": data.val, "train": data.train_eval}
+
+    def metadata(self, data: Any) -> dict[str, Any]:
+        return {"classes": list(data.classes), "mean": data.mean, "std": data.std}
+
+    def finish(self, out: Path, distiller: Any, student: nn.Module, data: Any) -> None:
+        """Nothing is left behind but what every run leaves."""
+
+    def draw_run(self, out: Path) -> None:
+        """A classifier's run has no pictures."""
+
+    def draw_comparison(self, out: Path, runs: Mapping[str, Path]) -> None:
+        """A comparison of classifiers has none either."""
+
+    def model_names(self) -> list[str]:
+        return models.list_models()
 
 
 def build_student(config: ModelConfig, *, classes: Sequence[str], data: Any, allow: Iterable[str] = ()) -> nn.Module:
@@ -228,12 +309,6 @@ def stream_seed(recipe: Recipe) -> int:
     """The seed of order, augmentation and split: data.seed, else the cache's, else train.seed."""
     if recipe.data.seed is not None:
         return recipe.data.seed
-    if recipe.teacher is not None and recipe.teacher.cache is not None and recipe.method != "none":
+    if recipe.distils and recipe.teacher is not None and recipe.teacher.cache is not None:
         return int(read_state(Path(recipe.teacher.cache))["info"]["seed"])
     return recipe.train.seed
-
-
-def weights_exist(path: str | None) -> None:
-    """Raise early, before data is read, when a named weights file is not there."""
-    if path is not None and not Path(path).is_file():
-        raise InputError(f"weights file {path} does not exist")

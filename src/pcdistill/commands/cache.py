@@ -11,7 +11,6 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from pcdistill.classification import task as prepare
-from pcdistill.commands.tasks import Classification
 from pcdistill.distill.cache_store import (
     FORMAT,
     LARGEST,
@@ -29,6 +28,7 @@ from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.console import Console
 from pcdistill.engine.placement import Placement, make_accelerator, make_placement
 from pcdistill.errors import InputError
+from pcdistill.models.weights import check_file
 from pcdistill.recipe import Recipe
 
 SAVE_SECONDS = 20.0  # between two points that a killed build continues from
@@ -68,9 +68,10 @@ def make_cache(
             "a cache is made by one process; start it without a launcher (any number of them can replay it)"
         )
     placement = make_placement(recipe.train, accelerator)
-    prepare.weights_exist(config.weights)
+    if config.weights is not None:
+        check_file(config.weights)
     set_seed(recipe.train.seed)
-    data = Classification().data(recipe, accelerator)
+    data = prepare.Classification().data(recipe, accelerator)
     classes = len(data.classes)
     if top_k is not None and not 1 <= top_k < classes:
         raise InputError(f"top_k must be from 1 to {classes - 1} for {classes} classes, got {top_k}")
@@ -175,7 +176,7 @@ def fit_cache(recipe: Recipe) -> Recipe:
         return recipe
     path = teacher.cache.replace("{seed}", str(recipe.train.seed))
     info = read_state(Path(path))["info"]
-    fits = recipe.method != "none" and views_of(recipe) == info["views"] and not _features(recipe)
+    fits = recipe.distils and views_of(recipe) == info["views"] and not _features(recipe)
     teacher = replace(teacher, cache=path if fits else None)
     return replace(recipe, teacher=teacher, data=replace(recipe.data, seed=info["seed"]))
 

@@ -1,6 +1,5 @@
-"""What the commands do: a run with its report, a comparison of methods over seeds, an evaluation."""
+"""`pcdistill compare`: one student under several methods and seeds, against one teacher."""
 
-import csv
 import json
 import shutil
 from collections.abc import Sequence
@@ -8,35 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pcdistill import models, report
+from pcdistill import report
 from pcdistill.commands.cache import fit_cache
-from pcdistill.commands.session import RunResult, finished, run, teacher_recipe
-from pcdistill.commands.tasks import data_of, task_of
-from pcdistill.detection import pictures
-from pcdistill.engine.checkpoint import atomic_write
+from pcdistill.commands.folder import read_metrics, recorded_summary
+from pcdistill.commands.run import run_with_report
+from pcdistill.commands.session import open_data, teacher_recipe
+from pcdistill.commands.tasks import task_of
 from pcdistill.engine.console import Console, duration
-from pcdistill.engine.placement import make_accelerator, make_placement
+from pcdistill.engine.placement import make_accelerator
 from pcdistill.errors import InputError, TrainingStopped, nearest
 from pcdistill.methods import METHODS
-from pcdistill.models.heads import with_head
-from pcdistill.recipe import Recipe, make_recipe, with_method
+from pcdistill.models.names import is_user_code
+from pcdistill.recipe import ALONE, Recipe, with_method
+from pcdistill.stats import MARGIN
 
 GROUPS = {"all-logit": "logits", "all-feature": "features", "all-detection": "pyramids"}
-
-
-def run_with_report(
-    recipe: Recipe, out: Path, *, console: Console, command: str | None = None, fresh: bool = False
-) -> RunResult:
-    """:func:`run`, then report.html and the student's card; a stopped run gets its report too."""
-    try:
-        result = run(recipe, out, console=console, command=command, fresh=fresh)
-    except TrainingStopped:
-        report.write_run_report(out)
-        raise
-    pictures.write_run_pictures(out)
-    report.write_run_report(out)
-    atomic_write(out / "README.md", report.write_model_card(out))
-    return result
 
 
 def expand_methods(text: str, recipe: Recipe) -> list[str]:
@@ -46,18 +31,14 @@ def expand_methods(text: str, recipe: Recipe) -> list[str]:
         InputError: naming the unknown method and the nearest known one.
     """
     found: list[str] = []
-    known = ["none", *METHODS, *recipe.methods, *GROUPS]
+    known = [ALONE, *METHODS, *recipe.methods, *GROUPS]
     for name in (part.strip() for part in text.split(",")):
         if not name:
             continue
         if name in GROUPS:
-            group = GROUPS[name]
-            found += [
-                key
-                for key, method in METHODS.items()
-                if (method.group or method.kind) == group and key not in ("ce", "detector")
-            ]
-        elif name in known or ".py:" in name:
+            own = ("ce", "detector")  # the tasks' own losses
+            found += [k for k, m in METHODS.items() if (m.group or m.kind) == GROUPS[name] and k not in own]
+        elif name in known or is_user_code(name):
             found.append(name)
         else:
             raise InputError(f'unknown method "{name}"{nearest(name, known)}; known: {", ".join(known)}')
@@ -74,6 +55,7 @@ def compare(
     *,
     console: Console,
     command: str | None = None,
+    margin: float = MARGIN,
 ) -> str:
     """One student under several methods and seeds, against one teacher; finished runs are kept, so it can be resumed.
 
@@ -84,110 +66,85 @@ def compare(
         out: folder of the comparison; one folder per method and seed in it.
         console: progress.
         command: what the user typed.
+        margin: points of the metric; a difference below it may pass for none.
 
     Returns:
-        The table as text; out/ then holds report.html, table.md and results.csv.
-    """
-    # wrong methods are known now
-    recipes = {(m, s): fit_cache(with_method(recipe, m, s)) for m in methods for s in range(seeds)}
-    teacher_out = out / "teacher"
-    needed = any(method != "none" for method in methods)
-    trained = teacher_recipe(recipe) if needed and not _covers(recipe) else None
-    if trained is not None and recipe.teacher is not None:
-        if finished(teacher_out, trained) is None:
-            run_with_report(trained, teacher_out, console=_labelled(console, "teacher"), command=command)
-        teacher = replace(recipe.teacher, weights=str(teacher_out / "student.safetensors"), pretrained=False)
-        recipes = {key: replace(value, teacher=teacher) for key, value in recipes.items()}
-    results: list[dict[str, Any]] = []
-    curves: dict[tuple[str, int], list[dict[str, float]]] = {}
-    total = len(recipes)
-    console.start()
-    # Seeds outermost: an interrupted comparison has every method at equal numbers of seeds.
-    for done, (method, seed) in enumerate(sorted(recipes, key=lambda key: key[1])):
-        one = recipes[method, seed]
-        run_out = out / _folder(method) / f"seed-{seed}"
-        summary = finished(run_out, one)
-        if summary is None:
-            if run_out.exists() and (run_out / "recipe.yaml").exists() and not (run_out / "last.pt").exists():
-                shutil.rmtree(run_out)
-            try:
-                quiet = Console(quiet=True, stream=console.stream)
-                summary = run_with_report(one, run_out, console=quiet, command=command).summary
-            except TrainingStopped as stop:
-                console.warn(f"{method}, seed {seed}: {stop}")
-                summary = json.loads((run_out / "result.json").read_text())
-        results.append(summary)
-        curves[method, seed] = read_metrics(run_out / "metrics.csv")
-        left = console.time_left((done + 1) / total)
-        last = summary.get("last")
-        task = task_of(recipe)
-        value = (last["test"] or last["val"])[task.metric] if last else None
-        shown = summary["status"] if value is None else f"{value:.2f} % {task.label}"
-        tail = f"  ({duration(left)} left)" if left and done + 1 < total else ""
-        console.say(f"[{done + 1}/{total}] {method}, seed {seed}: {shown}{tail}")
-    pictures.write_compare_pictures(out, {method: out / _folder(method) / "seed-0" for method in methods})
-    report.write_compare_report(out, results, curves, command or "")
-    return report.format_table(report.compare_rows(results))
-
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a metrics.csv; empty cells are left out."""
-    if not path.exists():
-        return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
-
-
-def evaluate_model(recipe: Recipe, weights: str | None, *, split: str = "test") -> dict[str, Any]:
-    """The task's metrics of `recipe.student` with weights on a split of the recipe's data.
+        Verdict and table as text; out/ then holds report.html, table.md and results.csv.
 
     Raises:
-        InputError: there is no such split, or the weights do not fit.
+        InputError: wrong input; a method that cannot be built is known before anything is trained.
     """
-    accelerator = make_accelerator(recipe.train)
+    # Seeds outermost: an interrupted comparison has every method at equal numbers of seeds.
+    recipes = {(m, s): fit_cache(with_method(recipe, m, s)) for s in range(seeds) for m in methods}
+    if any(one.distils for one in recipes.values()):
+        recipes = _with_one_teacher(recipe, recipes, out / "teacher", console=console, command=command)
     task = task_of(recipe)
-    data = data_of(recipe, accelerator)
-    batches = task.splits(data).get(split)
-    if batches is None:
-        raise InputError(f"the data {recipe.data.name} has no {split} split; use --split val")
-    bare = replace(recipe.student, weights=None, pretrained=recipe.student.pretrained and weights is None)
-    model = task.student(replace(recipe, student=bare), data)
-    if weights is not None:
-        model = with_head(model, weights)
-        models.load_weights(model, weights)
-    model.to(accelerator.device)
-    values = task.evaluate(model, batches, data, make_placement(task.train(recipe, accelerator), accelerator))
-    return {
-        "model": recipe.student.name,
-        "weights": weights,
-        "data": recipe.data.name,
-        "split": split,
-        **values,
-        "samples": int(values["samples"]),
-        **task.info(model, data),
-    }
+    results: list[dict[str, Any]] = []
+    curves: dict[tuple[str, int], list[dict[str, float]]] = {}
+    waiting = {key for key, one in recipes.items() if recorded_summary(_run_folder(out, *key), one) is None}
+    console.start(1 - len(waiting) / len(recipes))
+    for done, ((method, seed), one) in enumerate(recipes.items(), start=1):
+        run_out = _run_folder(out, method, seed)
+        summary = recorded_summary(run_out, one) or _carry_out(one, run_out, console=console, command=command)
+        results.append(summary)
+        curves[method, seed] = read_metrics(run_out / "metrics.csv")
+        waiting.discard((method, seed))
+        left = console.time_left(1 - len(waiting) / len(recipes))  # of runs that are trained: reused ones take no time
+        tail = f"  ({duration(left)} left)" if left and waiting else ""
+        console.say(f"[{done}/{len(recipes)}] {method}, seed {seed}: {_value(summary, task.label)}{tail}")
+    task.draw_comparison(out, {method: _run_folder(out, method, 0) for method in methods})
+    report.write_compare_report(out, results, curves, command or "", margin=margin)
+    return report.format_table(report.compare_rows(results, margin=margin))
 
 
-def run_recipe(out: Path) -> Recipe:
-    """The recipe of an existing run's folder."""
-    import yaml
+def _with_one_teacher(
+    recipe: Recipe,
+    recipes: dict[tuple[str, int], Recipe],
+    out: Path,
+    *,
+    console: Console,
+    command: str | None,
+) -> dict[tuple[str, int], Recipe]:
+    """The recipes, with a teacher that is trained once, in `out`, where it has no weights for the classes."""
+    trained = None if _knows_classes(recipe) else teacher_recipe(recipe)
+    if trained is None or recipe.teacher is None:
+        return recipes
+    if recorded_summary(out, trained) is None:
+        run_with_report(trained, out, console=console.labelled("teacher"), command=command)
+    teacher = replace(recipe.teacher, weights=str(out / "student.safetensors"), pretrained=False)
+    return {key: replace(one, teacher=teacher) for key, one in recipes.items()}
 
-    path = out / "recipe.yaml"
-    if not path.is_file():
-        raise InputError(f"{out} is not a run's folder: it has no recipe.yaml")
-    return make_recipe(yaml.safe_load(path.read_text()), str(path))
 
-
-def _covers(recipe: Recipe) -> bool:
+def _knows_classes(recipe: Recipe) -> bool:
     """Whether the teacher is pretrained on the data's classes; opens the data only if that can be."""
     teacher = recipe.teacher
     if teacher is None or teacher.weights is not None or not teacher.pretrained:
         return False
-    return task_of(recipe).knows_classes(teacher, data_of(recipe, make_accelerator(recipe.train)))
+    task = task_of(recipe)
+    return task.knows_classes(teacher, open_data(task, recipe, make_accelerator(recipe.train)))
 
 
-def _labelled(console: Console, label: str) -> Console:
-    return Console(label, quiet=console.quiet, stream=console.stream)
+def _carry_out(recipe: Recipe, out: Path, *, console: Console, command: str | None) -> dict[str, Any]:
+    """The summary of a run that is not finished; a run that stops itself is a result too."""
+    if (out / "recipe.yaml").exists() and not (out / "last.pt").exists():  # nothing in it can be continued
+        shutil.rmtree(out)
+    try:
+        return run_with_report(recipe, out, console=Console(quiet=True, stream=console.stream), command=command).summary
+    except TrainingStopped as stop:
+        console.warn(f"{recipe.method}, seed {recipe.train.seed}: {stop}")
+        summary: dict[str, Any] = json.loads((out / "result.json").read_text())
+        return summary
+
+
+def _value(summary: dict[str, Any], label: str) -> str:
+    last = summary.get("last")
+    if not last:
+        return str(summary["status"])
+    return f"{(last['test'] or last['val'])[summary['metric']]:.2f} % {label}"
+
+
+def _run_folder(out: Path, method: str, seed: int) -> Path:
+    return out / _folder(method) / f"seed-{seed}"
 
 
 def _folder(method: str) -> str:

@@ -1,13 +1,8 @@
-"""One run in a folder: data, teacher, gate, training, the test set once, and the files that prove it."""
+"""One run: data, teacher, gate, training, the test set once, and the files that prove it."""
 
 import json
-import platform
-import shlex
-import subprocess
-import sys
 import time
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,162 +12,325 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from pcdistill import models
-from pcdistill.classification.task import weights_exist
 from pcdistill.commands.cache import replayed
-from pcdistill.commands.tasks import Task, data_of, numbers, task_of
+from pcdistill.commands.environment import environment
+from pcdistill.commands.folder import refuse_another_run
+from pcdistill.commands.tasks import Task, task_of
+from pcdistill.distill.unused import unused_parameters
 from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.console import Console, duration
 from pcdistill.engine.loop import Fit, Interrupted, Record, Trainer
-from pcdistill.engine.placement import Placement, make_accelerator, make_placement
+from pcdistill.engine.placement import Placement, make_accelerator, make_placement, tell_unused
 from pcdistill.engine.tracking import check_trackers, make_trackers
 from pcdistill.errors import InputError, TrainingStopped
 from pcdistill.models.heads import head_metadata
-from pcdistill.recipe import Recipe, TeacherConfig, make_recipe
+from pcdistill.models.weights import check_file
+from pcdistill.recipe import ALONE, Recipe, TeacherConfig, make_recipe
 
-PACKAGES = ("pcdistill", "torch", "torchvision", "timm", "accelerate", "numpy")
+NO_TEST = "no test set: best was chosen on the same validation images that it is reported on"
 
 
 @dataclass
 class RunResult:
-    """A finished run: its folder, what result.json holds, and the student with the kept weights."""
+    """A finished run.
 
-    out: Path
+    Attributes:
+        out: its folder, if it has one.
+        summary: what result.json holds.
+        student: with the kept weights.
+        history: one dict per epoch, the rows of metrics.csv.
+    """
+
+    out: Path | None
     summary: dict[str, Any]
     student: nn.Module
+    history: list[dict[str, float]]
 
 
-def run(
-    recipe: Recipe,
-    out: Path,
-    *,
-    console: Console | None = None,
-    command: str | None = None,
-    fresh: bool = False,
-    data: Any = None,
-) -> RunResult:
-    """Carry out a recipe in a folder; the same call after an interruption continues, and after the end does nothing.
+class Session:
+    """One run in three steps: :meth:`prepare`, :meth:`train`, :meth:`conclude`.
+
+    In a folder, the same session after an interruption continues, and after the end trains nothing more.
 
     Args:
         recipe: what to do; without a teacher the student is trained alone.
-        out: the run's folder.
+        out: the run's folder; None keeps nothing on disk.
+        task: what the run works on; by default the recipe's task.
+        data: already built data, for runs that share it.
         console: progress.
         command: what the user typed, for the record.
-        fresh: refuse to continue what is in the folder.
-        data: already built data, for comparisons that share it.
+    """
+
+    accelerator: Accelerator
+    placement: Placement
+    student: nn.Module
+    distiller: nn.Module
+    trainer: Trainer
+    fit: Fit
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        out: Path | None = None,
+        *,
+        task: Task | None = None,
+        data: Any = None,
+        console: Console | None = None,
+        command: str | None = None,
+    ) -> None:
+        self.recipe, self.out = recipe, out
+        self.task = task or task_of(recipe)
+        self.data = data
+        self.console = console or Console(quiet=True)
+        self.command = command
+        self.teacher: Any = None
+        self.models: dict[str, dict[str, Any] | None] = {"teacher": None, "student": None}
+        self.seconds = 0.0
+
+    def run(self) -> RunResult:
+        """All three steps."""
+        self.prepare()
+        self.train()
+        return self.conclude()
+
+    def prepare(self) -> None:
+        """Build everything; a teacher without weights is trained on the way. What can be checked early is.
+
+        Raises:
+            InputError: wrong input.
+        """
+        recipe = self.recipe
+        self._check_files()
+        self.accelerator = make_accelerator(recipe.train)
+        if not self.accelerator.is_main_process:
+            self.console = Console(quiet=True)
+        set_seed(recipe.train.seed)
+        if self.data is None:
+            self.data = open_data(self.task, recipe, self.accelerator)
+        self.task.check(recipe, self.data)
+        set_seed(recipe.train.seed)
+        self._build_student()
+        self._build_teacher()
+        self._build_distiller()
+        self._record()
+        self.trainer = self._make_trainer()
+        # Training draws from the generators as the seed left them, whatever building the models drew.
+        set_seed(recipe.train.seed)
+        if self.trainer.resume():
+            self.console.say(f"resumed from {self.out}/last.pt in epoch {self.trainer.epoch + 1}")
+
+    def train(self) -> None:
+        """Train to the end, from the start or from where the folder's checkpoint is.
+
+        Raises:
+            TrainingStopped: diverged or collapsed; the folder says so.
+            Interrupted: stopped by a signal; the same call continues.
+        """
+        started = time.monotonic()
+        try:
+            self.fit = self.trainer.fit()
+        except Interrupted as stop:
+            kept = "" if self.out is None else f"; a checkpoint is in {self.out}: the same command continues"
+            raise Interrupted(f"{stop}{kept}") from None
+        except TrainingStopped as stop:
+            self._write_summary({**self._summary("stopped"), "notes": [str(stop)]})
+            raise
+        finally:
+            self.console.close()
+        self.seconds = time.monotonic() - started
+
+    def conclude(self) -> RunResult:
+        """Evaluate best and last epoch, here only on the test set; keep one of them, and write the student's file."""
+        summary = self._summary("done")
+        summary["seconds_this_session"] = self.seconds
+        summary.update(self._measure_epochs())
+        if self.teacher is not None:
+            summary["teacher"].update(self._measure(self.teacher))
+        if self.data.test is None:
+            summary["notes"].append(NO_TEST)
+        keep = self.recipe.train.keep
+        self.student.load_state_dict(self.fit.best_state if keep == "best" else self.fit.last_state)
+        self._save_student()
+        self._write_summary(summary)
+        self.accelerator.wait_for_everyone()
+        self._say_result(summary)
+        return RunResult(self.out, summary, self.student, self.fit.history)
+
+    # Parts of prepare
+
+    def _check_files(self) -> None:
+        if self.out is not None:
+            refuse_another_run(self.out, self.recipe.digest())
+        check_trackers(self.recipe)
+        for config in (self.recipe.student, self.recipe.teacher):
+            if config is not None and config.weights is not None:
+                check_file(config.weights)
+
+    def _build_student(self) -> None:
+        self.student = self.task.student(self.recipe, self.data)
+        self.models["student"] = {"name": self.recipe.student.name, **self.task.info(self.student, self.data)}
+        self.student.to(self.accelerator.device)
+        # A wrong choice of memory format is refused before the teacher is trained.
+        self.placement = make_placement(self.task.train_config(self.recipe), self.accelerator, self.student)
+
+    def _build_teacher(self) -> None:
+        """The teacher, through its gate; from its cache where it has one."""
+        if not self.recipe.distils or self.recipe.teacher is None:
+            return
+        config = self._with_weights(self.recipe.teacher)
+        self.teacher = self.task.teacher(config, self.student, self.data, self.recipe.allow)
+        self.teacher.to(self.accelerator.device)
+        self.models["teacher"] = {"name": config.name, **self.task.info(self.teacher, self.data)}
+        weighted = self.student if self.recipe.student.weights is not None else None
+        found = self.task.gate(self.teacher, weighted, self.data, self.placement, self.recipe.allow, self.console)
+        self.console.say(f"teacher {config.name}: {found[self.task.metric]:.2f} % {self.task.label} on held-out images")
+        if config.cache is not None:
+            self.data = replayed(self.recipe, self.teacher, self.data, self.accelerator)
+
+    def _with_weights(self, config: TeacherConfig) -> TeacherConfig:
+        """The teacher's config, after training it in the run's folder if it has no weights for these classes."""
+        recipe = None if self.task.knows_classes(config, self.data) else teacher_recipe(self.recipe)
+        if recipe is None or self.out is None:
+            return config
+        self.console.say(f"no weights for the teacher {config.name}: training it first, {recipe.train.epochs} epochs")
+        console, out = self.console.labelled("teacher"), self.out / "teacher"
+        Session(recipe, out, task=self.task, data=self.data, console=console, command=self.command).run()
+        return replace(config, weights=str(out / "student.safetensors"), pretrained=False)
+
+    def _build_distiller(self) -> None:
+        self.distiller = self.task.distiller(self.recipe, self.student, self.teacher, self.data, self.placement)
+        if self.distiller.student is not self.student:  # a method gave it a new head
+            self.student = self.distiller.student  # type: ignore[assignment]
+            facts = self.task.info(self.student, self.data)
+            self.models["student"] = {"name": self.recipe.student.name, **facts}
+
+    def _record(self) -> None:
+        """recipe.yaml and environment.json."""
+        if self.out is not None and self.accelerator.is_main_process:
+            atomic_write(self.out / "recipe.yaml", self.recipe.to_yaml())
+            found = environment(self.accelerator, self.command)
+            atomic_write(self.out / "environment.json", json.dumps(found, indent=2) + "\n")
+        self.accelerator.wait_for_everyone()
+
+    def _make_trainer(self) -> Trainer:
+        main = self.accelerator.is_main_process
+        trackers = () if self.out is None else make_trackers(self.recipe, self.out, enabled=main)
+        self._find_unused()
+        return Trainer(
+            self.distiller,
+            self.data.train,
+            self._validate,
+            optim=self.recipe.optim,
+            train=self.task.train_config(self.recipe),
+            placement=self.placement,
+            metric=self.task.watch(self.recipe, self.data),
+            record=Record(self.out, self.recipe.digest(), self.console, trackers),
+        )
+
+    def _find_unused(self) -> None:
+        """Distributed training must know whether any parameter gets no gradient, in any process."""
+        if self.accelerator.num_processes == 1:
+            return
+        batch = next(iter(self.data.train.epoch(0))).to(self.placement)
+        with self.accelerator.autocast():
+            unused = float(bool(unused_parameters(self.distiller.to(self.accelerator.device), batch)))
+        found = self.accelerator.reduce(torch.tensor(unused, device=self.accelerator.device))
+        tell_unused(self.accelerator, bool(found.item() > 0))
+
+    def _validate(self, model: nn.Module) -> dict[str, float]:
+        """What a row of metrics.csv takes of an evaluation: plain numbers."""
+        found = self.task.evaluate(model, self.data.val, self.data, self.placement)
+        return {key: value for key, value in found.items() if isinstance(value, float) and key != "samples"}
+
+    # Parts of conclude
+
+    def _measure(self, model: nn.Module) -> dict[str, Any]:
+        """The task's metrics by split; None where the data has no such split."""
+        found: dict[str, Any] = {}
+        for split, batches in (("val", self.data.val), ("test", self.data.test)):
+            if batches is None:
+                found[split] = None
+                continue
+            values = self.task.evaluate(model, batches, self.data, self.placement)
+            found[split] = {key: value for key, value in values.items() if key != "samples"}
+        return found
+
+    def _measure_epochs(self) -> dict[str, Any]:
+        """ "best" and "last", each with its epoch."""
+        fit, epochs = self.fit, len(self.fit.history)
+        self.student.load_state_dict(fit.best_state)
+        best = {"epoch": fit.best_epoch, **self._measure(self.student)}
+        if epochs == fit.best_epoch:  # the same weights
+            return {"best": best, "last": dict(best)}
+        self.student.load_state_dict(fit.last_state)
+        return {"best": best, "last": {"epoch": epochs, **self._measure(self.student)}}
+
+    def _save_student(self) -> None:
+        if self.out is None or not self.accelerator.is_main_process:
+            return
+        metadata = {
+            "model": self.recipe.student.name,
+            **self.task.metadata(self.data),
+            **head_metadata(self.student),
+            "digest": self.recipe.digest(),
+        }
+        models.save_weights(self.student, self.out / "student.safetensors", metadata)
+        self.task.finish(self.out, self.distiller, self.student, self.data)
+
+    def _summary(self, status: str) -> dict[str, Any]:
+        """result.json without its evaluations."""
+        recipe, history = self.recipe, self.trainer.history
+        seconds = sum(row["seconds"] for row in history)
+        images = sum(row["seconds"] * row["images_per_second"] for row in history)
+        return {
+            "status": status,
+            "task": recipe.task,
+            "method": recipe.method,
+            "seed": recipe.train.seed,
+            "data": recipe.data.name,
+            "metric": self.task.metric,
+            "digest": recipe.digest(),
+            **self.models,
+            "best": None,
+            "last": None,
+            "kept": recipe.train.keep,
+            "epochs": recipe.train.epochs,
+            "seconds": seconds,
+            "images_per_second": images / seconds if seconds > 0 else None,
+            "notes": [],
+        }
+
+    def _write_summary(self, summary: dict[str, Any]) -> None:
+        if self.out is not None and self.accelerator.is_main_process:
+            atomic_write(self.out / "result.json", json.dumps(summary, indent=2) + "\n")
+
+    def _say_result(self, summary: dict[str, Any]) -> None:
+        metric, label, keep = self.task.metric, self.task.label, self.recipe.train.keep
+        best, kept = summary["best"], summary[keep]
+        test = f", {kept['test'][metric]:.2f} % on test" if kept["test"] else ""
+        self.console.say(
+            f"{self.console.label}  done: best epoch {best['epoch']} has {best['val'][metric]:.2f} % {label} on "
+            f"validation; kept the {keep}{test}; {duration(summary['seconds'])}"
+        )
+
+
+def run(recipe: Recipe, out: Path, *, console: Console | None = None, command: str | None = None) -> RunResult:
+    """Carry out a recipe in a folder, as :class:`Session` does."""
+    return Session(recipe, out, console=console, command=command).run()
+
+
+def open_data(task: Task, recipe: Recipe, accelerator: Accelerator) -> Any:
+    """The recipe's data, this process's share. A batch of the loader is one micro-batch of gradient accumulation.
 
     Raises:
-        InputError: wrong input, found before training wherever that is possible.
-        TrainingStopped: diverged or collapsed; the folder says so.
-        Interrupted: stopped by a signal; the same call continues.
+        InputError: the batch cannot be shared equally.
     """
-    console = console or Console(quiet=True)
-    task = task_of(recipe)
-    digest = recipe.digest()
-    _claim_folder(out, digest, fresh)
-    check_trackers(recipe)
-    weights_exist(recipe.student.weights)
-    if recipe.teacher is not None:
-        weights_exist(recipe.teacher.weights)
-
-    kinds = {term.method for term in recipe.losses}
-    accelerator = make_accelerator(recipe.train, unused_parameters=bool(kinds - {"ce", "kd", "pcd", "lskd"}))
-    if not accelerator.is_main_process:
-        console = Console(quiet=True)
-    set_seed(recipe.train.seed)
-    data = data or data_of(recipe, accelerator)
-
-    task.check(recipe, data)
-    teacher: Any = None
-    teacher_summary: dict[str, Any] | None = None
-    set_seed(recipe.train.seed)
-    student = task.student(recipe, data)
-    student_summary = {"name": recipe.student.name, **task.info(student, data)}
-    student.to(accelerator.device)
-    placement = make_placement(task.train(recipe, accelerator), accelerator, student)  # a wrong choice is refused here
-    if recipe.teacher is not None and recipe.method != "none":
-        config = recipe.teacher
-        trained = None if task.knows_classes(config, data) else teacher_recipe(recipe)
-        if trained is not None:
-            console.say(f"no weights for the teacher {config.name}: training it first, {trained.train.epochs} epochs")
-            teacher_console = Console("teacher", quiet=console.quiet, stream=console.stream)
-            run(trained, out / "teacher", console=teacher_console, command=command, data=data)
-            config = replace(config, weights=str(out / "teacher" / "student.safetensors"), pretrained=False)
-        teacher = task.teacher(config, student, data, recipe.allow)
-        teacher.to(accelerator.device)
-        teacher_summary = {"name": config.name, **task.info(teacher, data)}
-        weighted = student if recipe.student.weights is not None else None
-        gate = task.gate(teacher, weighted, data, placement, recipe.allow, console)
-        console.say(f"teacher {config.name}: {gate[task.metric]:.2f} % {task.label} on held-out images")
-        if config.cache is not None:
-            data = replayed(recipe, teacher, data, accelerator)
-    distiller = task.distiller(recipe, student, teacher, data, placement)
-    if distiller.student is not student:  # a method gave it a new head
-        student = distiller.student  # type: ignore[assignment]
-        student_summary.update(task.info(student, data))
-
-    if accelerator.is_main_process:
-        out.mkdir(parents=True, exist_ok=True)
-        atomic_write(out / "recipe.yaml", recipe.to_yaml())
-        atomic_write(out / "environment.json", json.dumps(environment(accelerator, command), indent=2) + "\n")
-    accelerator.wait_for_everyone()
-
-    def validate(model: nn.Module) -> dict[str, float]:
-        return numbers(task.evaluate(model, data.val, data, placement))
-
-    trainer = Trainer(
-        distiller,
-        data.train,
-        validate,
-        optim=recipe.optim,
-        train=task.train(recipe, accelerator),
-        placement=placement,
-        metric=task.watch(recipe, data),
-        record=Record(out, digest, console, make_trackers(recipe, out, enabled=accelerator.is_main_process)),
-    )
-    # Training draws from the generators as the seed left them, whatever building the models drew.
-    set_seed(recipe.train.seed)
-    if trainer.resume():
-        console.say(f"resumed from {out / 'last.pt'} in epoch {trainer.epoch + 1}")
-    started = time.monotonic()
-    try:
-        fit = trainer.fit()
-    except Interrupted as stop:
-        raise Interrupted(f"{stop}; a checkpoint is in {out}: the same command continues") from None
-    except TrainingStopped as stop:
-        summary = _summary(recipe, "stopped", teacher_summary, student_summary, trainer.history)
-        summary["notes"] = [str(stop)]
-        if accelerator.is_main_process:
-            _write_summary(out, summary)
-        raise
-
-    summary = _summary(recipe, "done", teacher_summary, student_summary, trainer.history)
-    summary["seconds_this_session"] = time.monotonic() - started
-    _final_evaluation(summary, task, fit, student, teacher, data, placement)
-    kept = fit.best_state if recipe.train.keep == "best" else fit.last_state
-    student.load_state_dict(kept)
-    if accelerator.is_main_process:
-        models.save_weights(
-            student,
-            out / "student.safetensors",
-            {
-                "model": recipe.student.name,
-                "classes": list(data.classes),
-                **task.metadata(data),
-                **head_metadata(student),
-                "digest": digest,
-            },
+    micro = recipe.train.accumulate * accelerator.num_processes
+    if recipe.data.batch_size % micro != 0:
+        raise InputError(
+            f"data.batch_size {recipe.data.batch_size} must be divisible by train.accumulate x processes = {micro}"
         )
-        task.finish(out, distiller, student, data)
-        _write_summary(out, summary)
-    accelerator.wait_for_everyone()
-    chosen = summary[recipe.train.keep]
-    console.say(
-        f"{console.label}  done: best epoch {summary['best']['epoch']} has "
-        f"{summary['best']['val'][task.metric]:.2f} % {task.label} on validation; kept the {recipe.train.keep}"
-        + (f", {chosen['test'][task.metric]:.2f} % on test" if chosen["test"] else "")
-        + f"; {duration(summary['seconds'])}"
-    )
-    return RunResult(out, summary, student)
+    return task.data(recipe, accelerator)
 
 
 def teacher_recipe(recipe: Recipe) -> Recipe | None:
@@ -188,156 +346,7 @@ def teacher_recipe(recipe: Recipe) -> Recipe | None:
             "teacher.epochs (--teacher-epochs N) to train it first"
         )
     tree = recipe.to_dict()
-    tree.update(method="none", losses=[], methods={}, teacher=None, student=_as_student(config))
+    student = {"name": config.name, "pretrained": config.pretrained, "kwargs": config.kwargs}
+    tree.update(method=ALONE, losses=[], methods={}, teacher=None, student=student)
     tree["train"].update(epochs=config.epochs)
     return make_recipe(tree)
-
-
-def _as_student(config: TeacherConfig) -> dict[str, Any]:
-    return {"name": config.name, "pretrained": config.pretrained, "kwargs": config.kwargs}
-
-
-def environment(accelerator: Accelerator | None = None, command: str | None = None) -> dict[str, Any]:
-    """Versions and machine, for the record."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
-    found: dict[str, Any] = {
-        "command": command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "python": platform.python_version(),
-        "versions": versions,
-        "platform": platform.platform(),
-        "cpu": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "commit": _commit(),
-    }
-    if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
-        found["cuda"] = torch.version.cuda
-    if accelerator is not None:
-        found.update(
-            device=str(accelerator.device),
-            processes=accelerator.num_processes,
-            precision={"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[accelerator.mixed_precision],
-        )
-    return found
-
-
-def _commit() -> str | None:
-    """The commit of the code that runs, when it runs from a checkout."""
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=5,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None
-
-
-def _claim_folder(out: Path, digest: str, fresh: bool) -> None:
-    """Refuse a folder that holds another run."""
-    if not out.exists() or not any(out.iterdir()):
-        return
-    if not out.is_dir():
-        raise InputError(f"{out} is a file; --out must name a folder")
-    recipe_file = out / "recipe.yaml"
-    started = recipe_file.exists() or (out / "last.pt").exists()
-    if fresh and started:
-        raise InputError(f"{out} already holds a run; name another --out, or leave out --fresh to continue it")
-    result = out / "result.json"
-    if result.exists():
-        try:
-            found = json.loads(result.read_text())
-        except ValueError:
-            found = {}
-        if found.get("digest") not in (None, digest):
-            raise InputError(f"{out} holds the result of another recipe; name another --out, or delete the folder")
-
-
-def finished(out: Path, recipe: Recipe) -> dict[str, Any] | None:
-    """The summary of a run that was already carried out to the end in this folder, with this recipe."""
-    path = out / "result.json"
-    if not path.exists():
-        return None
-    try:
-        found: dict[str, Any] = json.loads(path.read_text())
-    except ValueError:
-        return None
-    return found if found.get("digest") == recipe.digest() and found.get("status") != "running" else None
-
-
-def _summary(
-    recipe: Recipe,
-    status: str,
-    teacher: dict[str, Any] | None,
-    student: dict[str, Any],
-    history: list[dict[str, float]],
-) -> dict[str, Any]:
-    seconds = sum(row["seconds"] for row in history)
-    images = sum(row["seconds"] * row["images_per_second"] for row in history)
-    return {
-        "status": status,
-        "task": recipe.task,
-        "method": recipe.method,
-        "seed": recipe.train.seed,
-        "data": recipe.data.name,
-        "metric": task_of(recipe).metric,
-        "digest": recipe.digest(),
-        "teacher": teacher,
-        "student": student,
-        "best": None,
-        "last": None,
-        "kept": recipe.train.keep,
-        "epochs": recipe.train.epochs,
-        "seconds": seconds,
-        "images_per_second": images / seconds if seconds > 0 else None,
-        "notes": [],
-    }
-
-
-def _final_evaluation(
-    summary: dict[str, Any],
-    task: Task,
-    fit: Fit,
-    student: nn.Module,
-    teacher: Any,
-    data: Any,
-    placement: Placement,
-) -> None:
-    """Evaluate best and last on validation and, here only, on the test set."""
-
-    def measure(model: nn.Module) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for name, batches in (("val", data.val), ("test", data.test)):
-            if batches is None:
-                found[name] = None
-                continue
-            values = task.evaluate(model, batches, data, placement)
-            found[name] = {key: value for key, value in values.items() if key != "samples"}
-        return found
-
-    for name, epoch, state in (
-        ("best", fit.best_epoch, fit.best_state),
-        ("last", len(fit.history), fit.last_state),
-    ):
-        if name == "last" and epoch == fit.best_epoch:  # the same weights
-            summary[name] = dict(summary["best"])
-            continue
-        student.load_state_dict(state)
-        summary[name] = {"epoch": epoch, **measure(student)}
-    if teacher is not None:
-        summary["teacher"].update(measure(teacher))
-    if data.test is None:
-        summary["notes"].append("no test set: best was chosen on the same validation images that it is reported on")
-
-
-def _write_summary(out: Path, summary: dict[str, Any]) -> None:
-    atomic_write(out / "result.json", json.dumps(summary, indent=2) + "\n")

@@ -1,24 +1,15 @@
-"""What differs between the tasks: data, models, distiller and metric. Everything else of a run is shared."""
+"""The table of tasks, and what a run asks of one. Everything else of a run is shared."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from accelerate import Accelerator
 from torch import nn
 
-from pcdistill import models
-from pcdistill.classification import task as prepare
-from pcdistill.classification.data import Data, build_data
-from pcdistill.classification.metrics import evaluate, top1_metric
-from pcdistill.data.loader import Stream
-from pcdistill.distill.objective import check_losses, views_of
-from pcdistill.distill.teacher import Teacher
 from pcdistill.engine.console import Console
 from pcdistill.engine.loop import Metric
 from pcdistill.engine.placement import Placement
-from pcdistill.errors import InputError
 from pcdistill.recipe import Recipe, TeacherConfig, TrainConfig
 
 
@@ -33,19 +24,31 @@ class Task(Protocol):
     metric: str
     label: str
 
-    def data(self, recipe: Recipe, accelerator: Accelerator) -> Any: ...
+    def data(self, recipe: Recipe, accelerator: Accelerator) -> Any:
+        """This process's share of the data, with `classes`, `train`, `val` and `test` (None where there is none)."""
+        ...
 
-    def check(self, recipe: Recipe, data: Any) -> None: ...
+    def check(self, recipe: Recipe, data: Any) -> None:
+        """Raise InputError for losses that do not fit, before anything is trained."""
+        ...
 
-    def train(self, recipe: Recipe, accelerator: Accelerator) -> TrainConfig: ...
+    def train_config(self, recipe: Recipe) -> TrainConfig:
+        """The recipe's, with the task's own defaults."""
+        ...
 
-    def watch(self, recipe: Recipe, data: Any) -> Metric: ...
+    def watch(self, recipe: Recipe, data: Any) -> Metric:
+        """What the loop watches: the metric, and when to stop for it."""
+        ...
 
     def student(self, recipe: Recipe, data: Any) -> nn.Module: ...
 
-    def info(self, model: nn.Module, data: Any) -> dict[str, Any]: ...
+    def info(self, model: nn.Module, data: Any) -> dict[str, Any]:
+        """Size of a model, for the record."""
+        ...
 
-    def knows_classes(self, config: TeacherConfig, data: Any) -> bool: ...
+    def knows_classes(self, config: TeacherConfig, data: Any) -> bool:
+        """Whether a pretrained teacher can be used as it is."""
+        ...
 
     def teacher(self, config: TeacherConfig, student: nn.Module, data: Any, allow: Sequence[str]) -> Any: ...
 
@@ -57,177 +60,58 @@ class Task(Protocol):
         placement: Placement,
         allow: Sequence[str],
         console: Console,
-    ) -> dict[str, Any]: ...
+    ) -> dict[str, Any]:
+        """Metrics of a teacher that can teach; `student` is one that has weights already. InputError for any other."""
+        ...
 
     def distiller(
         self, recipe: Recipe, student: nn.Module, teacher: Any, data: Any, placement: Placement
     ) -> nn.Module: ...
 
-    def evaluate(self, model: nn.Module, batches: Any, data: Any, placement: Placement) -> dict[str, Any]: ...
-
-    def splits(self, data: Any) -> dict[str, Any]: ...
-
-    def metadata(self, data: Any) -> dict[str, Any]: ...
-
-    def finish(self, out: Path, distiller: Any, student: nn.Module, data: Any) -> None: ...
-
-
-class Classification:
-    """Top-1 of images with one class each."""
-
-    metric, label = "top1", "top-1"
-
-    def data(self, recipe: Recipe, accelerator: Accelerator) -> Data:
-        config = recipe.data
-        if config.name == "digits-detection" or config.name.startswith(("coco:", "voc:")):
-            raise InputError(f"data: {config.name} holds boxes; set task: detection, or name the recipe detection")
-        micro = replace(config, batch_size=config.batch_size // recipe.train.accumulate, views=views_of(recipe))
-        seed = prepare.stream_seed(recipe)
-        return build_data(micro, Stream(seed, accelerator.process_index, accelerator.num_processes, accelerator.device))
-
-    def check(self, recipe: Recipe, data: Any) -> None:
-        check_losses(recipe, len(data.classes))
-
-    def train(self, recipe: Recipe, accelerator: Accelerator) -> TrainConfig:
-        return recipe.train
-
-    def watch(self, recipe: Recipe, data: Any) -> Metric:
-        return top1_metric(len(data.classes), recipe.optim.lr)
-
-    def student(self, recipe: Recipe, data: Any) -> nn.Module:
-        return prepare.build_student(recipe.student, classes=data.classes, data=data, allow=recipe.allow)
-
-    def info(self, model: nn.Module, data: Any) -> dict[str, Any]:
-        size = data.image_size
-        if isinstance(model, Teacher):
-            model, size = model.model, model.image_size or size
-        return models.model_info(model, size, in_channels=data.in_channels)
-
-    def knows_classes(self, config: TeacherConfig, data: Any) -> bool:
-        return prepare.knows_classes(config, data)
-
-    def teacher(self, config: TeacherConfig, student: nn.Module, data: Any, allow: Sequence[str]) -> Any:
-        return prepare.build_teacher(config, data=data, allow=allow)
-
-    def gate(
-        self,
-        teacher: Any,
-        student: nn.Module | None,
-        data: Any,
-        placement: Placement,
-        allow: Sequence[str],
-        console: Console,
-    ) -> dict[str, Any]:
-        return prepare.check_teacher(
-            teacher, student, data.val, placement, num_classes=len(data.classes), allow=allow, console=console
-        )
-
-    def distiller(self, recipe: Recipe, student: nn.Module, teacher: Any, data: Any, placement: Placement) -> nn.Module:
-        return prepare.build_distiller(recipe, student, teacher, data=data, placement=placement)
-
     def evaluate(self, model: nn.Module, batches: Any, data: Any, placement: Placement) -> dict[str, Any]:
-        found = evaluate(model, batches.epoch(0), placement)
-        return {key: found[key] for key in ("top1", "top5", "loss", "samples")}
+        """Metrics of a model, and "samples"."""
+        ...
 
     def splits(self, data: Any) -> dict[str, Any]:
-        return {"test": data.test, "val": data.val, "train": data.train_eval}
+        """Batches to evaluate on, by the split's name; None where the data has none."""
+        ...
 
     def metadata(self, data: Any) -> dict[str, Any]:
-        return {"mean": data.mean, "std": data.std}
+        """What stands beside the student's weights."""
+        ...
 
     def finish(self, out: Path, distiller: Any, student: nn.Module, data: Any) -> None:
-        """Nothing is left behind but what every run leaves."""
+        """Leave in the run's folder what the task's pictures need."""
+        ...
+
+    def draw_run(self, out: Path) -> None:
+        """Pictures of a run, from what it left."""
+        ...
+
+    def draw_comparison(self, out: Path, runs: Mapping[str, Path]) -> None:
+        """Pictures of a comparison; `runs` is a run's folder for each method."""
+        ...
+
+    def model_names(self) -> list[str]:
+        """Names of the models that a recipe of this task can ask for."""
+        ...
 
 
-class Detection:
-    """COCO mAP of images with boxes."""
+def _classification() -> Task:
+    from pcdistill.classification.task import Classification
 
-    metric, label = "map", "AP"
+    return Classification()
 
-    def data(self, recipe: Recipe, accelerator: Accelerator) -> Any:
-        return _detection().detection_data(recipe, accelerator)
 
-    def check(self, recipe: Recipe, data: Any) -> None:
-        _detection().check_detection_losses(recipe, len(data.classes))
+def _detection() -> Task:
+    from pcdistill.detection.task import Detection
 
-    def train(self, recipe: Recipe, accelerator: Accelerator) -> TrainConfig:
-        """channels_last only where it is asked for: RoI pooling would copy every level back."""
-        return replace(recipe.train, channels_last=bool(recipe.train.channels_last))
+    return Detection()
 
-    def watch(self, recipe: Recipe, data: Any) -> Metric:
-        return Metric(self.metric)
 
-    def student(self, recipe: Recipe, data: Any) -> nn.Module:
-        student: nn.Module = _detection().build_student_detector(recipe, data)
-        return student
-
-    def info(self, model: nn.Module, data: Any) -> dict[str, Any]:
-        return {"parameters": sum(p.numel() for p in model.parameters())}
-
-    def knows_classes(self, config: TeacherConfig, data: Any) -> bool:
-        return bool(_detection().knows_detection_classes(config, data))
-
-    def teacher(self, config: TeacherConfig, student: nn.Module, data: Any, allow: Sequence[str]) -> Any:
-        return _detection().build_teacher_detector(config, student, data, allow)
-
-    def gate(
-        self,
-        teacher: Any,
-        student: nn.Module | None,
-        data: Any,
-        placement: Placement,
-        allow: Sequence[str],
-        console: Console,
-    ) -> dict[str, Any]:
-        found: dict[str, Any] = _detection().check_teacher_detector(
-            teacher, student, data, placement, allow=allow, console=console
-        )
-        return found
-
-    def distiller(self, recipe: Recipe, student: nn.Module, teacher: Any, data: Any, placement: Placement) -> nn.Module:
-        distiller: nn.Module = _detection().build_detection_distiller(recipe, student, teacher, data)
-        return distiller
-
-    def evaluate(self, model: nn.Module, batches: Any, data: Any, placement: Placement) -> dict[str, Any]:
-        from pcdistill.detection.metrics import evaluate_detection
-
-        return evaluate_detection(model, batches.epoch(0), placement, classes=data.classes)
-
-    def splits(self, data: Any) -> dict[str, Any]:
-        return {"test": data.test, "val": data.val}
-
-    def metadata(self, data: Any) -> dict[str, Any]:
-        return {"task": "detection", "image_size": data.image_size}
-
-    def finish(self, out: Path, distiller: Any, student: nn.Module, data: Any) -> None:
-        """samples.npz, from which the report draws its pictures."""
-        from pcdistill.detection.samples import write_samples
-
-        write_samples(out / "samples.npz", distiller, student, data)
+TASKS: dict[str, Callable[[], Task]] = {"classification": _classification, "detection": _detection}
 
 
 def task_of(recipe: Recipe) -> Task:
     """The recipe's task."""
-    return Detection() if recipe.task == "detection" else Classification()
-
-
-def data_of(recipe: Recipe, accelerator: Accelerator) -> Any:
-    """The recipe's data, this process's share. A batch of the loader is one micro-batch of gradient accumulation."""
-    micro = recipe.train.accumulate * accelerator.num_processes
-    if recipe.data.batch_size % micro != 0:
-        raise InputError(
-            f"data.batch_size {recipe.data.batch_size} must be divisible by train.accumulate x processes = {micro}"
-        )
-    return task_of(recipe).data(recipe, accelerator)
-
-
-def numbers(found: dict[str, Any]) -> dict[str, float]:
-    """What a row of metrics.csv takes of an evaluation: plain numbers."""
-    return {k: v for k, v in found.items() if isinstance(v, float) and k not in ("samples", "finite")}
-
-
-def _detection() -> Any:
-    """The detection engine, imported only by runs that detect."""
-    from pcdistill.detection import task as prepare_detection
-
-    return prepare_detection
+    return TASKS[recipe.task]()

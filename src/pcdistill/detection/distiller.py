@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from pcdistill.detection.data import DetectionBatch
@@ -13,7 +14,7 @@ from pcdistill.detection.detectors.adapters import (
     TwoStage,
     adapter_of,
 )
-from pcdistill.distill.objective import Objective, Term
+from pcdistill.distill.objective import Objective, Pull, Term
 from pcdistill.errors import InputError
 from pcdistill.losses._pyramid import Pyramid
 
@@ -62,8 +63,14 @@ class DetectionObjective(Objective):
                 value = term.loss(pairing.student, pairing.teacher, pairing.labels if labels else None)
             return value
 
+        def places_of(term: Term) -> list[Tensor]:
+            return [pairing.place] if term.kind == "logits" else list(seen.pyramid.levels)
+
+        def labels_alone() -> Tensor:
+            return torch.stack(list(seen.losses.values())).sum()
+
         own = {f"loss/{name.removeprefix('loss_')}": value.detach() for name, value in seen.losses.items()}
-        return {**self.weigh(value_of), **own}
+        return {**self.weigh(value_of, Pull(places_of, labels_alone)), **own}
 
 
 class DetectionDistiller(nn.Module):

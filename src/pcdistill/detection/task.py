@@ -1,7 +1,8 @@
 """From a recipe to detectors that are checked: data with boxes, classes that match, logits that can be compared."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,20 +11,91 @@ from torch import nn
 
 from pcdistill import models
 from pcdistill.data.loader import Stream
+from pcdistill.detection import pictures
 from pcdistill.detection.data import DetectionData, build_detection_data
 from pcdistill.detection.detectors.adapters import TeacherDetector, adapter_of
-from pcdistill.detection.detectors.build import build_detector, pretrained_classes
+from pcdistill.detection.detectors.build import build_detector, list_detectors, pretrained_classes
 from pcdistill.detection.distiller import DetectionDistiller, DetectionObjective
 from pcdistill.detection.metrics import evaluate_detection
+from pcdistill.detection.samples import write_samples
 from pcdistill.distill.objective import build_objective, check_losses, import_user_object, method_kind, views_of
 from pcdistill.engine.console import Console
+from pcdistill.engine.loop import Metric
 from pcdistill.engine.placement import Placement
 from pcdistill.errors import InputError
 from pcdistill.methods import METHODS
-from pcdistill.recipe import ModelConfig, Recipe, TeacherConfig
+from pcdistill.models.names import is_user_code
+from pcdistill.recipe import ModelConfig, Recipe, TeacherConfig, TrainConfig
 
 GATE_SAMPLES = 200
 WEAK_AP50 = 5.0  # percent: a teacher below this finds next to nothing
+
+
+class Detection:
+    """COCO mAP of images with boxes: a :class:`pcdistill.commands.tasks.Task`."""
+
+    metric, label = "map", "AP"
+
+    def data(self, recipe: Recipe, accelerator: Accelerator) -> DetectionData:
+        return detection_data(recipe, accelerator)
+
+    def check(self, recipe: Recipe, data: Any) -> None:
+        check_detection_losses(recipe, len(data.classes))
+
+    def train_config(self, recipe: Recipe) -> TrainConfig:
+        """channels_last only where it is asked for: RoI pooling would copy every level back."""
+        return replace(recipe.train, channels_last=bool(recipe.train.channels_last))
+
+    def watch(self, recipe: Recipe, data: Any) -> Metric:
+        return Metric(self.metric)
+
+    def student(self, recipe: Recipe, data: Any) -> nn.Module:
+        return build_student_detector(recipe, data)
+
+    def info(self, model: nn.Module, data: Any) -> dict[str, Any]:
+        return {"parameters": sum(p.numel() for p in model.parameters())}
+
+    def knows_classes(self, config: TeacherConfig, data: Any) -> bool:
+        return knows_detection_classes(config, data)
+
+    def teacher(self, config: TeacherConfig, student: nn.Module, data: Any, allow: Sequence[str]) -> TeacherDetector:
+        return build_teacher_detector(config, student, data, allow)
+
+    def gate(
+        self,
+        teacher: Any,
+        student: nn.Module | None,
+        data: Any,
+        placement: Placement,
+        allow: Sequence[str],
+        console: Console,
+    ) -> dict[str, Any]:
+        return check_teacher_detector(teacher, student, data, placement, allow=allow, console=console)
+
+    def distiller(self, recipe: Recipe, student: nn.Module, teacher: Any, data: Any, placement: Placement) -> nn.Module:
+        return build_detection_distiller(recipe, student, teacher, data)
+
+    def evaluate(self, model: nn.Module, batches: Any, data: Any, placement: Placement) -> dict[str, Any]:
+        return evaluate_detection(model, batches.epoch(0), placement, classes=data.classes)
+
+    def splits(self, data: Any) -> dict[str, Any]:
+        return {"test": data.test, "val": data.val}
+
+    def metadata(self, data: Any) -> dict[str, Any]:
+        return {"classes": list(data.classes), "task": "detection", "image_size": data.image_size}
+
+    def finish(self, out: Path, distiller: Any, student: nn.Module, data: Any) -> None:
+        """samples.npz, from which the pictures are drawn."""
+        write_samples(out / "samples.npz", distiller, student, data)
+
+    def draw_run(self, out: Path) -> None:
+        pictures.write_run_pictures(out)
+
+    def draw_comparison(self, out: Path, runs: Mapping[str, Path]) -> None:
+        pictures.write_compare_pictures(out, runs)
+
+    def model_names(self) -> list[str]:
+        return list_detectors()
 
 
 def detection_data(recipe: Recipe, accelerator: Accelerator) -> DetectionData:
@@ -67,7 +139,7 @@ def make_detector(
     config: ModelConfig, *, num_classes: int | None, image_size: int | None, pretrained: bool
 ) -> nn.Module:
     """A detector by name or by `file.py:function`, which is called with num_classes and the recipe's kwargs."""
-    if ".py:" in config.name:
+    if is_user_code(config.name):
         made: nn.Module = import_user_object(config.name, "model")(num_classes=num_classes, **config.kwargs)
         adapter_of(made)
         return made

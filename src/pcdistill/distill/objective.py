@@ -10,12 +10,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from pcdistill.distill.strength import Strength
 from pcdistill.errors import InputError, nearest
 from pcdistill.losses.base import Features, Kind, Needs, Shapes, check_fit, check_needs, kind_of, needs_of
+from pcdistill.losses.eakd import EntropyWeightedLoss
 from pcdistill.losses.lskd import StandardizedLoss
 from pcdistill.losses.options import Option, options_of
 from pcdistill.methods import METHODS
+from pcdistill.models.names import is_user_code
 from pcdistill.recipe import Recipe, TermConfig
 from pcdistill.schedules import moved, warmup_factor
 
@@ -38,6 +42,7 @@ class Term:
         warmup_epochs: epochs over which the factor rises.
         weight_to: the weight moves from `weight` in the first epoch to this in the last.
         temperature_to: the same of the loss's attribute `temperature`.
+        strength: chooses the weight so that the term pulls so many times as hard as the labels; `weight` is then 1.
     """
 
     name: str
@@ -46,6 +51,7 @@ class Term:
     warmup_epochs: float = 0.0
     weight_to: float | None = None
     temperature_to: float | None = None
+    strength: Strength | None = None
 
     def __post_init__(self) -> None:
         self.kind: Kind = kind_of(self.loss)
@@ -63,6 +69,7 @@ class Objective(nn.Module):
         self.losses = nn.ModuleList(term.loss for term in terms)
         self.factors = [term.weight * warmup_factor(0.0, term.warmup_epochs) for term in terms]
         self._temperatures = [_start_temperature(term) for term in terms]
+        self.strengths = nn.ModuleDict({str(i): t.strength for i, t in enumerate(terms) if t.strength is not None})
 
     @property
     def names(self) -> list[str]:
@@ -109,6 +116,8 @@ class Objective(nn.Module):
         teacher_logits = teacher.logits if isinstance(teacher, Features) else teacher
         if teacher_logits is None:
             teacher_logits = student_logits.detach()  # no term reads it
+        if self.strengths:
+            student_logits = student_logits.float()  # as the losses do: gradients in half precision vanish
 
         def value_of(term: Term) -> Tensor:
             labels = target if term.needs.labels else None
@@ -118,18 +127,53 @@ class Objective(nn.Module):
                 value = term.loss(student_logits, teacher_logits, labels)
             return value
 
-        return self.weigh(value_of)
+        def places_of(term: Term) -> list[Tensor]:
+            if term.kind != "features":
+                return [student_logits]
+            return [*student.maps, *(student.pre_activations or ()), student.pooled]
 
-    def weigh(self, value_of: Callable[[Term], Tensor]) -> dict[str, Tensor]:
-        """The sum of the terms' values under their factors as "loss", and every value, detached, as "loss/NAME"."""
-        parts: dict[str, Tensor] = {}
-        total: Tensor | None = None
-        for term, factor in zip(self.terms, self.factors, strict=True):
-            value = value_of(term)
-            parts[f"loss/{term.name}"] = value.detach()
-            total = factor * value if total is None else total + factor * value
-        assert total is not None
+        def labels_alone() -> Tensor:
+            return F.cross_entropy(student_logits, target)
+
+        return self.weigh(value_of, Pull(places_of, labels_alone))
+
+    def weigh(self, value_of: Callable[[Term], Tensor], pull: "Pull") -> dict[str, Tensor]:
+        """The sum of the terms' values under their factors as "loss", and every value, detached, as "loss/NAME".
+
+        The weight of a term with a strength is "loss/weight/NAME".
+        """
+        values = [value_of(term) for term in self.terms]
+        factors: list[float | Tensor] = list(self.factors)
+        parts = {f"loss/{term.name}": value.detach() for term, value in zip(self.terms, values, strict=True)}
+        for i, term in enumerate(self.terms):
+            if term.strength is not None:
+                if values[i].requires_grad:
+                    self._measure(term.strength, term, values, pull)
+                factors[i] = self.factors[i] * term.strength.factor
+                parts[f"loss/weight/{term.name}"] = term.strength.factor
+        total = sum(factor * value for factor, value in zip(factors, values, strict=True))
+        assert isinstance(total, Tensor)
         return {"loss": total, **parts}
+
+    def _measure(self, strength: Strength, term: Term, values: Sequence[Tensor], pull: "Pull") -> None:
+        if strength.due:
+            own = [f * v for t, f, v in zip(self.terms, self.factors, values, strict=True) if not t.needs.teacher]
+            labels = torch.stack(own).sum() if own else pull.labels_alone()
+            strength.measure(values[self.terms.index(term)], labels, pull.places_of(term))
+        strength.steps += 1
+
+
+@dataclass(frozen=True)
+class Pull:
+    """Where terms and labels are compared by their gradients (see :mod:`pcdistill.distill.strength`).
+
+    Attributes:
+        places_of: the student's tensors that a term compares.
+        labels_alone: the labels' loss, for an objective without a term of it.
+    """
+
+    places_of: Callable[[Term], list[Tensor]]
+    labels_alone: Callable[[], Tensor]
 
 
 def _start_temperature(term: Term) -> float | None:
@@ -152,14 +196,35 @@ def build_objective(
             term.method,
             term.options,
             standardize=term.standardize,
+            entropy_weighting=term.entropy_weighting,
             where=f"losses.{i}",
             context={"num_classes": num_classes, **(context or {})},
         )
         name = short_name(term.method)
         if any(other.name == name for other in built):
             name = f"{name}_{i}"
-        built.append(Term(name, loss, term.weight, term.warmup_epochs, term.weight_to, term.temperature_to))
+        strength = _strength(term, loss, f"losses.{i}")
+        built.append(Term(name, loss, term.weight, term.warmup_epochs, term.weight_to, term.temperature_to, strength))
     return Objective(built)
+
+
+def _strength(term: TermConfig, loss: nn.Module, where: str) -> Strength | None:
+    """What chooses the term's weight, if the recipe gives a strength.
+
+    Raises:
+        InputError: a term that has no counterpart among the labels to be measured by.
+    """
+    if term.strength is None:
+        return None
+    needs = needs_of(loss)
+    if not needs.teacher:
+        raise InputError(f"{where}: {term.method}: strength is of a term that compares with the teacher; give a weight")
+    if needs.replaces_labels:
+        raise InputError(
+            f"{where}: {term.method} stands for cross-entropy too, so there is no pull of the labels to compare with; "
+            "leave strength out and give a weight"
+        )
+    return Strength(term.strength, follow=term.strength_follow)
 
 
 def build_loss(
@@ -167,6 +232,7 @@ def build_loss(
     options: Mapping[str, Any],
     *,
     standardize: bool = False,
+    entropy_weighting: bool | float = False,
     where: str = "losses",
     context: Mapping[str, Any] | None = None,
 ) -> nn.Module:
@@ -176,6 +242,7 @@ def build_loss(
         method: a key of METHODS, or the user's own class.
         options: keyword arguments from the recipe.
         standardize: wrap the loss so that it sees standardised logits (LSKD).
+        entropy_weighting: wrap it so that samples weigh by their entropies (EA-KD); a number is the temperature.
         where: the key to name in messages.
         context: what the engine can offer: arguments with these names are filled in when the loss asks for them.
 
@@ -191,17 +258,25 @@ def build_loss(
         needs_of(loss)
     except (TypeError, ValueError) as error:
         raise InputError(f"{where}: {method}: {error}") from error
-    if not standardize:
+    if standardize:
+        if kind != "logits":
+            raise InputError(f"{where}: standardize fits losses on logits; {method} compares {kind}")
+        loss = StandardizedLoss(loss)
+    if not entropy_weighting:
         return loss
     if kind != "logits":
-        raise InputError(f"{where}: standardize fits losses on logits; {method} compares {kind}")
-    return StandardizedLoss(loss)
+        raise InputError(f"{where}: entropy_weighting fits losses on logits; {method} compares {kind}")
+    temperature = {} if entropy_weighting is True else {"entropy_temperature": entropy_weighting}
+    try:
+        return EntropyWeightedLoss(loss, **temperature)
+    except ValueError as error:
+        raise InputError(f"{where}: {method}: entropy_weighting: {error}") from error
 
 
 def _loss_class(method: str, where: str) -> Callable[..., nn.Module]:
     if method in METHODS:
         return METHODS[method].load()
-    if ".py:" in method:
+    if is_user_code(method):
         return import_user_object(method, where)
     raise InputError(f'{where}: unknown method "{method}"{nearest(method, METHODS)}')
 
@@ -263,7 +338,14 @@ def _early_loss(term: TermConfig, where: str, context: Mapping[str, Any]) -> nn.
     parameters = inspect.signature(loss_class).parameters
     if any(parameters[name].default is inspect.Parameter.empty and name not in context for name in accepted):
         return None
-    return build_loss(term.method, term.options, standardize=term.standardize, where=where, context=context)
+    return build_loss(
+        term.method,
+        term.options,
+        standardize=term.standardize,
+        entropy_weighting=term.entropy_weighting,
+        where=where,
+        context=context,
+    )
 
 
 def views_of(recipe: Recipe) -> int:
@@ -298,7 +380,7 @@ def check_losses(recipe: Recipe, num_classes: int) -> None:
 
 def short_name(method: str) -> str:
     """The method's name, or the class's of `path/to/file.py:Class`."""
-    return method.rsplit(":", 1)[-1] if ".py:" in method else method
+    return method.rsplit(":", 1)[-1] if is_user_code(method) else method
 
 
 def import_user_object(spec: str, where: str) -> Callable[..., Any]:

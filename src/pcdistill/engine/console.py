@@ -2,7 +2,12 @@
 
 import sys
 import time
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+REDRAW_SECONDS = 0.2
 
 
 def duration(seconds: float) -> str:
@@ -16,7 +21,7 @@ def duration(seconds: float) -> str:
 
 
 class Console:
-    """Progress of one run. `quiet` shows nothing but warnings.
+    """Progress of one run. On a terminal a bar stands below the lines, without colours if NO_COLOR is set.
 
     Args:
         label: what is running, for the start of each line.
@@ -32,6 +37,11 @@ class Console:
         self._started = time.monotonic()
         self._first_fraction = 0.0
         self._last_drawn = 0.0
+        self._bar: Progress | None = None
+
+    def labelled(self, label: str) -> "Console":
+        """The same for something else that runs."""
+        return Console(label, quiet=self.quiet, stream=self.stream)
 
     def start(self, fraction_done: float = 0.0) -> None:
         """Begin timing; a resumed run starts at a fraction above 0."""
@@ -48,20 +58,20 @@ class Console:
     def step(self, epoch: int, epochs: int, batch: int, batches: int) -> None:
         """Draw the bar, at most five times a second, only on a terminal."""
         now = time.monotonic()
-        if not self.live or now - self._last_drawn < 0.2:
+        if not self.live or now - self._last_drawn < REDRAW_SECONDS:
             return
         self._last_drawn = now
         fraction = (epoch + batch / max(batches, 1)) / epochs
         left = self.time_left(fraction)
-        width = 24
-        bar = "#" * round(width * fraction)
         tail = f"  {duration(left)} left" if left is not None else ""
-        self._write(f"\r{self.label}  [{bar:<{width}}] epoch {epoch + 1}/{epochs}, {batch}/{batches}{tail}  \x1b[K")
+        if self._bar is None:
+            self._bar = _make_bar(self.label, self.stream)
+            self._bar.start()
+        at = f"epoch {epoch + 1}/{epochs}, {batch}/{batches}{tail}"
+        self._bar.update(self._bar.task_ids[0], completed=fraction, at=at, refresh=True)
 
     def epoch(self, epoch: int, epochs: int, text: str) -> None:
         """One line at an epoch's end."""
-        if self.quiet:
-            return
         left = self.time_left((epoch + 1) / epochs)
         tail = f"  ({duration(left)} left)" if left is not None and epoch + 1 < epochs else ""
         self.say(f"{self.label}  epoch {epoch + 1}/{epochs}  {text}{tail}")
@@ -69,12 +79,30 @@ class Console:
     def say(self, text: str) -> None:
         """One line."""
         if not self.quiet:
-            self._write(("\r\x1b[K" if self.live else "") + text + "\n")
+            self._write(text)
 
     def warn(self, text: str) -> None:
         """One line, even when quiet."""
-        self._write(("\r\x1b[K" if self.live else "") + f"warning: {text}\n")
+        self._write(f"warning: {text}")
 
-    def _write(self, text: str) -> None:
-        self.stream.write(text)
+    def close(self) -> None:
+        """Take the bar away and give the cursor back; the next step draws it again."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _write(self, line: str) -> None:
+        self.close()
+        self.stream.write(line + "\n")
         self.stream.flush()
+
+
+def _make_bar(label: str, stream: TextIO) -> "Progress":
+    """A bar that leaves nothing behind, redrawn only when it is told to."""
+    from rich.console import Console as Terminal  # here: it takes a tenth of a second, and a log needs none of it
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = (TextColumn(label, markup=False), BarColumn(), TextColumn("{task.fields[at]}", markup=False))
+    bar = Progress(*columns, console=Terminal(file=stream), transient=True, auto_refresh=False)
+    bar.add_task(label, total=1.0, at="")
+    return bar

@@ -86,7 +86,12 @@ def _broken_in_channels_last(student: nn.Module) -> str | None:
     return None
 
 
-def make_accelerator(train: TrainConfig, *, unused_parameters: bool = False) -> Accelerator:
+def tell_unused(accelerator: Accelerator, unused: bool) -> None:
+    """Say whether any parameter gets no gradient; distributed training asks when its module is prepared."""
+    accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=unused)
+
+
+def make_accelerator(train: TrainConfig) -> Accelerator:
     """Devices, processes and precision, from the recipe and from `accelerate launch` or `torchrun`.
 
     "auto" precision is bfloat16 on CUDA devices that have it and float32 elsewhere.
@@ -104,8 +109,4 @@ def make_accelerator(train: TrainConfig, *, unused_parameters: bool = False) -> 
         raise InputError("train.precision float16 needs a GPU (its loss scaling does); use bfloat16 on a CPU")
     # Accelerate keeps the first run's precision and device for the process's life; a second run may want others.
     AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(
-        mixed_precision=mixed,
-        cpu=cpu,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused_parameters)],
-    )
+    return Accelerator(mixed_precision=mixed, cpu=cpu)

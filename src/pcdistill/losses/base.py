@@ -36,6 +36,7 @@ class Needs:
         views: views of each image, 1 or 2; of two, the rows of the first come before those of the second.
         index: features hold the positions of the samples in the data set.
         own_losses: of pyramids: `forward` gets the losses that the student itself computes, by name, and no pyramids.
+        replaces_labels: it stands for cross-entropy too, as an objective of its own; it has no `strength` beside it.
         new_head: of features: the student makes its logits by a head that the loss gives (see :class:`GivesHead`).
     """
 
@@ -45,6 +46,7 @@ class Needs:
     views: int = 1
     index: bool = False
     own_losses: bool = False
+    replaces_labels: bool = False
     new_head: bool = False
 
 

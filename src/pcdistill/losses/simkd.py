@@ -150,7 +150,7 @@ class SimKDLoss(FeatureLoss):
         factor: the projector's layers between have the teacher's width / factor channels.
     """
 
-    needs = Needs(new_head=True)
+    needs = Needs(new_head=True, replaces_labels=True)
 
     def __init__(self, student: Features, teacher: Features, *, factor: int = 2) -> None:
         super().__init__()

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pcdistill.errors import InputError
-from pcdistill.models.names import is_user_file, resolve_name
+from pcdistill.models.names import is_user_code, resolve_name
 from pcdistill.models.weights import PathLike, load_weights, read_classes
 from pcdistill.models.zoos import BUILDERS, Origin, Request
 
@@ -49,7 +49,8 @@ def build_model(
     if num_classes is None and weights is not None and (classes := read_classes(weights)):
         num_classes = len(classes)
     full_name = resolve_name(name)
-    zoo, inner = ("file", full_name) if is_user_file(full_name) else full_name.split("/", 1)
+    own = is_user_code(full_name) or full_name.endswith(".py")  # without a function, the builder says what is missing
+    zoo, inner = ("file", full_name) if own else full_name.split("/", 1)
     request = Request(inner, num_classes, in_channels, image_size, pretrained, kwargs or {})
     built = BUILDERS[zoo](request)
     origin = Origin(full_name, request, built.own_head, built.image_size)

@@ -25,7 +25,7 @@ def resolve_name(name: str) -> str:
     Raises:
         InputError: no zoo has it, or more than one.
     """
-    if is_user_file(name):
+    if is_user_code(name) or name.endswith(".py"):
         return name
     zoo, slash, inner = name.partition("/")
     if zoo == "hf" and inner:
@@ -60,8 +60,14 @@ def _architecture(zoo: str, name: str) -> str:
     return name.split(".")[0] if zoo == "timm" else name  # what follows the point in timm names its weights
 
 
-def is_user_file(name: str) -> bool:
-    return ".py:" in name or name.endswith(".py")
+def is_user_code(name: str) -> bool:
+    """Whether a model or a loss is the user's own: `path/to/file.py:name`."""
+    return ".py:" in name
+
+
+def has_zoo_weights(name: str) -> bool:
+    """Whether a full name is of a zoo whose models come with trained weights."""
+    return name.partition("/")[0] in ("timm", "torchvision", "hf")
 
 
 def _cifar_names() -> list[str]:

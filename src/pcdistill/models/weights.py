@@ -154,7 +154,7 @@ def _read_file(path: Path) -> Any:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    _check_file(path)
+    check_file(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -178,7 +178,9 @@ def _why_unreadable(error: Exception) -> str:
     return f"is not a complete torch checkpoint: {first_line(error).split('. ')[0]}"
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: PathLike) -> None:
+    """Raise InputError if there is no weights file; nothing is read."""
+    path = Path(path)
     if not path.exists():
         raise InputError(f"weights file {path} does not exist")
     if not path.is_file():
@@ -216,7 +218,7 @@ def read_metadata(path: PathLike) -> dict[str, Any]:
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
-    _check_file(path)
+    check_file(path)
     if path.suffix != ".safetensors":
         return {}
     try:

@@ -3,9 +3,10 @@
 import math
 from typing import Any
 
-from pcdistill.stats import Summary
+from pcdistill.stats import Paired, Summary
 
 MISSING = "–"
+FEW = 3  # so few seeds leave the spread all but unknown
 METRICS = {
     "top1": "top-1 (%)",
     "top5": "top-5 (%)",
@@ -58,20 +59,38 @@ def count(value: Any) -> str:
 
 
 def mean_and_interval(found: Summary, metric: str = "top1") -> str:
-    """ "95.12 ± 0.31"; one value stands alone; none is a dash."""
+    """ "95.12 ± 0.31"; one value stands alone; equal ones, and an interval too wide to be one, say so; none: a dash."""
     if found.n == 0 or math.isnan(found.mean):
         return MISSING
-    tail = "" if math.isnan(found.ci95) else f" ± {shown(found.ci95, metric)}"
-    return shown(found.mean, metric) + tail
+    tail = f" ({passed})" if (passed := beyond(found, metric)) else ""
+    return shown(found.mean, metric) + _interval(found, metric) + tail
 
 
-def signed(mean: float, ci95: float, metric: str = "top1") -> str:
+def difference_and_interval(found: Paired, metric: str = "top1") -> str:
     """ "+0.31 ± 0.22"."""
-    if math.isnan(mean):
+    if math.isnan(found.mean):
         return MISSING
-    sign = "+" if mean >= 0 else "-"
-    tail = "" if math.isnan(ci95) else f" ± {shown(ci95, metric)}"
-    return f"{sign}{shown(abs(mean), metric)}{tail}"
+    sign = "+" if found.mean >= 0 else "-"
+    return f"{sign}{shown(abs(found.mean), metric)}{_interval(found, metric)}"
+
+
+def beyond(found: Summary, metric: str = "top1") -> str:
+    """ "past 100", "past 0" or both where the interval of two or three seeds passes what a percentage can be."""
+    if metric not in PERCENT or found.n > FEW or not found.ci95 > 0:
+        return ""
+    ends = (("0", found.mean - found.ci95 < 0), ("100", found.mean + found.ci95 > 100))
+    passed = " and ".join(end for end, is_passed in ends if is_passed)
+    return f"past {passed}" if passed else ""
+
+
+def _interval(found: Summary | Paired, metric: str) -> str:
+    """ " ± 0.31"; " (3 equal)" without a spread, which a width of 0 would pass off as certainty; "" for one value."""
+    if math.isnan(found.ci95):
+        return ""
+    if found.ci95 == 0:
+        return f" ({found.n} equal)"
+    width = shown(found.ci95, metric)
+    return f" ± {f'{found.ci95:.1g}' if float(width) == 0 else width}"
 
 
 def p_value(p: float) -> str:

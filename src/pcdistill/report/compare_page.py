@@ -28,19 +28,22 @@ from pcdistill.report.rows import (
     failure_notes,
     format_table,
     kept_epoch,
+    ranked_verdicts,
     reason_of,
     seed_of,
     table_notes,
     test_cells,
     test_columns,
     value_at,
+    verdict_head,
 )
+from pcdistill.stats import MARGIN
 
 Curves = Mapping[tuple[str, int], Sequence[Mapping[str, float]]]
 
 
 def write_compare_report(
-    out_dir: Path, results: Sequence[dict[str, Any]], curves: Curves, command: str
+    out_dir: Path, results: Sequence[dict[str, Any]], curves: Curves, command: str, *, margin: float = MARGIN
 ) -> tuple[Path, Path, Path]:
     """Write report.html, table.md and results.csv of a comparison.
 
@@ -49,6 +52,7 @@ def write_compare_report(
         results: what result.json holds, one per run, finished or not.
         curves: (method, seed) to the rows of that run's metrics.csv.
         command: what the user typed.
+        margin: as in :func:`pcdistill.report.compare_rows`.
 
     Returns:
         Paths of the page, the table and the CSV.
@@ -56,7 +60,7 @@ def write_compare_report(
     Raises:
         ValueError: as :func:`pcdistill.report.compare_rows`.
     """
-    out_dir, rows = Path(out_dir), compare_rows(results)
+    out_dir, rows = Path(out_dir), compare_rows(results, margin=margin)
     page = replace_file(out_dir / "report.html", _page(out_dir, rows, results, curves, command))
     table = replace_file(out_dir / "table.md", _markdown(rows, results, command))
     return page, table, replace_file(out_dir / "results.csv", _csv(rows, results))
@@ -72,6 +76,8 @@ def _page(out_dir: Path, rows: Sequence[Row], results: Sequence[dict[str, Any]],
         subtitle=f"{len(results)} runs: {', '.join(row.name for row in methods)}" if methods else "no runs",
         header=_header(results),
         warned=failure_notes(rows),
+        verdict_head=verdict_head(rows) if rows else "",
+        verdicts=ranked_verdicts(rows) if rows else [],
         rows=[_html_row(row, rows) for row in rows],
         tests=test_columns(rows) if rows else [],
         kept=kept_epoch(rows) if rows else "best",

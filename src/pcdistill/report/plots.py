@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from pcdistill.report._format import metric_name, short_metric
 from pcdistill.report.rows import EPOCHS, Row
-from pcdistill.stats import summary
+from pcdistill.stats import Summary, summary
 
 # Okabe and Ito's palette: distinguishable in the common forms of colour blindness. Grey and black are the baselines'.
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#AA4499", "#E69F00", "#56B4E9"
@@ -140,7 +140,7 @@ def seed_dots(rows: Sequence[Row]) -> Markup | None:
         axes = figure.subplots(1, 2, sharey=True, sharex=True)
         for ax, epoch in zip(axes, EPOCHS, strict=True):
             for y, row in enumerate(methods):
-                _dots(ax, y, row, epoch, colors[row.name])
+                _dots(ax, y, row, epoch, colors[row.name], frame=(low - pad, high + pad))
             for value in near:
                 ax.axvline(value, color=SOFT, linewidth=1.2, linestyle="--", zorder=1)
             if teachers:
@@ -237,7 +237,7 @@ def _curves_apart(bands: Mapping[str, np.ndarray], colors: Mapping[str, str]) ->
     return figure
 
 
-def _dots(ax: Axes, y: int, row: Row, epoch: str, color: str) -> None:
+def _dots(ax: Axes, y: int, row: Row, epoch: str, color: str, frame: tuple[float, float]) -> None:
     values = row.last_values if epoch == "last" else row.best_values
     over = row.last if epoch == "last" else row.best
     if values:
@@ -245,8 +245,22 @@ def _dots(ax: Axes, y: int, row: Row, epoch: str, color: str) -> None:
             list(values.values()), [y + 0.16] * len(values), s=17, color=color, alpha=0.45, linewidths=0, zorder=3
         )
         if math.isfinite(over.ci95):
-            ax.plot([over.mean - over.ci95, over.mean + over.ci95], [y - 0.12] * 2, color=color, linewidth=2, zorder=3)
+            ends = (over.mean - over.ci95, over.mean + over.ci95)
+            ax.plot(ends, [y - 0.12] * 2, color=color, linewidth=2, zorder=3)
+            _beyond(ax, y - 0.12, over, frame, color)
         ax.scatter([over.mean], [y - 0.12], s=34, marker="D", color=color, edgecolors="white", linewidths=0.8, zorder=4)
+
+
+def _beyond(ax: Axes, y: float, over: Summary, frame: tuple[float, float], color: str) -> None:
+    """An arrow at each side of the frame that the interval passes, and its half width in figures."""
+    passed = (over.mean - over.ci95 < frame[0], over.mean + over.ci95 > frame[1])
+    for x, marker, is_passed in zip(frame, "<>", passed, strict=True):
+        if is_passed:
+            ax.plot([x], [y], marker=marker, color=color, markersize=6, clip_on=False, zorder=5)
+    if any(passed):
+        text = f"± {over.ci95:.3g}, {over.n} seeds"
+        x, away, side = (frame[1], (-7, 2), "right") if passed[1] else (frame[0], (7, 2), "left")
+        ax.annotate(text, (x, y), away, textcoords="offset points", ha=side, va="bottom", color=color, fontsize=6.5)
 
 
 def _colors(names: Sequence[str]) -> dict[str, str]:

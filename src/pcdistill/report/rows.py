@@ -1,16 +1,25 @@
-"""Results of many runs -> one row per method: counts, mean and interval over seeds, paired difference to KD."""
+"""Results of many runs -> one row per method: counts, mean and interval over seeds, difference to KD and verdict."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from pcdistill.report._format import SPLITS, mean_and_interval, number, p_value, short_metric, signed
-from pcdistill.stats import Paired, Summary, holm, paired_test, summary
+from pcdistill.report._format import (
+    SPLITS,
+    beyond,
+    difference_and_interval,
+    mean_and_interval,
+    number,
+    p_value,
+    short_metric,
+)
+from pcdistill.stats import MARGIN, Kind, Paired, Summary, Verdict, holm, paired_test, summary, verdicts
 
 BASELINE = "kd"
 NO_PAIR = Paired(math.nan, math.nan, math.nan, 0)
 EPOCHS = ("best", "last")
+ORDER: tuple[Kind, ...] = ("better", "no difference", "cannot tell", "worse")
 
 
 @dataclass(frozen=True)
@@ -28,7 +37,8 @@ class Row:
 
     `best` and `last` summarise the metric at the epoch that was best on validation and at the final epoch, over the
     runs that finished; `*_values` are the same by seed. `*_difference` is method - KD over the seeds both finished, and
-    `*_p_holm` its p-value corrected for the number of methods compared; without a KD row, or for KD, they are empty.
+    `*_p_holm` its p-value corrected for the number of methods compared; `*_verdict` says in words what they allow to
+    say. Without a KD row, or for KD, they are empty.
     """
 
     name: str
@@ -45,6 +55,8 @@ class Row:
     last_difference: Paired = NO_PAIR
     best_p_holm: float = math.nan
     last_p_holm: float = math.nan
+    best_verdict: Verdict | None = None
+    last_verdict: Verdict | None = None
     kept: str = "best"
     seconds: float = math.nan
     images_per_second: float = math.nan
@@ -55,7 +67,7 @@ class Row:
         return self.runs - len(self.failures)
 
 
-def compare_rows(results: Sequence[dict[str, Any]]) -> list[Row]:
+def compare_rows(results: Sequence[dict[str, Any]], *, margin: float = MARGIN) -> list[Row]:
     """Group runs by method: the teacher first, then none, then kd, then the others by name.
 
     Values are the test set's if every finished run has them, otherwise validation's for all: the two are never mixed.
@@ -63,9 +75,10 @@ def compare_rows(results: Sequence[dict[str, Any]]) -> list[Row]:
 
     Args:
         results: what result.json holds, one per run.
+        margin: the difference that the verdicts take for one that matters, above 0, in points of the metric.
 
     Raises:
-        ValueError: the runs have different metrics, or a method and seed occur twice.
+        ValueError: the runs have different metrics, a method and seed occur twice, or the margin is not above 0.
     """
     if not results:
         return []
@@ -78,18 +91,39 @@ def compare_rows(results: Sequence[dict[str, Any]]) -> list[Row]:
         groups.setdefault(str(result.get("method", "unknown")), []).append(result)
     names = sorted(groups, key=lambda name: (name != "none", name != BASELINE, name))
     rows = [_method_row(name, groups[name], metric, split) for name in names]
-    return _teacher_rows(results, metric, split) + _with_differences(rows)
+    return _teacher_rows(results, metric, split) + _with_differences(rows, margin)
 
 
 def format_table(rows: Sequence[Row]) -> str:
-    """The rows as a Markdown table with aligned columns, and under it what the figures are."""
+    """The verdicts, the rows as a Markdown table with aligned columns, and under it what the figures are."""
     if not rows:
         return "no runs"
     notes = [f"- {note}" for note in table_notes(rows)]
     head, *lost = failure_notes(rows) or [""]
     if lost:
         notes += [f"- {head}", *(f"  - {note}" for note in lost)]
-    return "\n".join([*aligned(table_cells(rows)), "", *notes])
+    found = [f"- {one.sentence(name, BASELINE)}" for name, one in ranked_verdicts(rows)]
+    said = [f"Verdict, {verdict_head(rows)}:", "", *found, ""] if found else []
+    return "\n".join([*said, *aligned(table_cells(rows)), "", *notes])
+
+
+def verdict_head(rows: Sequence[Row]) -> str:
+    """What the verdicts are on."""
+    return f"{SPLITS.get(rows[0].split, rows[0].split)} {short_metric(rows[0].metric)} of the {kept_epoch(rows)} epoch"
+
+
+def ranked_verdicts(rows: Sequence[Row]) -> list[tuple[str, Verdict]]:
+    """Every tested method's name and its verdict against KD on the kept epoch; what is better stands first."""
+    found = [(row, verdict_of(row, kept_epoch(rows))) for row in rows]
+    return sorted(
+        ((row.name, one) for row, one in found if one),
+        key=lambda pair: (ORDER.index(pair[1].kind), -pair[1].difference if pair[1].n else 0.0),
+    )
+
+
+def verdict_of(row: Row, epoch: str) -> Verdict | None:
+    """The verdict against KD at the best or last epoch."""
+    return row.last_verdict if epoch == "last" else row.best_verdict
 
 
 def table_cells(rows: Sequence[Row]) -> list[list[str]]:
@@ -114,10 +148,11 @@ def table_notes(rows: Sequence[Row]) -> list[str]:
     n = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}" if counts else "0"
     notes = [
         f"± is the half width of the 95 % confidence interval of the mean (Student t) over seeds, n = {n} finished "
-        "runs per method; a value without ± is of a single run or teacher.",
+        "runs per method; a value without ± is of a single run or teacher: nothing is known of its spread.",
         f"Best epoch: the one with the highest {name} on validation, chosen without the test set. "
         "Last epoch: the final one.",
     ]
+    notes += _interval_notes(rows)
     if first.split == "val":
         notes.append(
             "Not every run has a test set: the figures are validation's, and those of the best epoch are too high, "
@@ -129,12 +164,54 @@ def table_notes(rows: Sequence[Row]) -> list[str]:
             "two-sided paired t-test"
             + ("; p (Holm): corrected for the number of methods compared." if len(test_columns(rows)) > 1 else ".")
         )
+        notes += _verdict_notes(rows)
         for row in methods:
             pairs = difference(row, kept_epoch(rows))[0].n
             if row.name != BASELINE and pairs < row.finished:
                 notes.append(f"{row.name} and {BASELINE} have {pairs} seeds in common.")
     elif len(methods) > 1:
         notes.append(f"No paired test: there is no {BASELINE} among the methods.")
+    return notes
+
+
+def _interval_notes(rows: Sequence[Row]) -> list[str]:
+    """What stands in place of an interval, or beside one that says little."""
+    over = [one for row in rows for one in (row.best, row.last)]
+    widths = [one.ci95 for one in over]
+    widths += [one.ci95 for row in rows for one in (row.best_difference, row.last_difference)]
+    notes = []
+    if 0 in widths:
+        notes.append(
+            "Equal: every seed gave the same value, so there is no spread to make an interval of. "
+            "The next seed may still give another."
+        )
+    if any(beyond(one, rows[0].metric) for one in over):
+        notes.append(
+            "Past 100 or 0: the interval is wider than what the metric can be, because two or three seeds leave the "
+            "spread all but unknown."
+        )
+    return notes
+
+
+def _verdict_notes(rows: Sequence[Row]) -> list[str]:
+    """By which rules the verdicts were given."""
+    found = [one for row in rows if (one := verdict_of(row, kept_epoch(rows)))]
+    if not found:
+        return []
+    several = len(found) > 1
+    corrected = " after Holm's correction" if several else ""
+    whole = ", however many methods there are" if several else ""
+    notes = [
+        f"Verdict: better or worse if the paired t-test's p{corrected} is below 0.05; in brackets the 95 % interval. "
+        f"At most 5 of 100 tables without any true difference name one{whole}.",
+        f"No difference greater than {found[0].margin:g} points: two one-sided t-tests{corrected}, p below 0.05. "
+        "The margin is an option (--margin).",
+    ]
+    if any(one.kind == "cannot tell" for one in found):
+        notes.append(
+            "Not seen: with a probability below 80 %, by the spread of these seeds' differences. The fewer seeds, the "
+            "rougher the number."
+        )
     return notes
 
 
@@ -154,7 +231,7 @@ def failure_notes(rows: Sequence[Row]) -> list[str]:
 def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
     """Markdown lines with columns padded to one width; the first column to the left, the others to the right."""
     safe = [[" ".join(cell.replace("|", "\\|").split()) for cell in line] for line in cells]
-    widths = [max(len(line[i]) for line in safe) for i in range(len(safe[0]))]
+    widths = [max(3, *(len(line[i]) for line in safe)) for i in range(len(safe[0]))]  # a rule has three characters
     lines = []
     for line in safe:
         padded = [
@@ -182,7 +259,7 @@ def test_cells(row: Row, epoch: str, tests: Sequence[str]) -> list[str]:
     if row.kind == "teacher" or row.name == BASELINE:
         return [""] * (1 + len(tests))
     found, corrected = difference(row, epoch)
-    return [signed(found.mean, found.ci95, row.metric), p_value(found.p), p_value(corrected)][: 1 + len(tests)]
+    return [difference_and_interval(found, row.metric), p_value(found.p), p_value(corrected)][: 1 + len(tests)]
 
 
 def has_differences(rows: Sequence[Row]) -> bool:
@@ -295,13 +372,16 @@ def _teacher_rows(results: Sequence[dict[str, Any]], metric: str, split: str) ->
     return rows
 
 
-def _with_differences(rows: list[Row]) -> list[Row]:
-    """Add every method's paired difference to KD at both epochs."""
+def _with_differences(rows: list[Row], margin: float) -> list[Row]:
+    """Add every method's paired difference to KD at both epochs, and the verdict on it."""
     base = next((row for row in rows if row.name == BASELINE), None)
     if base is None or len(rows) < 2:
         return rows
-    best = {row.name: _paired(row.best_values, base.best_values) for row in rows if row is not base}
-    last = {row.name: _paired(row.last_values, base.last_values) for row in rows if row is not base}
+    best_pairs = {row.name: _common(row.best_values, base.best_values) for row in rows if row is not base}
+    last_pairs = {row.name: _common(row.last_values, base.last_values) for row in rows if row is not base}
+    best = {name: paired_test(*pair) for name, pair in best_pairs.items()}
+    last = {name: paired_test(*pair) for name, pair in last_pairs.items()}
+    best_said, last_said = verdicts(best_pairs, margin=margin), verdicts(last_pairs, margin=margin)
     best_holm = holm({name: found.p for name, found in best.items()})
     last_holm = holm({name: found.p for name, found in last.items()})
     return [
@@ -313,14 +393,17 @@ def _with_differences(rows: list[Row]) -> list[Row]:
             last_difference=last[row.name],
             best_p_holm=best_holm[row.name],
             last_p_holm=last_holm[row.name],
+            best_verdict=best_said[row.name],
+            last_verdict=last_said[row.name],
         )
         for row in rows
     ]
 
 
-def _paired(values: dict[int, float], base: dict[int, float]) -> Paired:
+def _common(values: dict[int, float], base: dict[int, float]) -> tuple[list[float], list[float]]:
+    """Both methods' values at the seeds that both finished."""
     common = sorted(values.keys() & base.keys())
-    return paired_test([values[seed] for seed in common], [base[seed] for seed in common])
+    return [values[seed] for seed in common], [base[seed] for seed in common]
 
 
 def _mean_of(results: Sequence[dict[str, Any]], key: str) -> float:

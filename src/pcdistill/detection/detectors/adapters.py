@@ -43,11 +43,19 @@ class StudentPass(NamedTuple):
 
 
 class Pairing(NamedTuple):
-    """Logits of both detectors for the same R regions, background first: [R, K + 1] each, and the labels [R]."""
+    """Logits of both detectors for the same R regions, background first.
+
+    Attributes:
+        student: [R, K + 1].
+        teacher: [R, K + 1].
+        labels: [R].
+        place: the student's class logits that its own losses read and `student` was taken from, any shape.
+    """
 
     student: Tensor
     teacher: Tensor
     labels: Tensor
+    place: Tensor
 
 
 class TwoStage:
@@ -90,7 +98,7 @@ class TwoStage:
             scaled = [boxes * teacher.factor for boxes in proposals]
             sizes = [_scaled_size(size, teacher.factor) for size in seen.batch.image_sizes]
             wanted = teacher.adapter._heads(features, scaled, sizes)[0][:, teacher.columns]
-        return Pairing(logits, wanted, labels)
+        return Pairing(logits, wanted, labels, logits)
 
     def check_pair(self, teacher: "TeacherDetector", images: Sequence[Tensor]) -> None:
         """Two-stage detectors can always be paired: any region can be pooled from any pyramid."""
@@ -165,7 +173,7 @@ class Dense:
                 for i, (boxes, target) in enumerate(zip(anchors, seen.targets, strict=True))
             ]
         student = with_background(own[image, place], torch.arange(own.shape[2], device=own.device))
-        return Pairing(student, everywhere[image, place], torch.cat(labels))
+        return Pairing(student, everywhere[image, place], torch.cat(labels), own)
 
     def check_pair(self, teacher: "TeacherDetector", images: Sequence[Tensor]) -> None:
         """Raise unless anchor number a is the same box in both detectors."""

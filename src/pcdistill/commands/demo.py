@@ -1,0 +1,29 @@
+"""`pcdistill demo`: the comparison that needs nothing but the package."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pcdistill.commands.compare import compare
+from pcdistill.engine.console import Console
+from pcdistill.recipe import load_recipe
+
+METHODS_OF = {"classification": ["none", "kd", "pcd"], "detection": ["none", "kd", "pcd", "dfmsd"]}
+SEEDS_OF = {"classification": 5, "detection": 3}
+RECIPE_OF = {"classification": "digits", "detection": "digits-detection"}
+
+
+def demo(
+    task: str, seeds: int | None, out: Path, *, overrides: Sequence[str], console: Console, command: str | None
+) -> str:
+    """Compare on real digits, or on digits with boxes; the table as text.
+
+    Args:
+        task: "classification" or "detection".
+        seeds: of each method; None takes the task's own number.
+        out: folder of the comparison.
+        overrides: `KEY=VALUE` of the demo's recipe.
+        console: progress.
+        command: what the user typed.
+    """
+    recipe = load_recipe(RECIPE_OF[task], overrides)
+    return compare(recipe, METHODS_OF[task], seeds or SEEDS_OF[task], out, console=console, command=command)
