@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from pcdistill import report
-from pcdistill.commands.cache import fit_cache
 from pcdistill.commands.folder import read_metrics, recorded_summary
 from pcdistill.commands.run import run_with_report
 from pcdistill.commands.session import open_data, teacher_recipe
 from pcdistill.commands.tasks import task_of
+from pcdistill.distill.cache_replay import resolve_cache
 from pcdistill.engine.console import Console, duration
 from pcdistill.engine.placement import make_accelerator
 from pcdistill.errors import InputError, TrainingStopped, nearest
@@ -75,7 +75,7 @@ def compare(
         InputError: wrong input; a method that cannot be built is known before anything is trained.
     """
     # Seeds outermost: an interrupted comparison has every method at equal numbers of seeds.
-    recipes = {(m, s): fit_cache(with_method(recipe, m, s)) for s in range(seeds) for m in methods}
+    recipes = {(m, s): resolve_cache(with_method(recipe, m, s)) for s in range(seeds) for m in methods}
     if any(one.distils for one in recipes.values()):
         recipes = _with_one_teacher(recipe, recipes, out / "teacher", console=console, command=command)
     task = task_of(recipe)
