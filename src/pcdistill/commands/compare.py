@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pcdistill import report
-from pcdistill.commands.cache import fit_cache
 from pcdistill.commands.folder import read_metrics, recorded_summary
 from pcdistill.commands.jobs import Job, run_jobs, shares
 from pcdistill.commands.run import run_with_report
 from pcdistill.commands.session import open_data, teacher_recipe
 from pcdistill.commands.tasks import task_of
+from pcdistill.distill.cache_replay import resolve_cache
 from pcdistill.distill.objective import at_strength
 from pcdistill.engine.console import Console, duration
 from pcdistill.engine.placement import make_accelerator
@@ -142,7 +142,7 @@ def _recipes(recipe: Recipe, plan: Plan) -> dict[Key, Recipe]:
     found: dict[Key, Recipe] = {}
     for seed in range(plan.seeds):
         for method in plan.methods:
-            one = fit_cache(with_method(recipe, method, seed))
+            one = resolve_cache(with_method(recipe, method, seed))
             stronger = {s: at_strength(one, s) for s in plan.strengths}
             found |= {Key(method, s, seed): strong for s, strong in stronger.items() if strong is not None}
             if not any(stronger.values()):

@@ -12,10 +12,10 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from pcdistill import models
-from pcdistill.commands.cache import replayed
 from pcdistill.commands.environment import environment
 from pcdistill.commands.folder import refuse_another_run
 from pcdistill.commands.tasks import Task, task_of
+from pcdistill.distill.cache_replay import replayed
 from pcdistill.distill.unused import unused_parameters
 from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.console import Console, duration
