@@ -168,9 +168,8 @@ def test_groups_share_the_loss_and_both_sides_may_be_standardised():
 def test_teacher_gets_no_gradient():
     student, teacher = make_pair(3, 8, torch.float32)
     teacher.requires_grad_()
-    for backend in ("reference", "eager"):
-        pcd_loss(student, teacher, standardize=True, backend=backend).backward()
-        pcd_loss(student, teacher, backend=backend).backward()
+    pcd_loss(student, teacher, standardize=True).backward()
+    pcd_loss(student, teacher).backward()
     assert teacher.grad is None
 
 
@@ -207,7 +206,7 @@ def test_the_progressive_schedule_walks_fine_to_coarse_and_back(cumulative):
         {"temperature": 2.0, "stages": 2},
         {"directions": "f2cl"},
         {"reduction": "sum"},
-        {"backend": "reference"},
+        {"backend": "eager"},
     ],
     ids=str,
 )
