@@ -195,7 +195,7 @@ def test_without_a_folder_nothing_is_written_and_the_summary_is_there(teacher, l
         "no test set: best was chosen on the same validation images that it is reported on"
     ]
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(InputError, match="train.trackers need a folder: give out"):
+    with pytest.raises(InputError, match="train.trackers need a folder; give out"):
         run(teacher, loaders, train_options={"trackers": ["tensorboard"]})
 
 

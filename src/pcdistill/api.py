@@ -167,7 +167,7 @@ def distill(
     }
     recipe = make_recipe(tree, "distill()")
     if out is None and recipe.train.trackers:
-        raise InputError("train.trackers need a folder: give out")
+        raise InputError("train.trackers need a folder; give out")
     wrapped = (
         None
         if teacher is None

@@ -439,7 +439,7 @@ def _with_overrides(terms: list[Any], of_terms: Mapping[str, Any], mistakes: _Mi
         parts = dotted.split(".")
         shown = ", ".join(name for name in names if name)
         if len(parts) != 3:
-            mistakes.add(f"must be losses.TERM.KEY, TERM a position or one of: {shown}", f"--set {dotted}")
+            mistakes.add(f"must be losses.TERM.KEY, where TERM is a position or one of: {shown}", f"--set {dotted}")
             continue
         _, name, key = parts
         if name not in names and not (name.isdecimal() and int(name) < len(terms)):

@@ -128,7 +128,7 @@ def check_detection_losses(recipe: Recipe, num_classes: int) -> None:
             raise InputError(f"losses.{i}: {term.method} compares features of classifiers; for detectors: {known}")
     if views_of(recipe) > 1:
         raise InputError(
-            "losses: a term compares two views of each image, which detectors have not; take its one-view form"
+            "losses: a term compares two views of each image, which detectors do not have; use its one-view form"
         )
     if not any(term.method == "detector" for term in recipe.losses):
         raise InputError('losses: a detector needs the term "detector", its own losses; without it, it learns no boxes')

@@ -181,7 +181,7 @@ def _start_temperature(term: Term) -> float | None:
         return None
     start = getattr(term.loss, "temperature", None)
     if not isinstance(start, int | float):
-        raise InputError(f"{term.name}: temperature_to needs a loss with one temperature, which {term.name} has not")
+        raise InputError(f"{term.name}: temperature_to needs a loss with one temperature, and this loss has none")
     return float(start)
 
 
@@ -216,7 +216,7 @@ def _strength(term: TermConfig, loss: nn.Module, where: str) -> Strength | None:
         return None
     needs = needs_of(loss)
     if not needs.teacher:
-        raise InputError(f"{where}: {term.method}: strength is of a term that compares with the teacher; give a weight")
+        raise InputError(f"{where}: {term.method}: strength is for terms that compare with the teacher; give a weight")
     if needs.replaces_labels:
         raise InputError(
             f"{where}: {term.method} stands for cross-entropy too, so there is no pull of the labels to compare with; "

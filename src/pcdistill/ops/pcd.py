@@ -77,7 +77,7 @@ def choose_backend(backend: Backend, student: Tensor, plan: Plan) -> Backend:
     elif backend == "compile":
         if plan.segments > MAX_COMPILED_SEGMENTS:
             raise ValueError(
-                f'backend must be another than "compile" for groups with {plan.segments} segments in all: it compiles '
+                f'backend must not be "compile" for groups with {plan.segments} segments in all: it compiles '
                 f"code for every one, at most {MAX_COMPILED_SEGMENTS}"
             )
     elif backend == "auto":

@@ -217,8 +217,8 @@ def adapter_of(model: nn.Module) -> Adapter:
     if isinstance(model, zoo.RetinaNet | zoo.FCOS):
         return Dense(model)
     raise InputError(
-        f"{type(model).__name__} is no detector that can be distilled; it must be torchvision's FasterRCNN, RetinaNet "
-        "or FCOS"
+        f"{type(model).__name__} is not a detector that can be distilled; it must be torchvision's FasterRCNN, "
+        "RetinaNet or FCOS"
     )
 
 
