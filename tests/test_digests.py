@@ -2,7 +2,7 @@
 
 import pytest
 
-from pcdistill.recipe import load_recipe, recipe_names, with_method
+from pcdistill.recipe import load_recipe, make_recipe, recipe_names, with_method
 
 SHIPPED = {
     "cifar100": "39d8bbedbd46",
@@ -26,14 +26,17 @@ DIGITS = {
     "ce": "cf8716e6080c",
     "kd": "b8820f1bad1b",
     "lskd": "884abaddccd9",
+    "eakd": "f96ebf2fe3d7",
     "pcd": "104f601d6e65",
     "pcd-released": "d10d3ab45bd6",
+    "pld": "9f6187d0e200",
     "dkd": "78cd9fe804d8",
     "nkd": "4a5455124096",
     "mlkd": "220b2841f738",
     "mlkd-noaug": "f2e822878c68",
     "ctkd": "354cfff71756",
     "dist": "50b72204a791",
+    "ikl": "0d33764d38f9",
     "ttm": "57758f6c520b",
     "wttm": "4f03ce4605c7",
     "clkd": "109715bedea7",
@@ -81,6 +84,15 @@ def test_a_shipped_recipe_keeps_its_digest(name):
 @pytest.mark.parametrize("method", DIGITS)
 def test_every_method_on_digits_keeps_its_digest(method):
     assert with_method(load_recipe("digits"), method, 1).digest() == DIGITS[method]
+
+
+def test_entropy_weighting_changes_a_digest_only_where_it_is_on():
+    without = load_recipe("digits")
+    assert load_recipe("digits", ["losses.pcd.entropy_weighting=false"]) == without
+    weighted = load_recipe("digits", ["losses.pcd.entropy_weighting=true"])
+    assert weighted.digest() == "e8886846c89a"
+    assert make_recipe(weighted.to_dict()) == weighted
+    assert "entropy_weighting" not in without.to_yaml()
 
 
 @pytest.mark.parametrize("method", DETECTION)

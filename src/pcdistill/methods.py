@@ -56,6 +56,13 @@ METHODS: dict[str, Method] = {
         "KD on standardised logits; any other term takes `standardize: true`",
         ({"method": "ce", "weight": 0.1}, {"method": "lskd", "weight": 9.0, "temperature": 2.0}),
     ),
+    "eakd": Method(
+        "pcdistill.losses.eakd:EAKDLoss",
+        "logits",
+        "arXiv 2311.13621",
+        "KD, weighted by the entropies of teacher and student; any other term takes `entropy_weighting: true`",
+        ({"method": "ce", "weight": 0.1}, {"method": "eakd", "weight": 0.9}),
+    ),
     "pcd": Method(
         "pcdistill.losses.pcd:PCDLoss",
         "logits",
@@ -69,6 +76,13 @@ METHODS: dict[str, Method] = {
         "arXiv 2505.24310, authors' code",
         "what the released code of PCD computes, for comparison",
         (CE, {"method": "pcd-released", "weight": 1.0, "warmup_epochs": 20}),
+    ),
+    "pld": Method(
+        "pcdistill.losses.pld:PLDLoss",
+        "logits",
+        "arXiv 2506.12542",
+        "the teacher's ranking of the classes, the label first; no cross-entropy",
+        ({"method": "pld", "weight": 1.0},),
     ),
     "dkd": Method(
         "pcdistill.losses.dkd:DKDLoss",
@@ -111,6 +125,13 @@ METHODS: dict[str, Method] = {
         "arXiv 2205.10536",
         "correlation of rows and of columns instead of KL",
         (CE, {"method": "dist", "weight": 2.0}),
+    ),
+    "ikl": Method(
+        "pcdistill.losses.ikl:IKLLoss",
+        "logits",
+        "arXiv 2305.13948",
+        "differences of logits weighted by the class's mean probabilities, and a soft target",
+        (CE, {"method": "ikl", "weight": 1.0, "warmup_epochs": 20}),
     ),
     "ttm": Method(
         "pcdistill.losses.ttm:TTMLoss",

@@ -149,6 +149,7 @@ class TermConfig:
     `weight` and the loss's `temperature` in the first epoch to these values in the last; none: they stay.
     `strength`, in place of a weight: the term pulls so many times as hard as the labels (pcdistill.distill.strength);
     `strength_follow`: measured through all of training, or kept after the first steps.
+    `entropy_weighting`: samples weigh by the entropies of teacher and student (EA-KD) at this temperature; true: at 3.
     """
 
     __pydantic_config__ = FORBID
@@ -160,6 +161,7 @@ class TermConfig:
     standardize: bool = False
     strength: Positive | None = None
     strength_follow: bool = True
+    entropy_weighting: bool | float = False
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -472,8 +474,10 @@ def _nested_terms(terms: Iterable[Any], key: str, mistakes: _Mistakes) -> list[d
 
 def _flat_term(term: dict[str, Any]) -> dict[str, Any]:
     own = {key: value for key, value in term.items() if key != "options" and value is not None}
-    if "strength" not in own:  # keys that came later: recipes without them keep their digests
-        own.pop("strength_follow")
+    if "strength" not in own:
+        own.pop("strength_follow", None)
+    if not own.get("entropy_weighting"):
+        own.pop("entropy_weighting", None)  # keys that came later: recipes without them keep their digests
     return {**own, **term["options"]}
 
 

@@ -9,7 +9,19 @@ import torch
 import pcdistill.losses as losses
 from pcdistill.distill.objective import Objective, Term, build_loss, build_objective, check_losses, term_needs, views_of
 from pcdistill.errors import InputError
-from pcdistill.losses import CELoss, KDLoss, LDRLDLoss, LogitLoss, Needs, StandardizedLoss
+from pcdistill.losses import (
+    CELoss,
+    EntropyWeightedLoss,
+    KDLoss,
+    LDRLDLoss,
+    LogitLoss,
+    Needs,
+    StandardizedLoss,
+    eakd_loss,
+    entropy_weights,
+    pcd_loss,
+    standardize_logits,
+)
 from pcdistill.methods import METHODS
 from pcdistill.recipe import load_recipe, make_recipe
 
@@ -49,11 +61,46 @@ def test_each_term_has_its_own_warm_up_weight_and_temperature_schedule():
     assert [*objective.factors, kd.temperature] == pytest.approx([1, 0.5, 3, 4])
 
 
-def test_the_temperature_of_a_standardised_loss_moves():
+@pytest.mark.parametrize("wrap", [StandardizedLoss, EntropyWeightedLoss])
+def test_the_temperature_of_a_wrapped_loss_moves(wrap):
     kd = KDLoss(temperature=2.0)
-    objective = Objective([Term("kd", StandardizedLoss(kd), temperature_to=4.0)])
+    objective = Objective([Term("kd", wrap(kd), temperature_to=4.0)])
     objective.set_progress(progress=0.5, epoch=1.0, total_epochs=2)
     assert kd.temperature == 4.0
+
+
+def test_entropy_weighting_is_one_key_of_any_term_with_a_value_for_every_sample():
+    student, teacher, target = logits()
+    terms = [
+        {"method": "kd", "entropy_weighting": True},
+        {"method": "pcd", "entropy_weighting": 2, "standardize": True},
+    ]
+    kd, pcd = build_objective(make_recipe({"losses": terms}).losses, num_classes=10).losses
+    torch.testing.assert_close(kd(student, teacher, target), eakd_loss(student, teacher))
+    assert pcd.entropy_temperature == 2.0
+    expected = entropy_weights(student, teacher, entropy_temperature=2.0) * pcd_loss(
+        standardize_logits(student), standardize_logits(teacher), reduction="none"
+    )
+    torch.testing.assert_close(pcd(student, teacher, target), expected.mean())
+
+
+@pytest.mark.parametrize(
+    ("method", "value", "says"),
+    [
+        ("dist", True, "dist: entropy_weighting: .* a value for every sample, and DISTLoss has one for the batch"),
+        ("ce", True, "ce: entropy_weighting: .*, and CELoss does not look at the teacher"),
+        ("kd", -1, "kd: entropy_weighting: entropy_temperature must be a finite number > 0, got -1.0"),
+    ],
+)
+def test_entropy_weighting_that_does_not_fit_is_refused_in_one_sentence(method, value, says):
+    recipe = make_recipe({"losses": [{"method": "kd"}, {"method": method, "entropy_weighting": value}]})
+    with pytest.raises(InputError, match=f"^losses.1: {says}$"):
+        check_losses(recipe, 10)
+
+
+def test_entropy_weighting_of_features_is_refused():
+    with pytest.raises(InputError, match="entropy_weighting fits losses on logits; rkd compares features"):
+        build_loss("rkd", {}, entropy_weighting=True)
 
 
 def test_a_moving_temperature_needs_a_temperature():

@@ -12,7 +12,7 @@ from tests.references.scalars import gradient
 INSTANCE = {"instance_weight": 1.0, "class_weight": 0.0, "correlation_weight": 0.0}
 CLASS = {"instance_weight": 0.0, "class_weight": 1.0, "correlation_weight": 0.0}
 CORRELATION = {"instance_weight": 0.0, "class_weight": 0.0, "correlation_weight": 1.0}
-KINDS = ["class", "class-norm", "class-cosine", "sample"]
+KINDS = ["class", "class-norm", "class-cosine", "sample", "sample-centred"]
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,7 @@ KINDS = ["class", "class-norm", "class-cosine", "sample"]
         (INSTANCE, 0.065622),
         (CLASS, 0.168360),
         ({**CORRELATION, "correlation": "sample"}, 0.786707),
+        ({**CORRELATION, "correlation": "sample-centred"}, 0.872063),
         ({**CORRELATION, "correlation": "class"}, 1.128344),
         ({**CORRELATION, "correlation": "class-norm"}, 0.106224),
     ],
@@ -93,12 +94,23 @@ def test_class_and_sample_order_change_nothing_and_equality_is_zero(pair):
         assert clkd_loss(teacher, teacher, correlation=kind) == 0
 
 
-@pytest.mark.parametrize(("kind", "power"), [("class", 4), ("sample", 4), ("class-norm", 2), ("class-cosine", 0)])
+@pytest.mark.parametrize(
+    ("kind", "power"), [("class", 4), ("sample", 4), ("sample-centred", 4), ("class-norm", 2), ("class-cosine", 0)]
+)
 def test_the_correlation_term_grows_with_the_logits_as_documented(kind, power):
     student, teacher = make_pair(6, 5, torch.float64)
     one = clkd_loss(student, teacher, correlation=kind, **CORRELATION)
     two = clkd_loss(2 * student, 2 * teacher, correlation=kind, **CORRELATION)
     torch.testing.assert_close(two, 2**power * one)
+
+
+def test_torchs_covariance_of_the_samples_agrees():
+    student, teacher = make_pair(6, 5, torch.float64)
+    actual = clkd_loss(student, teacher, correlation="sample-centred", **CORRELATION)
+    torch.testing.assert_close(actual, (torch.cov(student) - torch.cov(teacher)).square().sum() / 25)
+    shift = 100 * torch.arange(6.0)[:, None]
+    shifted = clkd_loss(student + shift, teacher - shift, correlation="sample-centred", **CORRELATION)
+    torch.testing.assert_close(shifted, actual)
 
 
 def test_the_gradient_at_equal_logits_is_zero():

@@ -35,12 +35,21 @@ def by_sample(z: Rows) -> Rows:
     return [[sum(column[a] * column[b] for column in h) / (len(h) - 1) for b in range(n)] for a in range(n)]
 
 
+def by_centred_sample(z: Rows) -> Rows:
+    """N x N: the sum over classes of the outer product of a column less the mean column, over C - 1."""
+    n, c = len(z), len(z[0])
+    means = [mean(row) for row in z]
+    h = [[v - m for v, m in zip(column, means, strict=True)] for column in columns(z)]
+    return [[sum(column[a] * column[b] for column in h) / (c - 1) for b in range(n)] for a in range(n)]
+
+
 def by_cosine(z: Rows) -> Rows:
     """C x C: inner products of the raw columns, every row at unit length."""
     return unit([[dot(a, b) for b in columns(z)] for a in columns(z)])
 
 
 def correlation(student: Rows, teacher: Rows, kind: str) -> Number:
-    matrix = {"class": by_class, "class-norm": by_class, "class-cosine": by_cosine, "sample": by_sample}[kind]
+    matrices = {"class-cosine": by_cosine, "sample": by_sample, "sample-centred": by_centred_sample}
+    matrix = matrices.get(kind, by_class)
     total = squared_distance(matrix(student), matrix(teacher))
     return (sqrt(total) if kind == "class-norm" else total) / len(student[0]) ** 2

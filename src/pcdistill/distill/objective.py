@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from pcdistill.distill.strength import Strength
 from pcdistill.errors import InputError, nearest
 from pcdistill.losses.base import Features, Kind, Needs, Shapes, check_fit, check_needs, kind_of, needs_of
+from pcdistill.losses.eakd import EntropyWeightedLoss
 from pcdistill.losses.lskd import StandardizedLoss
 from pcdistill.losses.options import Option, options_of
 from pcdistill.methods import METHODS
@@ -195,6 +196,7 @@ def build_objective(
             term.method,
             term.options,
             standardize=term.standardize,
+            entropy_weighting=term.entropy_weighting,
             where=f"losses.{i}",
             context={"num_classes": num_classes, **(context or {})},
         )
@@ -230,6 +232,7 @@ def build_loss(
     options: Mapping[str, Any],
     *,
     standardize: bool = False,
+    entropy_weighting: bool | float = False,
     where: str = "losses",
     context: Mapping[str, Any] | None = None,
 ) -> nn.Module:
@@ -239,6 +242,7 @@ def build_loss(
         method: a key of METHODS, or the user's own class.
         options: keyword arguments from the recipe.
         standardize: wrap the loss so that it sees standardised logits (LSKD).
+        entropy_weighting: wrap it so that samples weigh by their entropies (EA-KD); a number is the temperature.
         where: the key to name in messages.
         context: what the engine can offer: arguments with these names are filled in when the loss asks for them.
 
@@ -254,11 +258,19 @@ def build_loss(
         needs_of(loss)
     except (TypeError, ValueError) as error:
         raise InputError(f"{where}: {method}: {error}") from error
-    if not standardize:
+    if standardize:
+        if kind != "logits":
+            raise InputError(f"{where}: standardize fits losses on logits; {method} compares {kind}")
+        loss = StandardizedLoss(loss)
+    if not entropy_weighting:
         return loss
     if kind != "logits":
-        raise InputError(f"{where}: standardize fits losses on logits; {method} compares {kind}")
-    return StandardizedLoss(loss)
+        raise InputError(f"{where}: entropy_weighting fits losses on logits; {method} compares {kind}")
+    temperature = {} if entropy_weighting is True else {"entropy_temperature": entropy_weighting}
+    try:
+        return EntropyWeightedLoss(loss, **temperature)
+    except ValueError as error:
+        raise InputError(f"{where}: {method}: entropy_weighting: {error}") from error
 
 
 def _loss_class(method: str, where: str) -> Callable[..., nn.Module]:
@@ -326,7 +338,14 @@ def _early_loss(term: TermConfig, where: str, context: Mapping[str, Any]) -> nn.
     parameters = inspect.signature(loss_class).parameters
     if any(parameters[name].default is inspect.Parameter.empty and name not in context for name in accepted):
         return None
-    return build_loss(term.method, term.options, standardize=term.standardize, where=where, context=context)
+    return build_loss(
+        term.method,
+        term.options,
+        standardize=term.standardize,
+        entropy_weighting=term.entropy_weighting,
+        where=where,
+        context=context,
+    )
 
 
 def views_of(recipe: Recipe) -> int:

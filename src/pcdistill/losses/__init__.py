@@ -15,9 +15,11 @@ from pcdistill.losses.dfmsd import *
 from pcdistill.losses.dist import *
 from pcdistill.losses.dkd import *
 from pcdistill.losses.dmkd import *
+from pcdistill.losses.eakd import *
 from pcdistill.losses.fgd import *
 from pcdistill.losses.fitnet import *
 from pcdistill.losses.fpn_fitnet import *
+from pcdistill.losses.ikl import *
 from pcdistill.losses.kd import *
 from pcdistill.losses.ldrld import *
 from pcdistill.losses.lskd import *
@@ -30,6 +32,7 @@ from pcdistill.losses.pcd import *
 from pcdistill.losses.pcd_released import *
 from pcdistill.losses.pkd import *
 from pcdistill.losses.pkt import *
+from pcdistill.losses.pld import *
 from pcdistill.losses.rc import *
 from pcdistill.losses.reviewkd import *
 from pcdistill.losses.revision import *

@@ -14,8 +14,8 @@ from pcdistill.losses.base import LogitLoss
 
 __all__ = ["CLKDLoss", "clkd_loss"]
 
-Correlation = Literal["class", "class-norm", "class-cosine", "sample"]
-_CORRELATIONS = ("class", "class-norm", "class-cosine", "sample")
+Correlation = Literal["class", "class-norm", "class-cosine", "sample", "sample-centred"]
+_CORRELATIONS = ("class", "class-norm", "class-cosine", "sample", "sample-centred")
 
 
 def clkd_loss(
@@ -34,10 +34,11 @@ def clkd_loss(
         r(Z) = rows of Z over their L2 norms, k(Z) = columns over theirs; raw logits, no softmax, no temperature
         L_ins = sum (r(Z_s) - r(Z_t))^2 / (N C)    L_cla = sum (k(Z_s) - k(Z_t))^2 / (N C)
         L_cc = ||B_s - B_t||_F^2 / C^2, with H = Z - mean over the batch and B by `correlation`:
-            "class"         B = H'H / (C - 1), [C, C]
-            "class-norm"    the same B, the norm not squared
-            "class-cosine"  B = r(Z'Z), [C, C]: not centred, every row of unit length
-            "sample"        B = HH' / (C - 1), [N, N]
+            "class"           B = H'H / (C - 1), [C, C]
+            "class-norm"      the same B, the norm not squared
+            "class-cosine"    B = r(Z'Z), [C, C]: not centred, every row of unit length
+            "sample"          B = HH' / (C - 1), [N, N]
+            "sample-centred"  the same, [N, N], with H = Z - mean over the classes: the samples' covariance
         loss = instance_weight * L_ins + class_weight * L_cla + correlation_weight * L_cc
 
     Args:
@@ -53,8 +54,8 @@ def clkd_loss(
     Returns:
         A scalar, zero at equal logits. L_ins <= 4 / C and L_cla <= 4 / N, so both are small beside a cross-entropy.
         L_cc grows with the fourth power of the logits ("class-norm": the second; "class-cosine": not at all) and with
-        the batch. For N = 1, L_cla compares signs, without a gradient, and the centred forms of L_cc are 0. N = 0
-        gives 0.
+        the batch. For N = 1, L_cla compares signs, without a gradient, and the forms of L_cc that are centred over the
+        batch are 0. N = 0 gives 0.
 
     Raises:
         ValueError: a shape, device, weight, correlation or eps that does not fit.
@@ -63,8 +64,9 @@ def clkd_loss(
     Source:
         arXiv 2211.14773, L = lambda CE + mu (L_ins + beta L_cla) + nu L_cc with 0.1, 0.5, 2 and 0.4. Descriptions of
         L_cc disagree. Our choice: "class", because the name and the factor 1 / C^2 speak of a C x C matrix; "sample" is
-        the formula as it is written. A float16 gradient of L_cc can exceed 65504, the largest float16; it is then
-        scaled down as a whole to fit, which keeps its direction (our choice: the alternative is infinity).
+        the formula as it is written, and "sample-centred" the only reading that explains C - 1. A float16 gradient of
+        L_cc can exceed 65504, the largest float16; it is then scaled down as a whole to fit, which keeps its direction
+        (our choice: the alternative is infinity).
     """
     check_logits(student_logits, teacher_logits)
     _check_options(instance_weight, class_weight, correlation_weight, correlation, eps)
@@ -108,8 +110,8 @@ def _correlation(z: Tensor, correlation: Correlation, eps: float) -> Tensor:
     """The matrix B of the chosen reading."""
     if correlation == "class-cosine":
         return _unit(z.T @ z, 1, eps)
-    centred = z - z.mean(dim=0)
-    product = centred @ centred.T if correlation == "sample" else centred.T @ centred
+    centred = z - (z.mean(dim=1, keepdim=True) if correlation == "sample-centred" else z.mean(dim=0))
+    product = centred.T @ centred if correlation.startswith("class") else centred @ centred.T
     return product / (z.shape[1] - 1)
 
 

@@ -3,13 +3,12 @@
 Source: Sun, Ren, Li, Wang, Cao, "Logit Standardization in Knowledge Distillation", arXiv 2403.01427 (2024).
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from pcdistill.losses._common import Reduction, check_logits, check_reduction, check_temperature, upcast
-from pcdistill.losses.base import LogitLoss, needs_of
+from pcdistill.losses._wrapper import WrappedLoss
+from pcdistill.losses.base import LogitLoss
 from pcdistill.losses.kd import kd_loss
 
 __all__ = ["LSKDLoss", "StandardizedLoss", "lskd_loss", "standardize_logits"]
@@ -44,7 +43,7 @@ def standardize_logits(logits: Tensor, *, unbiased: bool = True) -> Tensor:
     return torch.where(flat, torch.zeros_like(z), centred / (std + EPSILON))
 
 
-class StandardizedLoss(LogitLoss):
+class StandardizedLoss(WrappedLoss):
     """Any logit loss, on standardised logits: both inputs pass :func:`standardize_logits`, then the loss sees them.
 
     Args:
@@ -54,19 +53,8 @@ class StandardizedLoss(LogitLoss):
     """
 
     def __init__(self, loss: nn.Module, *, unbiased: bool = True) -> None:
-        super().__init__()
-        self.loss = loss
+        super().__init__(loss)
         self.unbiased = unbiased
-        self.needs = needs_of(loss)
-
-    @property
-    def temperature(self) -> Any:
-        """The wrapped loss's."""
-        return self.loss.temperature
-
-    @temperature.setter
-    def temperature(self, value: float) -> None:
-        self.loss.temperature = value  # type: ignore[assignment]  # a plain number
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None = None) -> Tensor:
         check_logits(student_logits, teacher_logits)
@@ -74,12 +62,6 @@ class StandardizedLoss(LogitLoss):
         teacher = standardize_logits(teacher_logits.detach(), unbiased=self.unbiased)
         loss: Tensor = self.loss(student, teacher, target)
         return loss
-
-    def set_progress(self, *, progress: float, epoch: float) -> None:
-        """Pass the training progress on to the wrapped loss, if it wants it."""
-        loss: Any = self.loss
-        if hasattr(loss, "set_progress"):
-            loss.set_progress(progress=progress, epoch=epoch)
 
 
 def lskd_loss(
