@@ -1,6 +1,7 @@
 """`pcdistill.distill` on plain modules and loaders: what comes back, what the teacher sees, what is refused."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -203,6 +204,12 @@ def test_a_run_from_python_cannot_be_evaluated_by_a_command(teacher, loaders, tm
     run(teacher, loaders, epochs=1, out=tmp_path / "run")
     with pytest.raises(InputError, match="was made from Python, with modules and loaders"):
         evaluation_recipe(tmp_path / "run", {})
+
+
+def test_the_public_function_hides_behind_no_subpackage():
+    assert callable(pcdistill.distill)  # looked up again, after all that it needs was imported
+    assert not (Path(pcdistill.__file__).parent / "distill").exists()
+    assert not Path(pcdistill.__file__).with_name("distill.py").exists()
 
 
 def test_importing_the_package_imports_no_torch():

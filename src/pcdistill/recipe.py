@@ -147,7 +147,7 @@ class TermConfig:
 
     `weight_to` and `temperature_to`: where weight and temperature move to, epoch by epoch and in equal steps, from
     `weight` and the loss's `temperature` in the first epoch to these values in the last; none: they stay.
-    `strength`, in place of a weight: the term pulls so many times as hard as the labels (pcdistill.distill.strength);
+    `strength`, in place of a weight: the term pulls so many times as hard as the labels; see distillation/strength.py;
     `strength_follow`: measured through all of training, or kept after the first steps.
     `entropy_weighting`: samples weigh by the entropies of teacher and student (EA-KD) at this temperature; true: at 3.
     """

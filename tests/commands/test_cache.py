@@ -14,9 +14,9 @@ from pcdistill.commands import cache as caching
 from pcdistill.commands.cache import make_cache
 from pcdistill.commands.session import run
 from pcdistill.data.loader import Batch
-from pcdistill.distill import cache_store as stored
-from pcdistill.distill.cache_store import CachedBatches, CacheInfo, TeacherCache, epoch_file
-from pcdistill.distill.teacher import Teacher
+from pcdistill.distillation import cache_store as stored
+from pcdistill.distillation.cache_store import CachedBatches, CacheInfo, TeacherCache, epoch_file
+from pcdistill.distillation.teacher import Teacher
 from pcdistill.errors import InputError
 from pcdistill.losses import pcd_loss
 from pcdistill.recipe import load_recipe

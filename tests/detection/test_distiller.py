@@ -22,7 +22,7 @@ from pcdistill.detection.detectors.adapters import (
 )
 from pcdistill.detection.detectors.build import build_detector
 from pcdistill.detection.distiller import DetectionDistiller, DetectionObjective
-from pcdistill.distill.objective import Term, build_loss
+from pcdistill.distillation.objective import Term, build_loss
 from pcdistill.errors import InputError
 from pcdistill.losses._pyramid import Pyramid
 

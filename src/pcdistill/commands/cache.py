@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from pcdistill.classification import task as prepare
-from pcdistill.distill.cache_store import (
+from pcdistill.distillation.cache_store import (
     FORMAT,
     LARGEST,
     CachedBatches,
@@ -22,8 +22,8 @@ from pcdistill.distill.cache_store import (
     fingerprint,
     read_state,
 )
-from pcdistill.distill.objective import method_kind, views_of
-from pcdistill.distill.teacher import Teacher
+from pcdistill.distillation.objective import method_kind, views_of
+from pcdistill.distillation.teacher import Teacher
 from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.console import Console
 from pcdistill.engine.placement import Placement, make_accelerator, make_placement

@@ -16,7 +16,7 @@ from pcdistill.commands.cache import replayed
 from pcdistill.commands.environment import environment
 from pcdistill.commands.folder import refuse_another_run
 from pcdistill.commands.tasks import Task, task_of
-from pcdistill.distill.unused import unused_parameters
+from pcdistill.distillation.unused import unused_parameters
 from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.console import Console, duration
 from pcdistill.engine.loop import Fit, Interrupted, Record, Trainer

@@ -18,7 +18,7 @@ from pcdistill.detection.detectors.build import build_detector, list_detectors, 
 from pcdistill.detection.distiller import DetectionDistiller, DetectionObjective
 from pcdistill.detection.metrics import evaluate_detection
 from pcdistill.detection.samples import write_samples
-from pcdistill.distill.objective import build_objective, check_losses, import_user_object, method_kind, views_of
+from pcdistill.distillation.objective import build_objective, check_losses, import_user_object, method_kind, views_of
 from pcdistill.engine.console import Console
 from pcdistill.engine.loop import Metric
 from pcdistill.engine.placement import Placement

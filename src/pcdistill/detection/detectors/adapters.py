@@ -16,7 +16,7 @@ from torchvision.models import detection as zoo
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 
-from pcdistill.distill.teacher import align_classes
+from pcdistill.distillation.teacher import align_classes
 from pcdistill.errors import InputError
 from pcdistill.losses._pyramid import Pyramid
 

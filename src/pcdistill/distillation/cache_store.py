@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pcdistill.data.loader import Batch, Batches
-from pcdistill.distill.teacher import Teacher
+from pcdistill.distillation.teacher import Teacher
 from pcdistill.errors import InputError
 
 FORMAT = "pcdistill-cache-1"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pcdistill.distill.strength import Strength
+from pcdistill.distillation.strength import Strength
 from pcdistill.errors import InputError, nearest
 from pcdistill.losses.base import Features, Kind, Needs, Shapes, check_fit, check_needs, kind_of, needs_of
 from pcdistill.losses.eakd import EntropyWeightedLoss
@@ -165,7 +165,7 @@ class Objective(nn.Module):
 
 @dataclass(frozen=True)
 class Pull:
-    """Where terms and labels are compared by their gradients (see :mod:`pcdistill.distill.strength`).
+    """Where terms and labels are compared by their gradients (see :mod:`pcdistill.distillation.strength`).
 
     Attributes:
         places_of: the student's tensors that a term compares.
