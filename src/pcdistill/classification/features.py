@@ -60,7 +60,10 @@ def tap(recipe: Recipe, student: nn.Module, teacher: Teacher, data: Any) -> Tapp
     run_teacher = _run_teacher(teacher, recipe.teacher.features if recipe.teacher is not None else None)
     batch = next(iter(data.train.epoch(0)))
     images = batch.images[:4].to(device)
-    index = None if batch.index is None else batch.index[: len(images)].to(device)
+    needs = [term_needs(term, f"losses.{i}") for i, term in enumerate(recipe.losses)]
+    index = None
+    if batch.index is not None and any(need.index for need in needs):
+        index = batch.index[: len(images)].to(device)
     context = {
         "student": _look(student_taps.run, student, images, index),
         "teacher": run_teacher(images),
@@ -68,7 +71,7 @@ def tap(recipe: Recipe, student: nn.Module, teacher: Teacher, data: Any) -> Tapp
         "labels": getattr(data.train, "labels", None),
         "num_classes": len(data.classes),
     }
-    headed = [i for i, term in enumerate(recipe.losses) if term_needs(term, f"losses.{i}").new_head]
+    headed = [i for i, need in enumerate(needs) if need.new_head]
     if not headed:
         return Tapped(student, student_taps.run, run_teacher, context)
     term = recipe.losses[headed[0]]
