@@ -231,6 +231,8 @@ def _strength(term: TermConfig, needs: Needs, where: str) -> Strength | None:
 def at_strength(recipe: Recipe, strength: float) -> Recipe | None:
     """The recipe with every term that compares with the teacher at this strength, and the labels at weight 1.
 
+    No term is warmed up: a strength already keeps a steep loss from pulling too hard at the start.
+
     None where there is nothing to weigh: no teacher, or a term that stands for the labels' loss too.
     """
     terms, compared = [], False
@@ -239,7 +241,8 @@ def at_strength(recipe: Recipe, strength: float) -> Recipe | None:
         if needs.replaces_labels:
             return None
         compared |= needs.teacher
-        terms.append(replace(term, weight=1.0, weight_to=None, strength=strength if needs.teacher else None))
+        own = strength if needs.teacher else None
+        terms.append(replace(term, weight=1.0, weight_to=None, warmup_epochs=0.0, strength=own))
     return replace(recipe, losses=tuple(terms)) if compared else None
 
 
