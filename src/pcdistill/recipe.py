@@ -480,8 +480,8 @@ def _nested_terms(terms: Iterable[Any], key: str, mistakes: _Mistakes) -> list[d
 
 def _flat_term(term: dict[str, Any]) -> dict[str, Any]:
     own = {key: value for key, value in term.items() if key != "options" and value is not None}
-    if "strength" not in own:
-        own.pop("strength_follow", None)
+    if own.get("strength_follow"):
+        own.pop("strength_follow")
     if not own.get("entropy_weighting"):
         own.pop("entropy_weighting", None)  # keys that came later: recipes without them keep their digests
     return {**own, **term["options"]}
