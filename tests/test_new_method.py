@@ -14,7 +14,7 @@ KINDS = {"logits": "centred-error", "features": "embedding-error", "pyramids": "
 TRAINS = '''
 import torch
 
-from pcdistill.distill.objective import build_objective, check_losses, method_options
+from pcdistill.distillation.objective import build_objective, check_losses, method_options
 from pcdistill.recipe import load_recipe
 from tests.losses import feature_checks, pyramid_checks
 
@@ -84,7 +84,7 @@ def test_what_is_written_passes_its_own_tests_and_trains(copy):
 
 def test_what_is_written_is_documented_as_the_documents_demand_and_public(copy):
     wanted = "section or table or public or (meaning and error)"
-    files = ("tests/test_docs.py", "tests/losses/test_options.py", "tests/distill/test_objective.py")
+    files = ("tests/test_docs.py", "tests/losses/test_options.py", "tests/distillation/test_objective.py")
     done = call(copy, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", wanted)
     assert done.returncode == 0, done.stdout[-3000:]
     listed = call(copy, "-m", "pcdistill.cli", "list", "methods", "--search", "error").stdout

@@ -4,7 +4,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pcdistill.distill.strength import Strength
+from pcdistill.distillation.strength import Strength
 from pcdistill.errors import InputError, nearest
 from pcdistill.losses.base import Features, Kind, Needs, Shapes, check_fit, check_needs, kind_of, needs_of
 from pcdistill.losses.eakd import EntropyWeightedLoss
@@ -165,7 +165,7 @@ class Objective(nn.Module):
 
 @dataclass(frozen=True)
 class Pull:
-    """Where terms and labels are compared by their gradients (see :mod:`pcdistill.distill.strength`).
+    """Where terms and labels are compared by their gradients (see :mod:`pcdistill.distillation.strength`).
 
     Attributes:
         places_of: the student's tensors that a term compares.
@@ -182,7 +182,7 @@ def _start_temperature(term: Term) -> float | None:
         return None
     start = getattr(term.loss, "temperature", None)
     if not isinstance(start, int | float):
-        raise InputError(f"{term.name}: temperature_to needs a loss with one temperature, which {term.name} has not")
+        raise InputError(f"{term.name}: temperature_to needs a loss with one temperature, and this loss has none")
     return float(start)
 
 
@@ -203,12 +203,12 @@ def build_objective(
         name = short_name(term.method)
         if any(other.name == name for other in built):
             name = f"{name}_{i}"
-        strength = _strength(term, loss, f"losses.{i}")
+        strength = _strength(term, needs_of(loss), f"losses.{i}")
         built.append(Term(name, loss, term.weight, term.warmup_epochs, term.weight_to, term.temperature_to, strength))
     return Objective(built)
 
 
-def _strength(term: TermConfig, loss: nn.Module, where: str) -> Strength | None:
+def _strength(term: TermConfig, needs: Needs, where: str) -> Strength | None:
     """What chooses the term's weight, if the recipe gives a strength.
 
     Raises:
@@ -216,15 +216,31 @@ def _strength(term: TermConfig, loss: nn.Module, where: str) -> Strength | None:
     """
     if term.strength is None:
         return None
-    needs = needs_of(loss)
+    if term.weight != 1.0 or term.weight_to is not None:
+        raise InputError(f"{where}: {term.method}: give a weight or a strength, not both")
     if not needs.teacher:
-        raise InputError(f"{where}: {term.method}: strength is of a term that compares with the teacher; give a weight")
+        raise InputError(f"{where}: {term.method}: strength is for terms that compare with the teacher; give a weight")
     if needs.replaces_labels:
         raise InputError(
             f"{where}: {term.method} stands for cross-entropy too, so there is no pull of the labels to compare with; "
             "leave strength out and give a weight"
         )
     return Strength(term.strength, follow=term.strength_follow)
+
+
+def at_strength(recipe: Recipe, strength: float) -> Recipe | None:
+    """The recipe with every term that compares with the teacher at this strength, and the labels at weight 1.
+
+    None where there is nothing to weigh: no teacher, or a term that stands for the labels' loss too.
+    """
+    terms, compared = [], False
+    for i, term in enumerate(recipe.losses):
+        needs = term_needs(term, f"losses.{i}")
+        if needs.replaces_labels:
+            return None
+        compared |= needs.teacher
+        terms.append(replace(term, weight=1.0, weight_to=None, strength=strength if needs.teacher else None))
+    return replace(recipe, losses=tuple(terms)) if compared else None
 
 
 def build_loss(
@@ -369,6 +385,7 @@ def check_losses(recipe: Recipe, num_classes: int) -> None:
         for i, term in enumerate(recipe.losses):
             loss = _early_loss(term, f"losses.{i}", {"num_classes": num_classes})
             needs = term_needs(term, f"losses.{i}")
+            _strength(term, needs, f"losses.{i}")
             try:
                 if loss is not None:
                     check_fit(loss, shapes)
