@@ -84,7 +84,7 @@ def test_what_is_written_passes_its_own_tests_and_trains(copy):
 
 def test_what_is_written_is_documented_as_the_documents_demand_and_public(copy):
     wanted = "section or table or public or (meaning and error)"
-    files = ("tests/test_docs.py", "tests/losses/test_options.py", "tests/distill/test_objective.py")
+    files = ("tests/test_docs.py", "tests/losses/test_options.py", "tests/distillation/test_objective.py")
     done = call(copy, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", wanted)
     assert done.returncode == 0, done.stdout[-3000:]
     listed = call(copy, "-m", "pcdistill.cli", "list", "methods", "--search", "error").stdout
