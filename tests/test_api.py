@@ -1,11 +1,14 @@
 """`pcdistill.distill` on plain modules and loaders: what comes back, what the teacher sees, what is refused."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pcdistill
+from pcdistill.commands.evaluate import evaluation_recipe
 from pcdistill.errors import InputError
 
 CLASSES = 4
@@ -147,6 +150,59 @@ def test_a_run_in_a_folder_continues(teacher, loaders, tmp_path):
     again = run(teacher, loaders, epochs=3, out=tmp_path / "a")  # finished: nothing is trained
     assert [row["val/top1"] for row in again.history] == [row["val/top1"] for row in whole.history]
     assert (tmp_path / "a" / "metrics.csv").exists()
+
+
+def test_python_leaves_what_the_command_leaves_and_evaluates_the_test_set_once(teacher, loaders, tmp_path):
+    class Counted:
+        """A loader that counts how often it is gone through."""
+
+        def __init__(self, loader):
+            self.loader, self.rounds = loader, 0
+
+        def __len__(self):
+            return len(self.loader)
+
+        def __iter__(self):
+            self.rounds += 1
+            return iter(self.loader)
+
+    held_out = Counted(DataLoader(images(64, 2), 64))
+    found = run(teacher, loaders, epochs=3, out=tmp_path / "run", test=held_out)
+    assert held_out.rounds == 3 - (found.summary["best"]["epoch"] == 3)  # best and last epoch, and the teacher
+    student, history = found
+    assert student is found.student
+    assert history is found.history
+    assert found.summary["teacher"]["test"]["top1"] > 50
+    assert found.summary["best"]["test"].keys() == {"top1", "top5", "loss"}
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names >= {
+        *("recipe.yaml", "environment.json", "metrics.csv", "best.pt", "last.pt", "result.json"),
+        *("student.safetensors", "report.html", "README.md"),
+    }
+    assert json.loads((tmp_path / "run" / "result.json").read_text()) == found.summary
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "distilled by pcd" in card
+    scope = {"model": net(4, 5), "images": loaders[1].dataset.tensors[0]}
+    code = card.split("```python\n")[1].split("```")[0]
+    exec(code.replace("student.safetensors", str(tmp_path / "run" / "student.safetensors")), scope)
+    torch.testing.assert_close(scope["logits"], student(scope["images"]))
+
+
+def test_without_a_folder_nothing_is_written_and_the_summary_is_there(teacher, loaders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = run(teacher, loaders)
+    assert found.summary["notes"] == [
+        "no test set: best was chosen on the same validation images that it is reported on"
+    ]
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(InputError, match="train.trackers need a folder: give out"):
+        run(teacher, loaders, train_options={"trackers": ["tensorboard"]})
+
+
+def test_a_run_from_python_cannot_be_evaluated_by_a_command(teacher, loaders, tmp_path):
+    run(teacher, loaders, epochs=1, out=tmp_path / "run")
+    with pytest.raises(InputError, match="was made from Python, with modules and loaders"):
+        evaluation_recipe(tmp_path / "run", {})
 
 
 def test_importing_the_package_imports_no_torch():

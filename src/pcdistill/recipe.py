@@ -187,6 +187,12 @@ class Recipe:
         """Whether a teacher takes part; else the student is trained alone."""
         return self.teacher is not None and self.method != ALONE
 
+    @property
+    def strength(self) -> float | None:
+        """How many times as hard as the labels distillation pulls; None where weights are given, or several."""
+        found = {term.strength for term in self.losses} - {None}
+        return found.pop() if len(found) == 1 else None
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as YAML and JSON hold them; `Recipe` and back loses nothing."""
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))

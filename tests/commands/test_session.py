@@ -2,14 +2,18 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from pcdistill.classification.task import build_distiller, build_student
-from pcdistill.commands.session import run
+from pcdistill.commands.compare import expand_methods
+from pcdistill.commands.folder import recorded_summary, refuse_another_run
+from pcdistill.commands.run import run_with_report
+from pcdistill.commands.session import Session, run
 from pcdistill.distill.teacher import Teacher
-from pcdistill.errors import InputError
+from pcdistill.errors import InputError, TrainingStopped
 from pcdistill.recipe import load_recipe
 from tests.helpers import data_of, on_cpu
 
@@ -40,6 +44,59 @@ def teacher(tmp_path_factory):
     out = tmp_path_factory.mktemp("teacher")
     run(recipe(method="none", student__kwargs={}, train__epochs=3), out)
     return str(out / "student.safetensors")
+
+
+def test_a_session_goes_step_by_step(teacher, tmp_path):
+    whole = run(recipe(method="kd", teacher__weights=teacher, train__epochs=1), tmp_path / "whole")
+    session = Session(recipe(method="kd", teacher__weights=teacher, train__epochs=1), tmp_path / "run")
+    session.prepare()
+    assert (tmp_path / "run" / "recipe.yaml").exists()
+    assert not (tmp_path / "run" / "metrics.csv").exists()
+    session.train()
+    assert (tmp_path / "run" / "metrics.csv").exists()
+    assert not (tmp_path / "run" / "result.json").exists()
+    result = session.conclude()
+    assert result.history == session.trainer.history
+    for key in ("best", "last", "teacher", "student", "digest", "status"):
+        assert result.summary[key] == whole.summary[key]
+    assert recorded_summary(tmp_path / "run", session.recipe) == json.loads(json.dumps(result.summary))
+    assert recorded_summary(tmp_path / "run", recipe(method="kd")) is None
+
+
+def test_a_run_that_diverges_is_recorded_with_its_reason_and_reported(tmp_path):
+    wild = recipe(method="none", optim__lr=1e30, optim__clip_norm=None, train__epochs=1)
+    wild = replace(wild, optim=replace(wild.optim, clip_norm=None))
+    with pytest.raises(TrainingStopped, match="the loss is not finite"):
+        run_with_report(wild, tmp_path / "run")
+    summary = recorded_summary(tmp_path / "run", wild)
+    assert summary["status"] == "stopped"
+    assert "the loss is not finite" in summary["notes"][0]
+    assert "the loss is not finite" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is a file; --out must name a folder"):
+        refuse_another_run(tmp_path / "file", "abc")
+    (tmp_path / "run").mkdir()
+    refuse_another_run(tmp_path / "run", "abc")
+    for content in ("{", "[]", '{"digest": "abc"}'):  # damaged, not a result, ours
+        (tmp_path / "run" / "result.json").write_text(content)
+        refuse_another_run(tmp_path / "run", "abc")
+    with pytest.raises(InputError, match="holds the result of another recipe"):
+        refuse_another_run(tmp_path / "run", "abd")
+
+
+def test_groups_of_methods_are_spelt_out_once():
+    found = expand_methods("kd, all-logit,kd", recipe())
+    assert found[0] == "kd"
+    assert len(found) == len(set(found)) > 10
+    assert {"ce", "detector"}.isdisjoint(found)
+    assert expand_methods("ce,mine.py:Loss", recipe()) == ["ce", "mine.py:Loss"]
+    with pytest.raises(InputError, match='unknown method "pdc"; did you mean "pcd"'):
+        expand_methods("kd,pdc", recipe())
+    with pytest.raises(InputError, match="must name at least one"):
+        expand_methods(" , ", recipe())
 
 
 def test_mixup_cutmix_smoothing_average_and_tensorboard(teacher, tmp_path):

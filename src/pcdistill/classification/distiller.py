@@ -61,7 +61,7 @@ class ClassificationDistiller(nn.Module):
         student_out: Any
         teacher_out: Any = batch.teacher_logits
         if student_taps is not None and teacher_taps is not None:
-            index = batch.index
+            index = batch.index if self.objective.needs_index else None
             if index is not None and 0 < len(index) < len(images):
                 index = index.repeat(len(images) // len(index))  # view-major, as the images
             student_out = student_taps(images, index)

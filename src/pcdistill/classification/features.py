@@ -67,7 +67,10 @@ def tap(recipe: Recipe, student: nn.Module, teacher: Teacher, data: Any) -> Tapp
 
     batch = next(iter(data.train.epoch(0)))
     images = batch.images[:4].to(device)
-    index = None if batch.index is None else batch.index[: len(images)].to(device)
+    needs = [term_needs(term, f"losses.{i}") for i, term in enumerate(recipe.losses)]
+    index = None
+    if batch.index is not None and any(need.index for need in needs):
+        index = batch.index[: len(images)].to(device)
 
     def look(run: Callable[..., Features], model: nn.Module) -> Features:
         was_training = model.training
@@ -84,7 +87,7 @@ def tap(recipe: Recipe, student: nn.Module, teacher: Teacher, data: Any) -> Tapp
         "labels": getattr(data.train, "labels", None),
         "num_classes": len(data.classes),
     }
-    headed = [i for i, term in enumerate(recipe.losses) if term_needs(term, f"losses.{i}").new_head]
+    headed = [i for i, need in enumerate(needs) if need.new_head]
     if not headed:
         return Tapped(student, student_taps.run, run_teacher, context)
 

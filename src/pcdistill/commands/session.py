@@ -12,10 +12,10 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from pcdistill import models
-from pcdistill.commands.cache import replayed
 from pcdistill.commands.environment import environment
 from pcdistill.commands.folder import refuse_another_run
 from pcdistill.commands.tasks import Task, task_of
+from pcdistill.distill.cache_replay import replayed
 from pcdistill.distill.unused import unused_parameters
 from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.console import Console, duration
@@ -287,6 +287,8 @@ class Session:
             "task": recipe.task,
             "method": recipe.method,
             "seed": recipe.train.seed,
+            **({} if recipe.strength is None else {"strength": recipe.strength}),
+            "threads": torch.get_num_threads(),
             "data": recipe.data.name,
             "metric": self.task.metric,
             "digest": recipe.digest(),

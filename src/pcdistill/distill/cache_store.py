@@ -5,8 +5,7 @@ A cache is a folder: cache.json says what made it, epoch-0000.bin and so on hold
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pcdistill.data.loader import Batch, Batches
 from pcdistill.distill.teacher import Teacher
 from pcdistill.errors import InputError
 
@@ -135,44 +133,6 @@ class TeacherCache:
                 f"the cache {self.path} is of other batches: data, split, augmentation, batch size and data.seed "
                 f"(the cache's is {info.seed}) must be those that it was made with"
             )
-
-
-class CachedBatches(Batches):
-    """Batches with their teacher logits out of a cache; after its epochs the stream begins anew.
-
-    Args:
-        batches: the stream that the cache was made of, this process's share.
-        cache: checked against them.
-        rank: this process.
-        world_size: of so many.
-    """
-
-    def __init__(self, batches: Batches, cache: TeacherCache, *, rank: int = 0, world_size: int = 1) -> None:
-        self.batches, self.cache = batches, cache
-        self.rank, self.world_size = rank, world_size
-        self.num_samples, self.signature = batches.num_samples, batches.signature
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        info = self.cache.info
-        stored = epoch % info.epochs
-        for number, batch in enumerate(self.batches.epoch(stored, start), start):
-            places = number * info.rows + self._places(len(batch.images))
-            logits = self.cache.logits(stored, places)
-            yield replace(batch, teacher_logits=logits.to(batch.images.device, non_blocking=True))
-
-    def _places(self, rows: int) -> Tensor:
-        """Where this process's rows lie in the whole batch: a run of samples, in every view."""
-        views, whole = self.cache.info.views, self.cache.info.rows
-        own, size = rows // views, whole // views
-        if own * self.world_size != size:
-            raise InputError(
-                f"the cache {self.cache.path} has batches of {size} images, this run has {own} x {self.world_size}"
-            )
-        first = torch.arange(self.rank * own, (self.rank + 1) * own)
-        return torch.cat([first + view * size for view in range(views)])
 
 
 def fingerprint(teacher: Teacher) -> str:

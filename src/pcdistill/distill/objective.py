@@ -4,7 +4,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -203,12 +203,12 @@ def build_objective(
         name = short_name(term.method)
         if any(other.name == name for other in built):
             name = f"{name}_{i}"
-        strength = _strength(term, loss, f"losses.{i}")
+        strength = _strength(term, needs_of(loss), f"losses.{i}")
         built.append(Term(name, loss, term.weight, term.warmup_epochs, term.weight_to, term.temperature_to, strength))
     return Objective(built)
 
 
-def _strength(term: TermConfig, loss: nn.Module, where: str) -> Strength | None:
+def _strength(term: TermConfig, needs: Needs, where: str) -> Strength | None:
     """What chooses the term's weight, if the recipe gives a strength.
 
     Raises:
@@ -216,7 +216,8 @@ def _strength(term: TermConfig, loss: nn.Module, where: str) -> Strength | None:
     """
     if term.strength is None:
         return None
-    needs = needs_of(loss)
+    if term.weight != 1.0 or term.weight_to is not None:
+        raise InputError(f"{where}: {term.method}: give a weight or a strength, not both")
     if not needs.teacher:
         raise InputError(f"{where}: {term.method}: strength is of a term that compares with the teacher; give a weight")
     if needs.replaces_labels:
@@ -225,6 +226,21 @@ def _strength(term: TermConfig, loss: nn.Module, where: str) -> Strength | None:
             "leave strength out and give a weight"
         )
     return Strength(term.strength, follow=term.strength_follow)
+
+
+def at_strength(recipe: Recipe, strength: float) -> Recipe | None:
+    """The recipe with every term that compares with the teacher at this strength, and the labels at weight 1.
+
+    None where there is nothing to weigh: no teacher, or a term that stands for the labels' loss too.
+    """
+    terms, compared = [], False
+    for i, term in enumerate(recipe.losses):
+        needs = term_needs(term, f"losses.{i}")
+        if needs.replaces_labels:
+            return None
+        compared |= needs.teacher
+        terms.append(replace(term, weight=1.0, weight_to=None, strength=strength if needs.teacher else None))
+    return replace(recipe, losses=tuple(terms)) if compared else None
 
 
 def build_loss(
@@ -369,6 +385,7 @@ def check_losses(recipe: Recipe, num_classes: int) -> None:
         for i, term in enumerate(recipe.losses):
             loss = _early_loss(term, f"losses.{i}", {"num_classes": num_classes})
             needs = term_needs(term, f"losses.{i}")
+            _strength(term, needs, f"losses.{i}")
             try:
                 if loss is not None:
                     check_fit(loss, shapes)

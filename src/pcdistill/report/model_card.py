@@ -8,10 +8,11 @@ from typing import Any
 import yaml
 
 from pcdistill.engine.console import duration
+from pcdistill.recipe import LOADERS
 from pcdistill.report._folder import Run, read_run
 from pcdistill.report._format import SPLITS, count, metric_name, number, shown
 from pcdistill.report.rows import aligned
-from pcdistill.report.run_page import COLUMNS, data_name, metric_of, name_of
+from pcdistill.report.run_page import COLUMNS, data_name, metric_of, name_of, trained_alone
 
 WEIGHTS = "student.safetensors"
 
@@ -28,7 +29,7 @@ def write_model_card(run_dir: Path) -> str:
     run = read_run(Path(run_dir))
     student, teacher = name_of(run, "student") or "student", name_of(run, "teacher")
     method = str(run.result.get("method") or run.recipe.get("method") or "unknown")
-    alone = teacher is None or method == "none"
+    alone = trained_alone(run)
     parts = [
         "---",
         yaml.safe_dump(
@@ -142,6 +143,12 @@ def _usage(run: Run, student: str) -> list[str]:
     metadata = _weights_metadata(run.path / WEIGHTS)
     if run.result.get("task", run.recipe.get("task")) == "detection":
         return _detector_usage(run, student, metadata)
+    if data_name(run) == LOADERS:
+        return [
+            "from pcdistill import models",
+            f'models.load_weights(model, "{WEIGHTS}")  # model: a {student}, built as it was for the training',
+            "logits = model.eval()(images)  # images as the training's loader gave them",
+        ]
     mean, std = metadata.get("mean"), metadata.get("std")
     image_size = metadata.get("image_size") or _dict(run.recipe.get("data")).get("image_size")
     kwargs = _dict(run.recipe.get("student")).get("kwargs")

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from pcdistill.engine.console import duration
+from pcdistill.recipe import ALONE
 from pcdistill.report._folder import Run, read_run, replace_file
 from pcdistill.report._format import MISSING, SPLITS, count, metric_name, number, short_metric, shown
 from pcdistill.report._page import render
@@ -63,11 +64,16 @@ def _values(run: Run) -> dict[str, Any]:
 
 def title_of(run: Run) -> str:
     """What the run did: its method, from teacher to student."""
-    student, teacher = name_of(run, "student"), name_of(run, "teacher")
-    method = str(run.result.get("method") or run.recipe.get("method") or "run")
-    if teacher is None or method == "none":
+    student = name_of(run, "student")
+    if trained_alone(run):
         return f"{student or run.path.name}, trained alone"
-    return f"{method}: {teacher} → {student or 'student'}"
+    method = str(run.result.get("method") or run.recipe.get("method") or "run")
+    return f"{method}: {name_of(run, 'teacher')} → {student or 'student'}"
+
+
+def trained_alone(run: Run) -> bool:
+    """Whether no teacher took part."""
+    return name_of(run, "teacher") is None or (run.result.get("method") or run.recipe.get("method")) == ALONE
 
 
 def subtitle_of(run: Run) -> str:
