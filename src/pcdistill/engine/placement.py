@@ -85,7 +85,7 @@ def _broken_in_channels_last(student: nn.Module) -> str | None:
         if not isinstance(module, nn.Conv2d) or module.kernel_size != (1, 1) or module.stride == (1, 1):
             continue
         if module.in_channels // module.groups < 16:
-            return name
+            return str(name)
     return None
 
 
