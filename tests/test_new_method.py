@@ -14,7 +14,7 @@ KINDS = {"logits": "centred-error", "features": "embedding-error", "pyramids": "
 TRAINS = '''
 import torch
 
-from pcdistill.distill.objective import build_objective, check_losses, method_options
+from pcdistill.distillation.objective import build_objective, check_losses, method_options
 from pcdistill.recipe import load_recipe
 from tests.losses import feature_checks, pyramid_checks
 

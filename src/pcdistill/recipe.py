@@ -147,7 +147,7 @@ class TermConfig:
 
     `weight_to` and `temperature_to`: where weight and temperature move to, epoch by epoch and in equal steps, from
     `weight` and the loss's `temperature` in the first epoch to these values in the last; none: they stay.
-    `strength`, in place of a weight: the term pulls so many times as hard as the labels (pcdistill.distill.strength);
+    `strength`, in place of a weight: the term pulls so many times as hard as the labels; see distillation/strength.py;
     `strength_follow`: measured through all of training, or kept after the first steps.
     `entropy_weighting`: samples weigh by the entropies of teacher and student (EA-KD) at this temperature; true: at 3.
     """
@@ -447,7 +447,7 @@ def _with_overrides(terms: list[Any], of_terms: Mapping[str, Any], mistakes: _Mi
         parts = dotted.split(".")
         shown = ", ".join(name for name in names if name)
         if len(parts) != 3:
-            mistakes.add(f"must be losses.TERM.KEY, TERM a position or one of: {shown}", f"--set {dotted}")
+            mistakes.add(f"must be losses.TERM.KEY, where TERM is a position or one of: {shown}", f"--set {dotted}")
             continue
         _, name, key = parts
         if name not in names and not (name.isdecimal() and int(name) < len(terms)):

@@ -15,10 +15,10 @@ from pcdistill.commands import cache as caching
 from pcdistill.commands.cache import make_cache
 from pcdistill.commands.session import run
 from pcdistill.data.loader import Batch
-from pcdistill.distill import cache_store as stored
-from pcdistill.distill.cache_replay import CachedBatches, resolve_cache
-from pcdistill.distill.cache_store import CacheInfo, TeacherCache, epoch_file
-from pcdistill.distill.teacher import Teacher
+from pcdistill.distillation import cache_store as stored
+from pcdistill.distillation.cache_replay import CachedBatches, resolve_cache
+from pcdistill.distillation.cache_store import CacheInfo, TeacherCache, epoch_file
+from pcdistill.distillation.teacher import Teacher
 from pcdistill.errors import InputError
 from pcdistill.losses import pcd_loss
 from pcdistill.recipe import load_recipe
@@ -159,11 +159,11 @@ def test_misfits_are_refused(weights, cache, tmp_path):
             tmp_path / "x",
         )
 
-    with pytest.raises(InputError, match=r"of other batches: data, split.*data\.seed \(the cache's is 0\)"):
+    with pytest.raises(InputError, match=r"from other batches: data, split.*data\.seed \(the cache's is 0\)"):
         attempt(data__seed=3)
-    with pytest.raises(InputError, match="of other batches"):
+    with pytest.raises(InputError, match="from other batches"):
         attempt(data__batch_size=16)
-    with pytest.raises(InputError, match="of other batches"):
+    with pytest.raises(InputError, match="from other batches"):
         attempt(data__augment="none")
     with pytest.raises(InputError, match="1 view.s. of each image, this run has 10 and 2"):
         attempt(method="mlkd")
@@ -172,7 +172,7 @@ def test_misfits_are_refused(weights, cache, tmp_path):
     with pytest.raises(InputError, match=r"has no cache\.json; `pcdistill cache` makes one"):
         attempt(teacher__cache=str(tmp_path))
     run(recipe(method="none", student__kwargs={}, train__epochs=1), tmp_path / "other")
-    with pytest.raises(InputError, match="of another teacher"):
+    with pytest.raises(InputError, match="from another teacher"):
         attempt(teacher__weights=str(tmp_path / "other" / "student.safetensors"))
     with pytest.raises(InputError, match="holds another cache .epochs differ"):
         make_cache(recipe(method="kd", teacher__weights=weights), cache, epochs=3)

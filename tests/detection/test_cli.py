@@ -220,7 +220,7 @@ WRONG = [
     (["--set", "losses=[{method: detector}, {method: pcd, stages: 3}]"], "stages"),
     (
         ["--set", "losses=[{method: detector}, {method: mlkd}]"],
-        "a term compares two views of each image, which detectors have not",
+        "a term compares two views of each image, which detectors do not have",
     ),
     (["--set", "losses=[{method: detector}, {method: dfmsd, maskin: both}]"], 'no option "maskin"'),
     (["--set", "losses=[{method: detector}, {method: pkd, strides: [64]}]"], "no level of stride 64"),

@@ -11,8 +11,8 @@ from torch import nn
 from pcdistill.classification.distiller import ClassificationDistiller
 from pcdistill.classification.metrics import evaluate, top1_metric
 from pcdistill.data.loader import Batch
-from pcdistill.distill.objective import Objective, Term
-from pcdistill.distill.teacher import Teacher
+from pcdistill.distillation.objective import Objective, Term
+from pcdistill.distillation.teacher import Teacher
 from pcdistill.engine.checkpoint import random_state
 from pcdistill.engine.loop import Metric, Record, Trainer
 from pcdistill.engine.placement import make_accelerator, make_placement

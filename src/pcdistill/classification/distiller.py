@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from pcdistill.classification.metrics import count_correct
 from pcdistill.data.loader import Batch
-from pcdistill.distill.objective import Objective
-from pcdistill.distill.teacher import Teacher, logits_of
+from pcdistill.distillation.objective import Objective
+from pcdistill.distillation.teacher import Teacher, logits_of
 from pcdistill.errors import InputError
 
 

@@ -7,9 +7,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pcdistill.distill.objective import Objective, build_loss, term_needs
-from pcdistill.distill.taps import Taps
-from pcdistill.distill.teacher import Teacher
+from pcdistill.distillation.objective import Objective, build_loss, term_needs
+from pcdistill.distillation.taps import Taps
+from pcdistill.distillation.teacher import Teacher
 from pcdistill.losses._features import Features
 from pcdistill.losses.base import GivesHead
 from pcdistill.models.feature_maps import Headed

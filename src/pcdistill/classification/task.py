@@ -16,10 +16,10 @@ from pcdistill.classification.distiller import ClassificationDistiller
 from pcdistill.classification.features import tap
 from pcdistill.classification.metrics import evaluate, top1_metric
 from pcdistill.data.loader import Stream
-from pcdistill.distill.cache_store import read_state
-from pcdistill.distill.folding import fold_batchnorm
-from pcdistill.distill.objective import build_objective, check_losses, method_kind, views_of
-from pcdistill.distill.teacher import Stats, Teacher, align_classes
+from pcdistill.distillation.cache_store import read_state
+from pcdistill.distillation.folding import fold_batchnorm
+from pcdistill.distillation.objective import build_objective, check_losses, method_kind, views_of
+from pcdistill.distillation.teacher import Stats, Teacher, align_classes
 from pcdistill.engine.console import Console
 from pcdistill.engine.loop import Metric
 from pcdistill.engine.placement import Placement

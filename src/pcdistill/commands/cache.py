@@ -12,9 +12,9 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from pcdistill.classification import task as prepare
-from pcdistill.distill.cache_store import FORMAT, LARGEST, CacheInfo, checksum, epoch_file, fingerprint, read_state
-from pcdistill.distill.objective import views_of
-from pcdistill.distill.teacher import Teacher
+from pcdistill.distillation.cache_store import FORMAT, LARGEST, CacheInfo, checksum, epoch_file, fingerprint, read_state
+from pcdistill.distillation.objective import views_of
+from pcdistill.distillation.teacher import Teacher
 from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.console import Console
 from pcdistill.engine.placement import Placement, make_accelerator, make_placement

@@ -12,8 +12,8 @@ from pcdistill.commands.jobs import Job, run_jobs, shares
 from pcdistill.commands.run import run_with_report
 from pcdistill.commands.session import open_data, teacher_recipe
 from pcdistill.commands.tasks import task_of
-from pcdistill.distill.cache_replay import resolve_cache
-from pcdistill.distill.objective import at_strength
+from pcdistill.distillation.cache_replay import resolve_cache
+from pcdistill.distillation.objective import at_strength
 from pcdistill.engine.console import Console, duration
 from pcdistill.engine.placement import make_accelerator
 from pcdistill.errors import InputError, nearest

@@ -15,8 +15,8 @@ from pcdistill import models
 from pcdistill.commands.environment import environment
 from pcdistill.commands.folder import refuse_another_run
 from pcdistill.commands.tasks import Task, task_of
-from pcdistill.distill.cache_replay import replayed
-from pcdistill.distill.unused import unused_parameters
+from pcdistill.distillation.cache_replay import replayed
+from pcdistill.distillation.unused import unused_parameters
 from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.console import Console, duration
 from pcdistill.engine.loop import Fit, Interrupted, Record, Trainer

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pcdistill.distill.teacher import Teacher
+from pcdistill.distillation.teacher import Teacher
 from pcdistill.errors import InputError
 
 FORMAT = "pcdistill-cache-1"
@@ -110,7 +110,7 @@ class TeacherCache:
             wanted = self.info.batches * self.info.rows * self.info.row.itemsize
             if not file.is_file() or file.stat().st_size != wanted or checksum(file) != self.checksums[stored]:
                 raise InputError(
-                    f"{file} is damaged: its checksum is not the one that was written; make the cache anew"
+                    f"{file} is damaged: its checksum is not the one that was written; make the cache again"
                 )
             self._maps = {stored: np.memmap(file, self.info.row, "r")}
         return self.info.decode(self._maps[stored][places.numpy()])
@@ -120,8 +120,8 @@ class TeacherCache:
         info = self.info
         if teacher != info.teacher:
             raise InputError(
-                f"the cache {self.path} is of another teacher (weights, class order, normalisation or resolution); "
-                "make one with this teacher"
+                f"the cache {self.path} comes from another teacher (weights, class order, normalisation or resolution)"
+                "; make one with this teacher"
             )
         if (classes, views) != (info.classes, info.views):
             raise InputError(
@@ -130,7 +130,7 @@ class TeacherCache:
             )
         if stream != info.stream:
             raise InputError(
-                f"the cache {self.path} is of other batches: data, split, augmentation, batch size and data.seed "
+                f"the cache {self.path} comes from other batches: data, split, augmentation, batch size and data.seed "
                 f"(the cache's is {info.seed}) must be those that it was made with"
             )
 

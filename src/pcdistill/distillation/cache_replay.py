@@ -10,9 +10,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from pcdistill.data.loader import Batch, Batches
-from pcdistill.distill.cache_store import TeacherCache, fingerprint, read_state
-from pcdistill.distill.objective import method_kind, views_of
-from pcdistill.distill.teacher import Teacher
+from pcdistill.distillation.cache_store import TeacherCache, fingerprint, read_state
+from pcdistill.distillation.objective import method_kind, views_of
+from pcdistill.distillation.teacher import Teacher
 from pcdistill.errors import InputError
 from pcdistill.recipe import Recipe
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pcdistill.distill.taps import Taps
+from pcdistill.distillation.taps import Taps
 from pcdistill.errors import InputError, PcdistillError
 from pcdistill.models.cifar import MODELS
 from pcdistill.models.feature_maps import Headed, unwrap

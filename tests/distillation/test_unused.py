@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from pcdistill.distill.objective import Objective, Term, build_objective
-from pcdistill.distill.unused import unused_parameters
+from pcdistill.distillation.objective import Objective, Term, build_objective
+from pcdistill.distillation.unused import unused_parameters
 from pcdistill.losses import CELoss
 from pcdistill.losses._features import Features
 from pcdistill.methods import METHODS

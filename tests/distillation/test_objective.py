@@ -7,7 +7,15 @@ import pytest
 import torch
 
 import pcdistill.losses as losses
-from pcdistill.distill.objective import Objective, Term, build_loss, build_objective, check_losses, term_needs, views_of
+from pcdistill.distillation.objective import (
+    Objective,
+    Term,
+    build_loss,
+    build_objective,
+    check_losses,
+    term_needs,
+    views_of,
+)
 from pcdistill.errors import InputError
 from pcdistill.losses import (
     CELoss,

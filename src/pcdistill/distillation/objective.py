@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pcdistill.distill.strength import Strength
+from pcdistill.distillation.strength import Strength
 from pcdistill.errors import InputError, nearest
 from pcdistill.losses.base import Features, Kind, Needs, Shapes, check_fit, check_needs, kind_of, needs_of
 from pcdistill.losses.eakd import EntropyWeightedLoss
@@ -165,7 +165,7 @@ class Objective(nn.Module):
 
 @dataclass(frozen=True)
 class Pull:
-    """Where terms and labels are compared by their gradients (see :mod:`pcdistill.distill.strength`).
+    """Where terms and labels are compared by their gradients (see :mod:`pcdistill.distillation.strength`).
 
     Attributes:
         places_of: the student's tensors that a term compares.
@@ -182,7 +182,7 @@ def _start_temperature(term: Term) -> float | None:
         return None
     start = getattr(term.loss, "temperature", None)
     if not isinstance(start, int | float):
-        raise InputError(f"{term.name}: temperature_to needs a loss with one temperature, which {term.name} has not")
+        raise InputError(f"{term.name}: temperature_to needs a loss with one temperature, and this loss has none")
     return float(start)
 
 
@@ -219,7 +219,7 @@ def _strength(term: TermConfig, needs: Needs, where: str) -> Strength | None:
     if term.weight != 1.0 or term.weight_to is not None:
         raise InputError(f"{where}: {term.method}: give a weight or a strength, not both")
     if not needs.teacher:
-        raise InputError(f"{where}: {term.method}: strength is of a term that compares with the teacher; give a weight")
+        raise InputError(f"{where}: {term.method}: strength is for terms that compare with the teacher; give a weight")
     if needs.replaces_labels:
         raise InputError(
             f"{where}: {term.method} stands for cross-entropy too, so there is no pull of the labels to compare with; "

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from pcdistill.distill.folding import fold_batchnorm
+from pcdistill.distillation.folding import fold_batchnorm
 from pcdistill.models import build_model
 
 

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from torch.nn import functional as F
 
-from pcdistill.distill import strength as module
-from pcdistill.distill.strength import Strength
+from pcdistill.distillation import strength as module
+from pcdistill.distillation.strength import Strength
 from pcdistill.losses import kd_loss, pcd_loss
 
 

@@ -6,8 +6,8 @@ from torch import nn
 
 from pcdistill.classification.distiller import ClassificationDistiller
 from pcdistill.data.loader import Batch
-from pcdistill.distill.objective import Objective, Term
-from pcdistill.distill.teacher import Teacher, align_classes
+from pcdistill.distillation.objective import Objective, Term
+from pcdistill.distillation.teacher import Teacher, align_classes
 from pcdistill.errors import InputError
 from pcdistill.losses import CELoss, KDLoss
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from pcdistill.distill.teacher import logits_of
+from pcdistill.distillation.teacher import logits_of
 from pcdistill.errors import InputError, PcdistillError
 from pcdistill.losses._features import Features
 from pcdistill.models.feature_maps import Layout, check_names, ends_in_channels, prefix_tokens, tensor_of, unwrap
