@@ -60,6 +60,7 @@ def call(root: Path, *argv: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *argv], cwd=root, env=env, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
     root = tmp_path_factory.mktemp("copy")
@@ -82,9 +83,10 @@ def test_what_is_written_passes_its_own_tests_and_trains(copy):
     assert done.returncode == 0, done.stdout[-3000:]
 
 
+@pytest.mark.slow
 def test_what_is_written_is_documented_as_the_documents_demand_and_public(copy):
     wanted = "section or table or public or (meaning and error)"
-    files = ("tests/test_docs.py", "tests/losses/test_options.py", "tests/distill/test_objective.py")
+    files = ("tests/test_docs.py", "tests/losses/test_options.py", "tests/distillation/test_objective.py")
     done = call(copy, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", wanted)
     assert done.returncode == 0, done.stdout[-3000:]
     listed = call(copy, "-m", "pcdistill.cli", "list", "methods", "--search", "error").stdout
