@@ -293,7 +293,7 @@ class TeacherDetector(nn.Module):
 
     def prepare(self, batch: ImageList) -> Tensor:
         """The student's padded batch [N, 3, H, W] in the teacher's normalisation and resolution; padding stays 0."""
-        images = batch.tensors
+        images: Tensor = batch.tensors
         mean, std = self.adapter.model.transform.image_mean, self.adapter.model.transform.image_std
         if self._student_transform is not None and self._student_transform != (mean, std):
             s_mean, s_std, t_mean, t_std = (

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pcdistill.errors import nearest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import list_errors  # noqa: E402  # the folder of scripts is no package

@@ -38,6 +38,7 @@ def curve(tmp_path: Path, processes: int) -> list[dict[str, float]]:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_curve_of_one(tmp_path):
     (tmp_path / "mine.py").write_text(MODELS)
     one, two = curve(tmp_path, 1), curve(tmp_path, 2)

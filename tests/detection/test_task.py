@@ -136,6 +136,8 @@ def test_distill_evaluate_and_the_same_command_again(squares, teacher, tmp_path,
     assert json.loads(capsys.readouterr().out)["per_class"] == values["per_class"]
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("student", ["retinanet/tiny4", "fcos/tiny4"])
 def test_dense_students_learn_features_of_a_teacher_of_another_family(squares, teacher, tmp_path, student, capsys):
     call("distill", *settings(squares, teacher, student, 1), "--method", "pkd", "--out", tmp_path / "run")
@@ -166,6 +168,8 @@ def test_a_killed_run_resumes_to_the_same_bits(squares, teacher, tmp_path, monke
     assert all(torch.equal(whole[key], cut[key]) for key in whole)
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_two_processes_measure_what_one_does(squares, teacher, tmp_path, capsys):
     """Every process sees its share of the images; AP is of them all, and each image counts once."""
     out = tmp_path / "on-2"

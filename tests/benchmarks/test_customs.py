@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.report.test_report import make_result, make_rows, make_run, stopped
+from tests.report.runs import make_result, make_rows, make_run, stopped
 
 PATH = Path(__file__).parents[2] / "benchmarks" / "customs.py"
 

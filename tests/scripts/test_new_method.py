@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 KINDS = {"logits": "centred-error", "features": "embedding-error", "pyramids": "level-error"}
 TRAINS = '''
 import torch
@@ -60,6 +60,7 @@ def call(root: Path, *argv: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *argv], cwd=root, env=env, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
     root = tmp_path_factory.mktemp("copy")
@@ -82,6 +83,7 @@ def test_what_is_written_passes_its_own_tests_and_trains(copy):
     assert done.returncode == 0, done.stdout[-3000:]
 
 
+@pytest.mark.slow
 def test_what_is_written_is_documented_as_the_documents_demand_and_public(copy):
     wanted = "section or table or public or (meaning and error)"
     files = ("tests/test_docs.py", "tests/losses/test_options.py", "tests/distillation/test_objective.py")
