@@ -97,7 +97,7 @@ def _tables(classes: int, stage_sizes: tuple[int, ...], device: torch.device) ->
 
 if triton is not None:
 
-    @triton.jit
+    @triton.jit  # type: ignore[untyped-decorator]  # triton has no types
     def _kernel(  # type: ignore[no-untyped-def]
         student,
         teacher,
