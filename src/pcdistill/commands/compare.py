@@ -19,7 +19,7 @@ from pcdistill.engine.placement import make_accelerator
 from pcdistill.errors import InputError, nearest
 from pcdistill.methods import METHODS
 from pcdistill.models.names import is_user_code
-from pcdistill.recipe import ALONE, Recipe, with_method
+from pcdistill.recipe import ALONE, Recipe, TeacherConfig, with_method
 from pcdistill.report.strengths import best_strengths
 from pcdistill.stats import MARGIN
 
@@ -125,8 +125,10 @@ def compare(recipe: Recipe, plan: Plan, out: Path, *, console: Console, command:
     """
     recipes = _recipes(recipe, plan)
     if any(one.distils for one in recipes.values()):
-        recipes = _with_one_teacher(recipe, recipes, out / "teacher", console=console, command=command)
-    results = _carry_out(recipes, plan, out, console=console, command=command)
+        teacher = one_teacher(recipe, out / "teacher", console=console, command=command)
+        if teacher != recipe.teacher:
+            recipes = {key: replace(one, teacher=teacher) for key, one in recipes.items()}
+    results = carry_out(recipes, plan, out, console=console, command=command)
     task, done = task_of(recipe), [key for key in recipes if key in results]
     ordered = [results[key] for key in done]
     chosen = best_strengths(ordered)
@@ -150,7 +152,7 @@ def _recipes(recipe: Recipe, plan: Plan) -> dict[Key, Recipe]:
     return found
 
 
-def _carry_out(
+def carry_out(
     recipes: dict[Key, Recipe], plan: Plan, out: Path, *, console: Console, command: str | None
 ) -> dict[Key, dict[str, Any]]:
     """The summaries of all runs: those that are there, then the others side by side; without those that failed."""
@@ -188,22 +190,14 @@ def _carry_out(
     return results
 
 
-def _with_one_teacher(
-    recipe: Recipe,
-    recipes: dict[Key, Recipe],
-    out: Path,
-    *,
-    console: Console,
-    command: str | None,
-) -> dict[Key, Recipe]:
-    """The recipes, with a teacher that is trained once, in `out`, where it has no weights for the classes."""
+def one_teacher(recipe: Recipe, out: Path, *, console: Console, command: str | None) -> TeacherConfig | None:
+    """The recipe's teacher; it is trained once, in `out`, where it has no weights for the classes."""
     trained = None if _knows_classes(recipe) else teacher_recipe(recipe)
     if trained is None or recipe.teacher is None:
-        return recipes
+        return recipe.teacher
     if recorded_summary(out, trained) is None:
         run_with_report(trained, out, console=console.labelled("teacher"), command=command)
-    teacher = replace(recipe.teacher, weights=str(out / "student.safetensors"), pretrained=False)
-    return {key: replace(one, teacher=teacher) for key, one in recipes.items()}
+    return replace(recipe.teacher, weights=str(out / "student.safetensors"), pretrained=False)
 
 
 def _knows_classes(recipe: Recipe) -> bool:
