@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from pcdistill import report
 from pcdistill.commands.folder import read_metrics, recorded_summary
@@ -19,10 +19,11 @@ from pcdistill.engine.placement import make_accelerator
 from pcdistill.errors import InputError, nearest
 from pcdistill.methods import METHODS
 from pcdistill.models.names import is_user_code
-from pcdistill.recipe import ALONE, Recipe, TeacherConfig, with_method
+from pcdistill.recipe import ALONE, Recipe, with_method
 from pcdistill.report.strengths import best_strengths
 from pcdistill.stats import MARGIN
 
+K = TypeVar("K")
 GROUPS = {"all-logit": "logits", "all-feature": "features", "all-detection": "pyramids"}
 
 
@@ -125,9 +126,7 @@ def compare(recipe: Recipe, plan: Plan, out: Path, *, console: Console, command:
     """
     recipes = _recipes(recipe, plan)
     if any(one.distils for one in recipes.values()):
-        teacher = one_teacher(recipe, out / "teacher", console=console, command=command)
-        if teacher != recipe.teacher:
-            recipes = {key: replace(one, teacher=teacher) for key, one in recipes.items()}
+        recipes = with_one_teacher(recipe, recipes, out / "teacher", console=console, command=command)
     results = carry_out(recipes, plan, out, console=console, command=command)
     task, done = task_of(recipe), [key for key in recipes if key in results]
     ordered = [results[key] for key in done]
@@ -190,14 +189,22 @@ def carry_out(
     return results
 
 
-def one_teacher(recipe: Recipe, out: Path, *, console: Console, command: str | None) -> TeacherConfig | None:
-    """The recipe's teacher; it is trained once, in `out`, where it has no weights for the classes."""
+def with_one_teacher(
+    recipe: Recipe,
+    recipes: dict[K, Recipe],
+    out: Path,
+    *,
+    console: Console,
+    command: str | None,
+) -> dict[K, Recipe]:
+    """The recipes, with a teacher that is trained once, in `out`, where it has no weights for the classes."""
     trained = None if _knows_classes(recipe) else teacher_recipe(recipe)
     if trained is None or recipe.teacher is None:
-        return recipe.teacher
+        return recipes
     if recorded_summary(out, trained) is None:
         run_with_report(trained, out, console=console.labelled("teacher"), command=command)
-    return replace(recipe.teacher, weights=str(out / "student.safetensors"), pretrained=False)
+    teacher = replace(recipe.teacher, weights=str(out / "student.safetensors"), pretrained=False)
+    return {key: replace(one, teacher=teacher) for key, one in recipes.items()}
 
 
 def _knows_classes(recipe: Recipe) -> bool:
