@@ -122,7 +122,6 @@ def test_compare_prints_and_writes_its_table_and_repeats_it(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_bits(teacher, tmp_path):
     """SIGKILL in mid-epoch, then the same command: the same weights as the run that was left alone."""
     base = [
@@ -157,6 +156,7 @@ def test_a_killed_run_resumes_to_the_same_bits(teacher, tmp_path):
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_resume(teacher, tmp_path):
     argv = [
         *(sys.executable, "-m", "pcdistill.cli", "distill", "--data", "digits", "--teacher", "cifar/resnet8"),

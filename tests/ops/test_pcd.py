@@ -77,6 +77,7 @@ def test_groups_of_one_size_and_of_two_agree(kind, dtype):
             check("eager", Case(kind, 3, c, (size,), 2.0, {}, dtype))
 
 
+@pytest.mark.slow
 def test_triton_in_its_interpreter():
     pytest.importorskip("triton")
     root = Path(__file__).resolve().parents[2]
