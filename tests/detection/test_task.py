@@ -105,6 +105,7 @@ def test_a_detector_learns_and_its_folder_is_complete(squares, teacher, monkeypa
     assert "1 detections" in page
 
 
+@pytest.mark.slow
 def test_distill_evaluate_and_the_same_command_again(squares, teacher, tmp_path, capsys):
     out = tmp_path / "run"
     command = ("distill", *settings(squares, teacher), "--method", "dfmsd", "--out", out)
