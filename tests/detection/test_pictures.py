@@ -108,6 +108,7 @@ def test_an_image_on_which_nothing_was_found_is_drawn(tmp_path):
     assert len(write_run_pictures(run)) == 2
 
 
+@pytest.mark.slow
 def test_samples_hold_what_was_found_and_masked(tmp_path):
     from pcdistill.data.loader import Stream
     from pcdistill.detection.data import build_detection_data
