@@ -23,7 +23,7 @@ from pcdistill.distill.cache_store import (
     read_state,
 )
 from pcdistill.distill.objective import method_kind, views_of
-from pcdistill.distill.teacher import Teacher
+from pcdistill.distill.teacher import Teacher, TeacherEnsemble, members_of
 from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.console import Console
 from pcdistill.engine.placement import Placement, make_accelerator, make_placement
@@ -60,6 +60,8 @@ def make_cache(
     config = recipe.teacher
     if recipe.task != "classification":
         raise InputError("a cache holds logits of classifiers; detection has none")
+    if recipe.teachers:
+        raise InputError("a cache is of one teacher: make one for each of `teachers` (--teacher MODEL)")
     if config is None:
         raise InputError("a cache needs a teacher (--teacher MODEL --teacher-weights FILE)")
     accelerator = make_accelerator(recipe.train)
@@ -171,14 +173,16 @@ def fit_cache(recipe: Recipe) -> Recipe:
     `{seed}` in the path stands for the run's seed. Methods that compare features, or another number of views than the
     cache holds, run the teacher itself.
     """
-    teacher = recipe.teacher
-    if teacher is None or teacher.cache is None:
+    paths = [t.cache and t.cache.replace("{seed}", str(recipe.train.seed)) for t in recipe.all_teachers]
+    first = next((path for path in paths if path), None)
+    if first is None:
         return recipe
-    path = teacher.cache.replace("{seed}", str(recipe.train.seed))
-    info = read_state(Path(path))["info"]
+    info = read_state(Path(first))["info"]
     fits = recipe.distils and views_of(recipe) == info["views"] and not _features(recipe)
-    teacher = replace(teacher, cache=path if fits else None)
-    return replace(recipe, teacher=teacher, data=replace(recipe.data, seed=info["seed"]))
+    teachers = [
+        replace(teacher, cache=path if fits else None) for teacher, path in zip(recipe.all_teachers, paths, strict=True)
+    ]
+    return replace(recipe.with_teachers(teachers), data=replace(recipe.data, seed=info["seed"]))
 
 
 def _features(recipe: Recipe) -> list[str]:
@@ -186,24 +190,33 @@ def _features(recipe: Recipe) -> list[str]:
     return [t.method for i, t in enumerate(recipe.losses) if method_kind(t.method, f"losses.{i}") != "logits"]
 
 
-def replayed(recipe: Recipe, teacher: Teacher, data: Any, accelerator: Accelerator) -> Any:
-    """The data with the cache's logits in its training batches, after every check.
+def replayed(recipe: Recipe, teacher: Teacher | TeacherEnsemble, data: Any, accelerator: Accelerator) -> Any:
+    """The data with the logits of the teachers' caches in its training batches, after every check.
 
     Raises:
-        InputError: a term compares features, or the cache is of another teacher or stream.
+        InputError: a term compares features, only some teachers have a cache, or one is of another teacher or stream.
     """
-    assert recipe.teacher is not None
-    assert recipe.teacher.cache is not None
     if recipe.task != "classification":
         raise InputError("teacher.cache holds logits of classifiers; detection has none")
     for method in _features(recipe):
         raise InputError(f"{method} compares {method_kind(method)}; teacher.cache holds logits alone")
-    cache = TeacherCache(recipe.teacher.cache)
-    cache.check(
-        teacher=fingerprint(teacher),
-        stream=data.train.signature,
-        classes=len(data.classes),
-        views=views_of(recipe),
+    caches = []
+    for config, member in zip(recipe.all_teachers, members_of(teacher), strict=True):
+        if config.cache is None:
+            raise InputError(f"teachers: {config.name} has no cache and another has; give one to each, or to none")
+        cache = TeacherCache(config.cache)
+        cache.check(
+            teacher=fingerprint(member),
+            stream=data.train.signature,
+            classes=len(data.classes),
+            views=views_of(recipe),
+        )
+        caches.append(cache)
+    batches = CachedBatches(
+        data.train,
+        caches,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        together=teacher.together if isinstance(teacher, TeacherEnsemble) else None,
     )
-    batches = CachedBatches(data.train, cache, rank=accelerator.process_index, world_size=accelerator.num_processes)
     return replace(data, train=batches)

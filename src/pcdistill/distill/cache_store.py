@@ -5,7 +5,7 @@ A cache is a folder: cache.json says what made it, epoch-0000.bin and so on hold
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -142,13 +142,24 @@ class CachedBatches(Batches):
 
     Args:
         batches: the stream that the cache was made of, this process's share.
-        cache: checked against them.
+        cache: checked against them; of several teachers one for each, the shortest decides when the stream begins anew.
         rank: this process.
         world_size: of so many.
+        together: one teacher's logits from those of several.
     """
 
-    def __init__(self, batches: Batches, cache: TeacherCache, *, rank: int = 0, world_size: int = 1) -> None:
-        self.batches, self.cache = batches, cache
+    def __init__(
+        self,
+        batches: Batches,
+        cache: TeacherCache | Sequence[TeacherCache],
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        together: Callable[[Sequence[Tensor]], Tensor] | None = None,
+    ) -> None:
+        self.caches = [cache] if isinstance(cache, TeacherCache) else list(cache)
+        self.batches, self.cache, self.together = batches, self.caches[0], together
+        self.epochs = min(one.info.epochs for one in self.caches)
         self.rank, self.world_size = rank, world_size
         self.num_samples, self.signature = batches.num_samples, batches.signature
 
@@ -156,23 +167,26 @@ class CachedBatches(Batches):
         return len(self.batches)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        info = self.cache.info
-        stored = epoch % info.epochs
+        stored = epoch % self.epochs
         for number, batch in enumerate(self.batches.epoch(stored, start), start):
-            places = number * info.rows + self._places(len(batch.images))
-            logits = self.cache.logits(stored, places)
+            places = number * self.cache.info.rows + self._places(batch)
+            found = [cache.logits(stored, places) for cache in self.caches]
+            logits = found[0] if self.together is None else self.together(found)
             yield replace(batch, teacher_logits=logits.to(batch.images.device, non_blocking=True))
 
-    def _places(self, rows: int) -> Tensor:
-        """Where this process's rows lie in the whole batch: a run of samples, in every view."""
+    def _places(self, batch: Batch) -> Tensor:
+        """Where this process's rows lie in the whole batch: a run of labelled samples and one of others, by view."""
         views, whole = self.cache.info.views, self.cache.info.rows
-        own, size = rows // views, whole // views
+        own, size = len(batch) // views, whole // views
         if own * self.world_size != size:
             raise InputError(
                 f"the cache {self.cache.path} has batches of {size} images, this run has {own} x {self.world_size}"
             )
-        first = torch.arange(self.rank * own, (self.rank + 1) * own)
-        return torch.cat([first + view * size for view in range(views)])
+        labelled = own if batch.labelled is None else len(batch.labelled) // views
+        others = own - labelled
+        first = self.rank * labelled + torch.arange(labelled)
+        second = self.world_size * labelled + self.rank * others + torch.arange(others)
+        return torch.cat([torch.cat([first, second]) + view * size for view in range(views)])
 
 
 def fingerprint(teacher: Teacher) -> str:
