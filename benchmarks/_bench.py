@@ -1,4 +1,4 @@
-"""Shared by every benchmark: time a call, say on what machine, print the table, save it as JSON."""
+"""Shared by every benchmark: time a call, say on what machine, print rows as they come, save the table."""
 
 import json
 import os
@@ -22,22 +22,27 @@ def time_ms(call: Callable[[], object], min_run_time: float = 1.0) -> tuple[floa
 
 def machine(device: str) -> dict[str, Any]:
     """What the figures depend on besides the code: device, threads, versions, how busy it was."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parent,
-    )
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": commit(),
         "device": torch.cuda.get_device_name() if device == "cuda" else cpu_name(),
         "threads": torch.get_num_threads(),
         "load before": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
+
+
+def commit() -> str:
+    """The commit of this checkout, with "-dirty" behind it where files differ."""
+    found = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parent,
+    )
+    return found.stdout.strip() or "unknown"
 
 
 def cpu_name() -> str:
@@ -48,14 +53,20 @@ def cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def show(row: dict[str, Any]) -> None:
+    """Print a row as soon as it is measured."""
+    print(", ".join(f"{key} {_shown(value)}" for key, value in row.items()), flush=True)
+
+
 def report(rows: list[dict[str, Any]], info: dict[str, Any], command: str, out: Path | None) -> None:
-    """Print the rows as a table under the command and the machine, and write the same as JSON."""
-    print("# " + command + "\n# " + ", ".join(f"{key} {value}" for key, value in info.items()))
-    print(table(rows))
+    """Print the rows as a table under the command and the machine; save them as JSON, and as Markdown beside it."""
+    page = f"`{command}`\n\n" + ", ".join(f"{key} {value}" for key, value in info.items()) + f"\n\n{table(rows)}\n"
+    print(page)
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"command": command, "machine": info, "rows": rows}, indent=1, allow_nan=False)
         out.write_text(text + "\n")
+        out.with_suffix(".md").write_text(page)
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from _bench import machine, report
+from _bench import machine, report, show
 from _training import our_speed, summary, write_data, write_teacher
 
 from pcdistill.commands.cache import make_cache
@@ -59,6 +59,7 @@ def main() -> None:
                     data, (teacher_name, weights), student_name, args.batch, args.epochs, **{**shared, **values}
                 )
                 found[kind] = summary(speeds)
+                show({"pair": student_name, "epoch": kind, **found[kind]})
             alone = found["student alone"]["images_per_second"]
             pair = f"{teacher_name.split('/')[1]} to {student_name.split('/')[1]}"
             for kind, values in found.items():

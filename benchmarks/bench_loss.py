@@ -13,18 +13,16 @@ import os
 import statistics
 import sys
 import time
-import tracemalloc
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import get_args
 
 import torch
 import torch.nn.functional as F
-from _bench import cpu_name, machine, report, table
+from _bench import cpu_name, machine, report, show
 
 from pcdistill.losses.pcd import pcd_loss, stage_sizes
 from pcdistill.losses.pcd_released import pcd_released_loss
-from pcdistill.ops.pcd import Backend
 
 T = 4.0
 ROUNDS = 9
@@ -110,17 +108,13 @@ def check(name: str, loss: Loss, student, teacher, stages: int) -> None:
     if name == "torch KD":
         return
     exact = student.detach().double().requires_grad_(), teacher.double()
-    truth: Loss
+    truth = sort_and_slice(stages)
     if name == "released loop":
-
-        def truth(s, t):
-            return pcd_released_loss(s, t, temperature=T, stages=stages)
+        truth = partial(pcd_released_loss, temperature=T, stages=stages)
     else:
-        truth = by_backend(stages, "reference")
         order = (teacher - student).abs().sort(dim=1, descending=True, stable=True).indices
         in_64 = (exact[1] - exact[0]).abs().gather(1, order).diff(dim=1)
         if in_64.gt(0).any():  # two differences that float32 rounds to one number, and a boundary may part them
-            truth = by_backend(stages, "reference")
             exact = student, teacher
     value, slope = gradient(loss, student, teacher)
     expected, expected_slope = gradient(truth, *exact)
@@ -142,10 +136,7 @@ def seconds(step: Callable[[], object], device: str, calls: int) -> float:
 
 
 def peak_matrices(step: Callable[[], object], device: str, matrix_bytes: int) -> float:
-    """Most memory held at once beyond the logits, the gradient included, in N x C matrices of the logits' dtype.
-
-    On a CPU: the peak of what torch allocated plus the peak of what NumPy did, an upper bound of the peak of both.
-    """
+    """Most memory held at once beyond the logits, the gradient included, in N x C matrices of the logits' dtype."""
     if device == "cuda":
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
@@ -153,11 +144,6 @@ def peak_matrices(step: Callable[[], object], device: str, matrix_bytes: int) ->
         step()
         torch.cuda.synchronize()
         return (torch.cuda.max_memory_allocated() - before) / matrix_bytes
-    tracemalloc.start()
-    base = tracemalloc.get_traced_memory()[0]
-    step()
-    from_numpy = tracemalloc.get_traced_memory()[1] - base
-    tracemalloc.stop()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as run:
         step()
     held = peak = 0
@@ -165,7 +151,7 @@ def peak_matrices(step: Callable[[], object], device: str, matrix_bytes: int) ->
         if event.name() == "[memory]":
             held += event.nbytes()
             peak = max(peak, held)
-    return (peak + from_numpy) / matrix_bytes
+    return peak / matrix_bytes
 
 
 def bench(n: int, c: int, stages: int, device: str, names: list[str], rounds: int) -> list[dict[str, object]]:
@@ -174,7 +160,7 @@ def bench(n: int, c: int, stages: int, device: str, names: list[str], rounds: in
     teacher = (3 * torch.randn(n, c, generator=g)).to(device)
     makers: dict[str, Callable[[], Loss]] = {
         "torch KD": lambda: torch_kd,
-        **{f"PCD {b}": (lambda b=b: by_backend(stages, b)) for b in get_args(Backend)},
+        **{f"PCD {b}": (lambda b=b: by_backend(stages, b)) for b in ("eager", "triton")},
         "sort and slice": lambda: sort_and_slice(stages),
         "mask per group": lambda: mask_per_group(stages),
         "released loop": lambda: released_loop(stages),
@@ -233,9 +219,6 @@ def main() -> None:
     parser.add_argument("--stages", type=int, nargs="+", default=[1, 2, 3, 5, 10])
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--threads", type=int, help="torch's own choice by default")
-    parser.add_argument(
-        "--compile-stages", type=int, nargs="*", default=[3], help="S at which to compile, up to 1000 classes"
-    )
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -245,16 +228,15 @@ def main() -> None:
     rows: list[dict[str, object]] = []
     for c in args.classes:
         for s in args.stages:
-            names = ["torch KD", *(["PCD native"] if args.device == "cpu" else []), "PCD eager"]
-            if s in args.compile_stages and c <= 1000:
-                names.append("PCD compile")
+            names = ["torch KD", "PCD eager"]
             if args.device == "cuda" and c <= 16384:
                 names.append("PCD triton")
             # The other ways grow with S * C: beyond 1000 classes they are shown for S = 3 alone.
             if c <= 1000 or s == 3:
-                names += ["PCD reference", "sort and slice", "mask per group", "released loop"]
+                names += ["sort and slice", "mask per group", "released loop"]
             found = bench(args.batch, c, s, args.device, names, args.rounds)
-            print(table(found), flush=True)
+            for row in found:
+                show(row)
             rows += found
     info["load after"] = round(os.getloadavg()[0], 1)
     if max(info["load before"], info["load after"]) > torch.get_num_threads() + 0.5:

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from _bench import machine, report
+from _bench import machine, report, show
 from _training import CLASSES, masked_pcd, our_speed, plain_speed, summary, write_data, write_teacher
 
 from pcdistill.losses import pcd_released_loss
@@ -60,6 +60,7 @@ def main() -> None:
                     **{"train.device": args.device, **values},
                 )
                 found[name] = summary(speeds)
+                show({"pair": student_name, "loop": name, **found[name]})
             base = found["plain loop"]["images_per_second"]
             pair = f"{teacher_name.split('/')[1]} to {student_name.split('/')[1]}"
             for name, values in found.items():

@@ -16,7 +16,7 @@ from _bench import machine, report
 from pcdistill.classification.data import build_data
 from pcdistill.commands.folder import read_recipe
 from pcdistill.data.loader import Stream
-from pcdistill.distill.cache_store import CacheInfo
+from pcdistill.distillation.cache_store import CacheInfo
 from pcdistill.losses import kd_loss, pcd_loss
 from pcdistill.models import build_model, load_weights
 from pcdistill.recipe import DataConfig

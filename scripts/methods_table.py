@@ -35,13 +35,13 @@ def table() -> str:
     return "\n".join(rows) + "\n"
 
 
-def main() -> int:
+def main(arguments: list[str]) -> int:
     """Rewrite the table, or with --check exit with 1 where it is not what the tests say."""
     text = PAGE.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
     wanted = before + BEGIN + table() + END + after
-    if "--check" in sys.argv[1:]:
+    if "--check" in arguments:
         if wanted != text:
             print(
                 "docs/methods.md: the table of tests is not up to date; run scripts/methods_table.py", file=sys.stderr
@@ -52,4 +52,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -1,6 +1,7 @@
 """`pcdistill.distill` on plain modules and loaders: what comes back, what the teacher sees, what is refused."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -195,7 +196,7 @@ def test_without_a_folder_nothing_is_written_and_the_summary_is_there(teacher, l
         "no test set: best was chosen on the same validation images that it is reported on"
     ]
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(InputError, match="train.trackers need a folder: give out"):
+    with pytest.raises(InputError, match="train.trackers need a folder; give out"):
         run(teacher, loaders, train_options={"trackers": ["tensorboard"]})
 
 
@@ -203,6 +204,12 @@ def test_a_run_from_python_cannot_be_evaluated_by_a_command(teacher, loaders, tm
     run(teacher, loaders, epochs=1, out=tmp_path / "run")
     with pytest.raises(InputError, match="was made from Python, with modules and loaders"):
         evaluation_recipe(tmp_path / "run", {})
+
+
+def test_the_public_function_hides_behind_no_subpackage():
+    assert callable(pcdistill.distill)  # looked up again, after all that it needs was imported
+    assert not (Path(pcdistill.__file__).parent / "distill").exists()
+    assert not Path(pcdistill.__file__).with_name("distill.py").exists()
 
 
 def test_importing_the_package_imports_no_torch():

@@ -52,6 +52,7 @@ def test_there_is_no_section_without_a_method():
     assert set(sections()) <= set(METHODS)
 
 
+@pytest.mark.slow
 def test_a_loss_from_outside_the_package_trains_by_its_path(tmp_path):
     text = (DOCS / "adding-a-method.md").read_text(encoding="utf-8")
     (tmp_path / "my_losses.py").write_text(re.search(r"```python\n(.*?)```", text, re.DOTALL).group(1))

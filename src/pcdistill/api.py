@@ -12,7 +12,7 @@ from torch import nn
 from pcdistill.classification.data import LoaderBatches
 from pcdistill.classification.task import Classification
 from pcdistill.commands.run import run_with_report
-from pcdistill.distill.teacher import Teacher, logits_of
+from pcdistill.distillation.teacher import Teacher, logits_of
 from pcdistill.engine.console import Console
 from pcdistill.errors import InputError
 from pcdistill.recipe import ALONE, LOADERS, Recipe, TeacherConfig, make_recipe
@@ -167,7 +167,7 @@ def distill(
     }
     recipe = make_recipe(tree, "distill()")
     if out is None and recipe.train.trackers:
-        raise InputError("train.trackers need a folder: give out")
+        raise InputError("train.trackers need a folder; give out")
     wrapped = (
         None
         if teacher is None

@@ -198,7 +198,25 @@ class Distill(Common, Seeded, Pair):
 
 
 @dataclass(frozen=True)
-class Compare(Common, Pair):
+class SideBySide:
+    """How many runs go at a time."""
+
+    jobs: Annotated[str, arg(metavar="auto|N")] = "auto"
+    """Runs at a time; auto: one for each GPU, or for each core or group of --threads cores."""
+    threads: Annotated[int | None, flag("N")] = None
+    """Threads of each run; by default the cores are divided. On a CPU results depend on it, in rounding."""
+
+    @property
+    def at_a_time(self) -> "int | Literal['auto']":
+        if self.jobs == "auto":
+            return "auto"
+        if not self.jobs.isdigit():
+            raise InputError(f"--jobs must be auto or a number, got {self.jobs}")
+        return int(self.jobs)
+
+
+@dataclass(frozen=True)
+class Compare(Common, Pair, SideBySide):
     """One student under several methods and seeds: mean, 95 % interval, paired test against KD."""
 
     NAME = "compare"
@@ -209,6 +227,8 @@ class Compare(Common, Pair):
     """How many seeds each method gets."""
     margin: float = 0.5
     """Points of the metric: the verdict says whether a difference greater than this can be ruled out."""
+    equal_strength: Annotated[str | None, flag("S,S,...")] = None
+    """Train every method at these strengths: distillation pulls so many times as hard as the labels, e.g. 1,4,16."""
 
     def load(self, **forced: Any) -> "Recipe":
         if self.seeds < 1:
@@ -218,10 +238,17 @@ class Compare(Common, Pair):
         return super().load(**forced)
 
     def carry_out(self, recipe: "Recipe", out: Path, command: str) -> str:
-        from pcdistill.commands.compare import compare, expand_methods
+        from pcdistill.commands.compare import Plan, compare, expand_methods, parse_strengths
 
-        methods, console = expand_methods(self.methods, recipe), self.console("compare")
-        table = compare(recipe, methods, self.seeds, out, console=console, command=command, margin=self.margin)
+        plan = Plan(
+            expand_methods(self.methods, recipe),
+            self.seeds,
+            parse_strengths(self.equal_strength),
+            margin=self.margin,
+            jobs=self.at_a_time,
+            threads=self.threads,
+        )
+        table = compare(recipe, plan, out, console=self.console("compare"), command=command)
         return f"{table}\nwritten: {out / 'report.html'}, {out / 'table.md'}, {out / 'results.csv'}"
 
 
@@ -253,7 +280,7 @@ class Cache(Common, Seeded, OneTeacher):
 
 
 @dataclass(frozen=True)
-class Demo:
+class Demo(SideBySide):
     """Teacher, KD and PCD on real digits in minutes, or on digits with boxes (--task detection): no download."""
 
     task: Literal["classification", "detection"] = "classification"
@@ -275,7 +302,8 @@ class Demo:
 
         out = self.out or Path("runs/demo-detection" if self.task == "detection" else "runs/demo")
         console = Console("demo", quiet=self.quiet)
-        print(demo(self.task, self.seeds, out, overrides=self.set, console=console, command=command))
+        jobs = self.at_a_time
+        print(demo(self.task, self.seeds, out, overrides=self.set, jobs=jobs, console=console, command=command))
         print(f"report: {out / 'report.html'}")
 
 

@@ -160,7 +160,7 @@ class TermConfig:
 
     `weight_to` and `temperature_to`: where weight and temperature move to, epoch by epoch and in equal steps, from
     `weight` and the loss's `temperature` in the first epoch to these values in the last; none: they stay.
-    `strength`, in place of a weight: the term pulls so many times as hard as the labels (pcdistill.distill.strength);
+    `strength`, in place of a weight: the term pulls so many times as hard as the labels; see distillation/strength.py;
     `strength_follow`: measured through all of training, or kept after the first steps.
     `entropy_weighting`: samples weigh by the entropies of teacher and student (EA-KD) at this temperature; true: at 3.
     """
@@ -216,6 +216,12 @@ class Recipe:
         if self.teachers:
             return dataclasses.replace(self, teachers=tuple(teachers))
         return dataclasses.replace(self, teacher=teachers[0] if teachers else None)
+
+    @property
+    def strength(self) -> float | None:
+        """How many times as hard as the labels distillation pulls; None where weights are given, or several."""
+        found = {term.strength for term in self.losses} - {None}
+        return found.pop() if len(found) == 1 else None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as YAML and JSON hold them; `Recipe` and back loses nothing."""
@@ -318,7 +324,7 @@ def load_recipe(
         old = tree.get(owner)
         if name is not None and isinstance(old, dict):
             # A model that is asked for by name is that model, without the arguments and weights of the recipe's.
-            tree[owner] = {key: value for key, value in old.items() if key == "epochs"}
+            tree[owner] = {key: value for key, value in old.items() if key in ("epochs", "head")}
     if tree.get("teachers") and "teachers" not in text:
         of_one = [key for key in {**given, **text} if key.split(".")[0] == "teacher"]
         if {"teacher", "teacher.name", "teacher.weights"} & set(of_one):
@@ -481,7 +487,7 @@ def _with_overrides(terms: list[Any], of_terms: Mapping[str, Any], mistakes: _Mi
         parts = dotted.split(".")
         shown = ", ".join(name for name in names if name)
         if len(parts) != 3:
-            mistakes.add(f"must be losses.TERM.KEY, TERM a position or one of: {shown}", f"--set {dotted}")
+            mistakes.add(f"must be losses.TERM.KEY, where TERM is a position or one of: {shown}", f"--set {dotted}")
             continue
         _, name, key = parts
         if name not in names and not (name.isdecimal() and int(name) < len(terms)):
@@ -535,8 +541,8 @@ def _drop_later_keys(plain: dict[str, Any]) -> None:
 
 def _flat_term(term: dict[str, Any]) -> dict[str, Any]:
     own = {key: value for key, value in term.items() if key != "options" and value is not None}
-    if "strength" not in own:
-        own.pop("strength_follow", None)
+    if own.get("strength_follow"):
+        own.pop("strength_follow")
     if not own.get("entropy_weighting"):
         own.pop("entropy_weighting", None)  # keys that came later: recipes without them keep their digests
     return {**own, **term["options"]}

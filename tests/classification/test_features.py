@@ -287,6 +287,7 @@ def net(num_classes, width=8):
 """
 
 
+@pytest.mark.slow
 def test_two_processes_share_crds_memory(tmp_path):
     (tmp_path / "mine.py").write_text(NETS)
     model = f"{tmp_path / 'mine.py'}:net"

@@ -8,10 +8,11 @@ import torch
 from pcdistill import models
 from pcdistill.classification.task import build_distiller
 from pcdistill.commands.cache import make_cache
-from pcdistill.commands.compare import compare
+from pcdistill.commands.compare import Plan, compare
 from pcdistill.commands.session import Session, run, teacher_recipe
-from pcdistill.distill.cache_store import CachedBatches, TeacherCache
-from pcdistill.distill.teacher import Teacher
+from pcdistill.distillation.cache_replay import CachedBatches
+from pcdistill.distillation.cache_store import TeacherCache
+from pcdistill.distillation.teacher import Teacher
 from pcdistill.engine.console import Console
 from pcdistill.engine.loop import Trainer
 from pcdistill.errors import InputError
@@ -199,7 +200,7 @@ def test_several_teachers_are_trained_apart_and_teach_together(tmp_path):
         torch.load(tmp_path / "run" / name / "best.pt", weights_only=True) for name in ("teacher", "teacher-2")
     )
     assert any(not torch.equal(one["student"][key], other["student"][key]) for key in one["student"])
-    table = compare(made, ["none", "kd"], 1, tmp_path / "compare", console=Console(quiet=True))
+    table = compare(made, Plan(["none", "kd"], 1, jobs=1), tmp_path / "compare", console=Console(quiet=True))
     assert "teacher: cifar/resnet8 + cifar/resnet8" in table
     assert (tmp_path / "compare" / "teacher-2" / "student.safetensors").exists()
 

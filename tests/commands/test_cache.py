@@ -10,13 +10,15 @@ import torch
 from torch import nn
 
 from pcdistill.classification import task as prepare
+from pcdistill.classification.distiller import ClassificationDistiller
 from pcdistill.commands import cache as caching
 from pcdistill.commands.cache import make_cache
 from pcdistill.commands.session import run
 from pcdistill.data.loader import Batch
-from pcdistill.distill import cache_store as stored
-from pcdistill.distill.cache_store import CachedBatches, CacheInfo, TeacherCache, epoch_file
-from pcdistill.distill.teacher import Teacher
+from pcdistill.distillation import cache_store as stored
+from pcdistill.distillation.cache_replay import CachedBatches, resolve_cache
+from pcdistill.distillation.cache_store import CacheInfo, TeacherCache, epoch_file
+from pcdistill.distillation.teacher import Teacher
 from pcdistill.errors import InputError
 from pcdistill.losses import pcd_loss
 from pcdistill.recipe import load_recipe
@@ -66,7 +68,10 @@ def test_a_replay_has_the_images_to_the_bit_and_the_logits_to_float16(options, w
         for live, again in zip(data.train.epoch(epoch % 2), replay.epoch(epoch), strict=True):
             assert torch.equal(live.images, again.images)
             assert torch.equal(live.target, again.target)
-            torch.testing.assert_close(again.teacher_logits, teacher(live.images), rtol=1e-3, atol=2e-3)
+            exact = teacher(live.images)
+            # Rounded to float16, of logits that batch normalisation folded into convolutions gave.
+            torch.testing.assert_close(again.teacher_logits, exact, rtol=2**-11, atol=1e-4)
+            assert torch.equal(again.teacher_logits, again.teacher_logits.half().float())
     late = next(iter(replay.epoch(1, start=3)))
     assert torch.equal(late.teacher_logits, list(replay.epoch(1))[3].teacher_logits)
 
@@ -85,16 +90,27 @@ def test_processes_get_their_own_rows(weights, tmp_path):
 
 
 def test_training_from_the_cache_runs_no_teacher_and_learns_as_with_it(weights, cache, tmp_path, monkeypatch):
-    live = run(recipe(method="pcd", teacher__weights=weights, train__epochs=2), tmp_path / "live")
-    calls = []
-    forward = Teacher.forward
+    """What is promised: no teacher in training, a first step as with it, and learning; rounding grows from there."""
+    made = recipe(method="pcd", teacher__weights=weights, train__epochs=2)
+    replayed = recipe(method="pcd", teacher__weights=weights, train__epochs=2, teacher__cache=str(cache))
+    first: dict[str, list[float]] = {"live": [], "cached": []}
+    forward, distil = Teacher.forward, ClassificationDistiller.forward
+    calls: list[int] = []
+
+    def record(self, batch):
+        result = distil(self, batch)
+        first["live" if batch.teacher_logits is None else "cached"].append(float(result["loss"].detach()))
+        return result
+
+    monkeypatch.setattr(ClassificationDistiller, "forward", record)
+    run(made, tmp_path / "live")
     monkeypatch.setattr(Teacher, "forward", lambda self, x: calls.append(len(x)) or forward(self, x))
-    cached = run(
-        recipe(method="pcd", teacher__weights=weights, train__epochs=2, teacher__cache=str(cache)), tmp_path / "c"
-    )
+    result = run(replayed, tmp_path / "cached")
     assert 32 not in calls  # evaluations come in other sizes
-    for row, other in zip(_losses(live.out), _losses(cached.out), strict=True):
-        assert row == pytest.approx(other, rel=2e-3)
+    assert len(first["live"]) == len(first["cached"]) == 12
+    assert first["cached"][0] == pytest.approx(first["live"][0], rel=1e-4)
+    losses = _losses(result.out)
+    assert losses[1] < losses[0]
     # Another seed of the student replays the same stream.
     other = recipe(method="kd", teacher__weights=weights, teacher__cache=str(cache), train__seed=5, train__epochs=1)
     assert run(other, tmp_path / "five").summary["status"] == "done"
@@ -143,11 +159,11 @@ def test_misfits_are_refused(weights, cache, tmp_path):
             tmp_path / "x",
         )
 
-    with pytest.raises(InputError, match=r"of other batches: data, split.*data\.seed \(the cache's is 0\)"):
+    with pytest.raises(InputError, match=r"from other batches: data, split.*data\.seed \(the cache's is 0\)"):
         attempt(data__seed=3)
-    with pytest.raises(InputError, match="of other batches"):
+    with pytest.raises(InputError, match="from other batches"):
         attempt(data__batch_size=16)
-    with pytest.raises(InputError, match="of other batches"):
+    with pytest.raises(InputError, match="from other batches"):
         attempt(data__augment="none")
     with pytest.raises(InputError, match="1 view.s. of each image, this run has 10 and 2"):
         attempt(method="mlkd")
@@ -156,7 +172,7 @@ def test_misfits_are_refused(weights, cache, tmp_path):
     with pytest.raises(InputError, match=r"has no cache\.json; `pcdistill cache` makes one"):
         attempt(teacher__cache=str(tmp_path))
     run(recipe(method="none", student__kwargs={}, train__epochs=1), tmp_path / "other")
-    with pytest.raises(InputError, match="of another teacher"):
+    with pytest.raises(InputError, match="from another teacher"):
         attempt(teacher__weights=str(tmp_path / "other" / "student.safetensors"))
     with pytest.raises(InputError, match="holds another cache .epochs differ"):
         make_cache(recipe(method="kd", teacher__weights=weights), cache, epochs=3)
@@ -166,11 +182,11 @@ def test_misfits_are_refused(weights, cache, tmp_path):
 
 def test_a_comparison_takes_the_cache_where_it_fits_and_its_stream_everywhere(cache):
     for method, used in (("pcd", True), ("none", False), ("mlkd", False), ("fitnet", False)):
-        fitted = caching.fit_cache(recipe(method=method, teacher__cache=str(cache), train__seed=4))
+        fitted = resolve_cache(recipe(method=method, teacher__cache=str(cache), train__seed=4))
         assert (fitted.teacher.cache is not None) == used
         assert fitted.data.seed == 0
     (cache.parent / "for-7").symlink_to(cache)
-    own = caching.fit_cache(recipe(method="pcd", teacher__cache=str(cache.parent / "for-{seed}"), train__seed=7))
+    own = resolve_cache(recipe(method="pcd", teacher__cache=str(cache.parent / "for-{seed}"), train__seed=7))
     assert own.teacher.cache == str(cache.parent / "for-7")
 
 

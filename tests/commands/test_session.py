@@ -12,7 +12,7 @@ from pcdistill.commands.compare import expand_methods
 from pcdistill.commands.folder import recorded_summary, refuse_another_run
 from pcdistill.commands.run import run_with_report
 from pcdistill.commands.session import Session, run
-from pcdistill.distill.teacher import Teacher
+from pcdistill.distillation.teacher import Teacher
 from pcdistill.errors import InputError, TrainingStopped
 from pcdistill.recipe import load_recipe
 from tests.helpers import data_of, on_cpu

@@ -22,7 +22,7 @@ from pcdistill.detection.detectors.adapters import (
 )
 from pcdistill.detection.detectors.build import build_detector
 from pcdistill.detection.distiller import DetectionDistiller, DetectionObjective
-from pcdistill.distill.objective import Term, build_loss
+from pcdistill.distillation.objective import Term, build_loss
 from pcdistill.errors import InputError
 from pcdistill.losses._pyramid import Pyramid
 
@@ -481,7 +481,7 @@ def test_a_teacher_with_other_classes_is_refused_by_name():
 
 
 def test_what_is_no_detector_of_boxes_is_refused():
-    with pytest.raises(InputError, match="Linear is no detector that can be distilled"):
+    with pytest.raises(InputError, match="Linear is not a detector that can be distilled"):
         adapter_of(nn.Linear(1, 1))
     mask = zoo.maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=2)
     with pytest.raises(InputError, match="MaskRCNN predicts more than boxes"):

@@ -115,7 +115,7 @@ def test_samples_hold_what_was_found_and_masked(tmp_path):
     from pcdistill.detection.detectors.build import build_detector
     from pcdistill.detection.distiller import DetectionDistiller, DetectionObjective
     from pcdistill.detection.samples import write_samples
-    from pcdistill.distill.objective import Term
+    from pcdistill.distillation.objective import Term
     from pcdistill.losses.detector import DetectorLoss
     from pcdistill.losses.dfmsd import DFMSDLoss
     from pcdistill.recipe import DataConfig

@@ -11,9 +11,10 @@ from torch import nn
 from pcdistill.classification.distiller import ClassificationDistiller
 from pcdistill.classification.metrics import evaluate, top1_metric
 from pcdistill.data.loader import Batch
-from pcdistill.distill.objective import Objective, Term
-from pcdistill.distill.teacher import Teacher
-from pcdistill.engine.loop import Record, Trainer
+from pcdistill.distillation.objective import Objective, Term
+from pcdistill.distillation.teacher import Teacher
+from pcdistill.engine.checkpoint import random_state
+from pcdistill.engine.loop import Metric, Record, Trainer
 from pcdistill.engine.placement import make_accelerator, make_placement
 from pcdistill.errors import InputError, TrainingStopped
 from pcdistill.losses import CELoss, PCDLoss
@@ -90,6 +91,49 @@ def test_a_killed_and_resumed_run_ends_with_the_same_bits(tmp_path, fail_at, ema
         assert {k: v for k, v in a.items() if k not in timing} == {k: v for k, v in b.items() if k not in timing}
 
 
+def as_written_before(run: Trainer) -> dict:
+    """last.pt of format pcdistill-1, key by key as its first writer had it."""
+    return {
+        "format": "pcdistill-1",
+        "digest": "",
+        "processes": 1,
+        "epoch": run.epoch,
+        "batch": run.batch,
+        "step": run.step,
+        "epoch_seconds": run.epoch_seconds,
+        "student": run.student.state_dict(),
+        "objective": run.objective.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "ema": run.ema.state_dict(),
+        "scaler": None,
+        "sums": run.tally.sums,
+        "history": run.history,
+        "best": run.best,
+        "random": [random_state()],
+    }
+
+
+def test_a_checkpoint_written_before_resumes_and_keeps_its_keys(tmp_path):
+    whole = trainer(Blobs(), tmp_path / "whole", ema=0.9).fit()
+    cut = trainer(Blobs(fail_at=(1, 4)), tmp_path / "cut", ema=0.9)
+    with pytest.raises(RuntimeError, match="killed"):
+        cut.fit()
+    old = as_written_before(cut)
+    assert set(old["sums"]) == {"loss", "loss/ce", "loss/pcd", "correct", "counted", "samples"}
+    torch.save(old, tmp_path / "cut" / "last.pt")
+    torch.manual_seed(99)
+    again = trainer(Blobs(), tmp_path / "cut", ema=0.9)
+    assert again.resume()
+    assert (again.epoch, again.batch, again.step) == (1, 4, 10)
+    resumed = again.fit()
+    assert all(torch.equal(whole.last_state[key], resumed.last_state[key]) for key in whole.last_state)
+    assert all(torch.equal(whole.best_state[key], resumed.best_state[key]) for key in whole.best_state)
+    assert [row["train/top1"] for row in whole.history] == [row["train/top1"] for row in resumed.history]
+    written = torch.load(tmp_path / "cut" / "last.pt", weights_only=True)
+    assert sorted(written) == sorted(old)
+    assert {type(written[key]) for key in ("epoch", "batch", "step")} == {int}
+
+
 def test_resume_refuses_another_recipe(tmp_path):
     trainer(Blobs(), tmp_path, epochs=1).fit()
     other = trainer(Blobs(), tmp_path, epochs=1)
@@ -149,6 +193,45 @@ def test_accuracy_that_collapses_to_chance_stops():
     assert len(run.history) == 3
 
 
+def test_the_loop_adds_up_what_a_distiller_counts_whatever_its_task():
+    class Alone(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.student, self.objective = net(), Objective([Term("ce", CELoss())])
+
+        def forward(self, batch):
+            loss = self.student(batch.images).square().mean()
+            return {"loss": loss, "sum/even": (batch.target % 2 == 0).sum(), "sum/all": torch.tensor(len(batch))}
+
+    values = iter([1.0, 3.0, 2.0])
+    run = Trainer(
+        Alone(),
+        Blobs(),
+        lambda model: {"score": next(values)},
+        optim=OptimConfig(),
+        train=TrainConfig(epochs=3, device="cpu"),
+        placement=on_cpu(),
+        metric=Metric(
+            "score",
+            lambda counts: {"score": 100 * counts["even"] / counts["all"]},
+            lambda rows: "score fell" if len(rows) > 1 and rows[-1]["val/score"] < rows[-2]["val/score"] else None,
+        ),
+    )
+    with pytest.raises(TrainingStopped, match="score fell"):
+        run.fit()
+    assert run.best == {"epoch": 2, "value": 3.0}
+    assert [row["train/score"] for row in run.history] == [50.0] * 3
+    assert list(run.history[0]) == [
+        "epoch",
+        "lr",
+        "train/loss",
+        "train/score",
+        "val/score",
+        "seconds",
+        "images_per_second",
+    ]
+
+
 def test_best_is_the_first_of_equals_and_its_weights_are_kept():
     run = trainer(Blobs(), epochs=3)
     states = []
@@ -167,10 +250,10 @@ def test_best_is_the_first_of_equals_and_its_weights_are_kept():
 
 def test_clipping_bounds_the_step():
     free = trainer(Blobs(), optim=OptimConfig(lr=1.0, momentum=0, weight_decay=0, clip_norm=1e-6, schedule="constant"))
-    before = {key: value.clone() for key, value in free.student.named_parameters()}
+    before = {key: value.detach().clone() for key, value in free.student.named_parameters()}
     free._train_epoch()
     moved = math.sqrt(
-        sum(float((p.detach() - before[name]).square().sum()) for name, p in free.student.named_parameters())
+        sum(float((p - before[name]).detach().square().sum()) for name, p in free.student.named_parameters())
     )
     assert 0 < moved <= len(free.batches) * 1.01e-6
 

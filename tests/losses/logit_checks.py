@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.helpers import GRAD, VALUE, extreme_pair, make_pair
+from tests.references.scalars import Number, gradient
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 Rows = list[list[float]]
@@ -69,21 +70,51 @@ def check_gradient(loss: Loss, reference: Callable[..., Rows], n: int, c: int, d
     torch.testing.assert_close(student.grad.double(), expected, rtol=rtol, atol=10 * atol)
 
 
+def check_scalar(loss: Loss, reference: Callable[..., float], n: int, c: int, dtype: torch.dtype) -> None:
+    """`loss` gives a scalar of the whole batch; `reference` takes lists and gives a number."""
+    student, teacher, target = random_input(n, c, dtype)
+    actual = loss(student, teacher, target)
+    assert actual.shape == ()
+    assert actual.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    rtol, atol = VALUE[dtype]
+    expected = reference(student.tolist(), teacher.tolist(), target.tolist())
+    torch.testing.assert_close(actual.item(), expected, rtol=rtol, atol=atol)
+
+
+def check_scalar_gradient(loss: Loss, reference: Callable[..., Number], n: int, c: int, dtype: torch.dtype) -> None:
+    """The gradient is that of the reference, differentiated operation by operation in float64."""
+    student, teacher, target = random_input(n, c, dtype)
+    loss(student, teacher, target).backward()
+    expected = gradient(lambda rows: reference(rows, teacher.tolist(), target.tolist()), student)
+    rtol, atol = GRAD[dtype]
+    assert student.grad is not None
+    assert student.grad.dtype == dtype
+    torch.testing.assert_close(student.grad.double(), expected, rtol=rtol, atol=atol)
+
+
 def check_gradcheck(loss: Loss, n: int = 3, c: int = 9) -> None:
     student, teacher, target = random_input(n, c, torch.float64)
     assert torch.autograd.gradcheck(lambda z: loss(z, teacher, target), student)
 
 
 def check_finite_in_half(loss: Loss, dtype: torch.dtype, c: int = 10) -> None:
-    """Loss and gradient are finite at logits up to +-1e4: flat, equal, opposite one-hot and random rows."""
-    student, teacher, target = extreme_pair(8, c, dtype)
-    assert student.abs().max() > 9e3
-    value = loss(student, teacher, target)
-    value.sum().backward()
-    assert value.isfinite().all()
-    assert student.grad is not None
-    assert student.grad.isfinite().all()
-    assert student.grad.abs().max() > 0
+    """Loss and gradient are finite at logits up to +-1e4: flat, equal, opposite one-hot and random rows.
+
+    A second time the student is flat in one more row, beside a teacher that is not.
+    """
+    for flat in (False, True):
+        student, teacher, target = extreme_pair(8, c, dtype)
+        assert student.abs().max() > 9e3
+        if flat:
+            with torch.no_grad():
+                student[3] = 0
+        value = loss(student, teacher, target)
+        value.sum().backward()
+        assert value.dtype == torch.float32
+        assert value.isfinite().all()
+        assert student.grad is not None
+        assert student.grad.isfinite().all()
+        assert student.grad.abs().max() > 0
 
 
 def check_reductions(loss_with: Callable[..., Tensor]) -> None:

@@ -5,7 +5,8 @@ import torch
 
 from pcdistill.losses.base import Needs
 from pcdistill.losses.ce import CELoss, ce_loss
-from tests.helpers import GRAD, VALUE, extreme_pair, golden_pair, make_pair
+from tests.helpers import GRAD, VALUE, golden_pair, make_pair
+from tests.losses import logit_checks as checks
 from tests.references import log_softmax
 
 
@@ -40,45 +41,54 @@ def test_value_and_gradient_match_loop(dtype, smoothing, soft):
 
 
 def test_gradcheck():
-    student, _ = make_pair(3, 5, torch.float64)
-    assert torch.autograd.gradcheck(lambda z: ce_loss(z, None, torch.tensor([0, 4, 2])), student)
+    checks.check_gradcheck(ce_loss)
 
 
-def test_reductions_module_and_empty_batch_agree():
-    student, _ = make_pair(6, 10, torch.float32)
-    target = torch.arange(6)
-    per_sample = ce_loss(student, None, target, reduction="none")
-    assert per_sample.shape == (6,)
-    torch.testing.assert_close(CELoss()(student, None, target), per_sample.mean())
-    torch.testing.assert_close(CELoss(reduction="sum")(student, None, target), per_sample.sum())
-    smoothed = ce_loss(student, None, target, label_smoothing=0.2)
-    torch.testing.assert_close(CELoss(label_smoothing=0.2)(student, None, target), smoothed)
-    empty = torch.zeros(0, 10, requires_grad=True)
-    loss = ce_loss(empty, None, torch.zeros(0, dtype=torch.long))
-    loss.backward()
-    assert loss == 0
+def test_reductions_and_module_agree():
+    checks.check_reductions(ce_loss)
+    student, _, target = checks.random_input(6, 10, torch.float32)
+    torch.testing.assert_close(CELoss()(student, None, target), ce_loss(student, None, target))
+    options = {"label_smoothing": 0.2, "reduction": "sum"}
+    torch.testing.assert_close(CELoss(**options)(student, None, target), ce_loss(student, None, target, **options))
     assert CELoss.needs == Needs(teacher=False, labels=True)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_huge_half_precision_logits_give_a_finite_loss_and_gradient(dtype):
-    student, teacher, target = extreme_pair(6, 9, dtype)
-    loss = ce_loss(student, teacher, target)
-    loss.backward()
-    assert loss.isfinite()
-    assert student.grad.isfinite().all()
+def test_empty_batch_autocast_and_no_teacher():
+    checks.check_batch(ce_loss)
+    checks.check_reads_no_value(ce_loss)
+
+
+@checks.HALF
+@pytest.mark.parametrize("c", [2, 9])
+def test_huge_half_precision_logits_give_a_finite_loss_and_gradient(dtype, c):
+    checks.check_finite_in_half(ce_loss, dtype, c)
+
+
+@checks.BAD_TARGETS
+def test_bad_targets_are_named(target, says):
+    with pytest.raises(ValueError, match=says):
+        ce_loss(torch.zeros(2, 10), None, target)
 
 
 @pytest.mark.parametrize(
-    ("target", "options", "says"),
-    [
-        (None, {}, "target must be given"),
-        (torch.zeros(3).long(), {}, r"\[2\].*\[3\]"),
-        (torch.zeros(2, 9), {}, r"\[2, 9\]"),
-        (torch.zeros(2).long(), {"label_smoothing": 1.0}, "label_smoothing.*1.0"),
-        (torch.zeros(2).long(), {"reduction": "avg"}, "'avg'"),
-    ],
+    ("student", "error", "says"),
+    [(torch.zeros(2, 10, 3), ValueError, r"\[N, C\].*\[2, 10, 3\]"), (torch.zeros(2, 10).long(), TypeError, "int64")],
 )
-def test_bad_input_is_named(target, options, says):
+def test_bad_logits_are_named(student, error, says):
+    with pytest.raises(error, match=says):
+        ce_loss(student, None, torch.zeros(2).long())
+
+
+def test_soft_labels_of_another_number_of_classes_are_named():
+    with pytest.raises(ValueError, match=r"\[2, 9\]"):
+        ce_loss(torch.zeros(2, 10), None, torch.zeros(2, 9))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"), [({"label_smoothing": 1.0}, "label_smoothing.*1.0"), ({"reduction": "avg"}, "'avg'")]
+)
+def test_bad_options_are_named_by_function_and_module(options, says):
     with pytest.raises(ValueError, match=says):
-        ce_loss(torch.zeros(2, 10), None, target, **options)
+        ce_loss(torch.zeros(2, 10), None, torch.zeros(2).long(), **options)
+    with pytest.raises(ValueError, match=says):
+        CELoss(**options)

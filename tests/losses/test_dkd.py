@@ -8,7 +8,8 @@ from pcdistill.losses._labels import split_target
 from pcdistill.losses.base import Needs
 from pcdistill.losses.dkd import DKDLoss, dkd_loss
 from pcdistill.losses.kd import kd_loss
-from tests.helpers import GRAD, VALUE, extreme_pair, golden_pair, logit_pairs, make_pair
+from tests.helpers import GRAD, golden_pair, logit_pairs, make_pair
+from tests.losses import logit_checks as checks
 from tests.references.dkd import dkd
 from tests.references.scalars import gradient
 
@@ -25,16 +26,14 @@ def test_the_defaults_are_the_papers_for_cifar_100():
     assert dkd_loss(student, teacher, target).item() == pytest.approx(0.123122 + 8 * 0.731093, abs=5e-6)
 
 
-@pytest.mark.parametrize("dtype", VALUE, ids=str)
-@pytest.mark.parametrize(("n", "c"), [(1, 2), (7, 100), (2, 1003)])
+@checks.DTYPES
+@checks.SIZES
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_value_matches_loop(dtype, n, c, temperature):
-    student, teacher = make_pair(n, c, dtype)
-    target = torch.arange(n) * 5 % c
-    expected = dkd(student.tolist(), teacher.tolist(), target.tolist(), temperature, 1.0, 2.0)
-    actual = dkd_loss(student, teacher, target, temperature=temperature, non_target_weight=2.0, reduction="none")
-    rtol, atol = VALUE[dtype]
-    torch.testing.assert_close(actual.double(), torch.tensor(expected, dtype=torch.float64), rtol=rtol, atol=atol)
+    options = {"temperature": temperature, "non_target_weight": 2.0, "reduction": "none"}
+    checks.check_value(
+        lambda s, t, y: dkd_loss(s, t, y, **options), lambda s, t, y: dkd(s, t, y, temperature, 1.0, 2.0), n, c, dtype
+    )
 
 
 @pytest.mark.parametrize("dtype", GRAD, ids=str)
@@ -51,9 +50,7 @@ def test_gradient_matches_loop(dtype):
 
 
 def test_gradcheck():
-    student, teacher = make_pair(3, 5, torch.float64)
-    target = torch.tensor([0, 4, 2])
-    assert torch.autograd.gradcheck(lambda z: dkd_loss(z, teacher, target, temperature=2.0), student)
+    checks.check_gradcheck(lambda s, t, y: dkd_loss(s, t, y, temperature=2.0))
 
 
 @given(logit_pairs())
@@ -101,65 +98,61 @@ def test_the_target_class_is_left_out_exactly():
     assert near > 0
 
 
-def test_reductions_module_and_empty_batch_agree():
-    student, teacher = make_pair(6, 10, torch.float32)
-    target = torch.arange(6)
-    per_sample = dkd_loss(student, teacher, target, reduction="none")
-    assert per_sample.shape == (6,)
-    torch.testing.assert_close(DKDLoss()(student, teacher, target), per_sample.mean())
+def test_reductions_and_module_agree():
+    checks.check_reductions(dkd_loss)
+    student, teacher, target = checks.random_input(6, 10, torch.float32)
+    torch.testing.assert_close(DKDLoss()(student, teacher, target), dkd_loss(student, teacher, target))
     options = {"temperature": 2.0, "target_weight": 3.0, "non_target_weight": 0.5, "reduction": "sum"}
-    torch.testing.assert_close(
-        DKDLoss(**options)(student, teacher, target), dkd_loss(student, teacher, target, **options)
-    )
-    torch.testing.assert_close(dkd_loss(student, teacher, target, reduction="sum"), per_sample.sum())
-    empty = torch.zeros(0, 10, requires_grad=True)
-    loss = dkd_loss(empty, empty.detach(), torch.zeros(0, dtype=torch.int64))
-    loss.backward()
-    assert loss == 0
+    expected = dkd_loss(student, teacher, target, **options)
+    torch.testing.assert_close(DKDLoss(**options)(student, teacher, target), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@checks.HALF
 @pytest.mark.parametrize("c", [2, 9])
 def test_huge_half_precision_logits_give_a_finite_loss_and_gradient(dtype, c):
-    student, teacher, target = extreme_pair(6, c, dtype)
-    loss = dkd_loss(student, teacher, target)
-    loss.backward()
-    assert loss.dtype == torch.float32
-    assert loss.isfinite()
-    assert student.grad.isfinite().all()
+    checks.check_finite_in_half(dkd_loss, dtype, c)
 
 
-def test_teacher_gets_no_gradient():
-    student, teacher = make_pair(2, 4, torch.float32)
-    teacher.requires_grad_()
-    dkd_loss(student, teacher, torch.tensor([0, 1])).backward()
-    assert teacher.grad is None
+def test_empty_batch_autocast_and_constant_teacher():
+    checks.check_batch(dkd_loss)
+    checks.check_reads_no_value(dkd_loss)
 
 
 Z = torch.zeros(2, 10)
 Y = torch.tensor([0, 1])
 
 
+@checks.BAD_LOGITS
+def test_bad_logits_are_named(student, teacher, error, says):
+    with pytest.raises(error, match=says):
+        dkd_loss(student, teacher, Y)
+
+
+@checks.BAD_TARGETS
+def test_bad_targets_are_named(target, says):
+    with pytest.raises(ValueError, match=says):
+        dkd_loss(Z, Z, target)
+
+
+def test_soft_labels_are_refused():
+    with pytest.raises(ValueError, match=r"target must be hard labels \[2\] for this loss, got soft labels \[2, 10\]"):
+        dkd_loss(Z, Z, Z)
+
+
 @pytest.mark.parametrize(
-    ("student", "teacher", "target", "options", "error", "says"),
+    ("options", "says"),
     [
-        (Z, torch.zeros(2, 9), Y, {}, ValueError, r"\[2, 9\].*\[2, 10\]"),
-        (Z, Z, None, {}, ValueError, "target must be given"),
-        (Z, Z, Z, {}, ValueError, r"target must be hard labels \[2\] for this loss, got soft labels \[2, 10\]"),
-        (Z, Z, torch.tensor([0, 1, 2]), {}, ValueError, r"target must be \[2\] class indices, got \[3\]"),
-        (Z, Z, Y, {"temperature": 0.0}, ValueError, "temperature.*0.0"),
-        (Z, Z, Y, {"target_weight": -1.0}, ValueError, "target_weight must be a finite number >= 0, got -1.0"),
-        (Z, Z, Y, {"non_target_weight": -2.0}, ValueError, "non_target_weight must be .* got -2.0"),
-        (Z, Z, Y, {"reduction": "avg"}, ValueError, "'avg'"),
-        (Z.long(), Z.long(), Y, {}, TypeError, "int64"),
+        ({"temperature": 0.0}, "temperature.*0.0"),
+        ({"target_weight": -1.0}, "target_weight must be a finite number >= 0, got -1.0"),
+        ({"non_target_weight": -2.0}, "non_target_weight must be .* got -2.0"),
+        ({"reduction": "avg"}, "'avg'"),
     ],
 )
-def test_bad_input_is_named(student, teacher, target, options, error, says):
-    with pytest.raises(error, match=says):
-        dkd_loss(student, teacher, target, **options)
-    if options:
-        with pytest.raises(error, match=says):
-            DKDLoss(**options)
+def test_bad_options_are_named_by_function_and_module(options, says):
+    with pytest.raises(ValueError, match=says):
+        dkd_loss(Z, Z, Y, **options)
+    with pytest.raises(ValueError, match=says):
+        DKDLoss(**options)
 
 
 def test_the_module_says_that_it_needs_hard_labels():

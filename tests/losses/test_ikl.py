@@ -121,6 +121,13 @@ def test_loss_and_gradient_are_finite_in_half_precision(dtype, c):
     checks.check_finite_in_half(IKLLoss(num_classes=c), dtype, c)
 
 
+def test_weights_are_constants():
+    student, teacher, _ = checks.random_input(3, 9, torch.float64)
+    weights = rows(3, 9).requires_grad_()
+    ikl_loss(student, teacher, weights=weights).backward()
+    assert weights.grad is None
+
+
 def test_reductions_empty_batch_and_constant_teacher():
     checks.check_reductions(ikl_loss)
     checks.check_batch(ikl_loss)
@@ -210,7 +217,7 @@ def test_without_classes_the_weights_are_the_samples_own():
     torch.testing.assert_close(loss(student, teacher), ikl_loss(student, teacher, weight_temperature=2.0))
     weights = [softmax(z, 2.0) for z in teacher.tolist()]
     expected = references.ikl(student.tolist(), teacher.tolist(), weights, pair_weight=8.0, ce_weight=1.0, t=4.0)
-    assert float(loss(student, teacher, target)) == pytest.approx(sum(expected) / 5, rel=1e-11)
+    assert loss(student, teacher, target).item() == pytest.approx(sum(expected) / 5, rel=1e-11)
     assert not loss.state_dict()
 
 

@@ -6,7 +6,8 @@ from hypothesis import given
 
 from pcdistill.losses.base import Needs
 from pcdistill.losses.nkd import NKDLoss, nkd_loss
-from tests.helpers import GRAD, VALUE, extreme_pair, golden_pair, logit_pairs, make_pair
+from tests.helpers import GRAD, golden_pair, logit_pairs, make_pair
+from tests.losses import logit_checks as checks
 from tests.references.nkd import nkd
 from tests.references.scalars import gradient
 
@@ -20,17 +21,14 @@ def test_golden_values(options, expected):
     assert nkd_loss(student, teacher, target, **options).item() == pytest.approx(expected, abs=6e-7)
 
 
-@pytest.mark.parametrize("dtype", VALUE, ids=str)
-@pytest.mark.parametrize(("n", "c"), [(1, 2), (7, 100), (2, 1003)])
+@checks.DTYPES
+@checks.SIZES
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_value_matches_loop(dtype, n, c, temperature):
-    student, teacher = make_pair(n, c, dtype)
-    target = torch.arange(n) * 5 % c
-    expected = nkd(student.tolist(), teacher.tolist(), target.tolist(), temperature, 2.0, 3.5)
-    options = {"temperature": temperature, "target_weight": 2.0, "non_target_weight": 3.5}
-    actual = nkd_loss(student, teacher, target, reduction="none", **options)
-    rtol, atol = VALUE[dtype]
-    torch.testing.assert_close(actual.double(), torch.tensor(expected, dtype=torch.float64), rtol=rtol, atol=atol)
+    options = {"temperature": temperature, "target_weight": 2.0, "non_target_weight": 3.5, "reduction": "none"}
+    checks.check_value(
+        lambda s, t, y: nkd_loss(s, t, y, **options), lambda s, t, y: nkd(s, t, y, temperature, 2.0, 3.5), n, c, dtype
+    )
 
 
 @pytest.mark.parametrize("dtype", GRAD, ids=str)
@@ -47,9 +45,7 @@ def test_gradient_matches_loop(dtype):
 
 
 def test_gradcheck():
-    student, teacher = make_pair(3, 5, torch.float64)
-    target = torch.tensor([0, 4, 2])
-    assert torch.autograd.gradcheck(lambda z: nkd_loss(z, teacher, target, temperature=2.0), student)
+    checks.check_gradcheck(lambda s, t, y: nkd_loss(s, t, y, temperature=2.0))
 
 
 @given(logit_pairs())
@@ -95,64 +91,61 @@ def test_two_classes_leave_the_target_part():
     assert student.grad.eq(0).all()
 
 
-def test_reductions_module_and_empty_batch_agree():
-    student, teacher = make_pair(6, 10, torch.float32)
-    target = torch.arange(6)
-    per_sample = nkd_loss(student, teacher, target, reduction="none")
-    assert per_sample.shape == (6,)
-    torch.testing.assert_close(NKDLoss()(student, teacher, target), per_sample.mean())
+def test_reductions_and_module_agree():
+    checks.check_reductions(nkd_loss)
+    student, teacher, target = checks.random_input(6, 10, torch.float32)
+    torch.testing.assert_close(NKDLoss()(student, teacher, target), nkd_loss(student, teacher, target))
     options = {"temperature": 3.0, "target_weight": 0.5, "non_target_weight": 3.5, "reduction": "sum"}
-    torch.testing.assert_close(
-        NKDLoss(**options)(student, teacher, target), nkd_loss(student, teacher, target, **options)
-    )
-    torch.testing.assert_close(nkd_loss(student, teacher, target, reduction="sum"), per_sample.sum())
-    empty = torch.zeros(0, 10, requires_grad=True)
-    loss = nkd_loss(empty, empty.detach(), torch.zeros(0, dtype=torch.int64))
-    loss.backward()
-    assert loss == 0
+    expected = nkd_loss(student, teacher, target, **options)
+    torch.testing.assert_close(NKDLoss(**options)(student, teacher, target), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@checks.HALF
 @pytest.mark.parametrize("c", [2, 9])
 def test_huge_half_precision_logits_give_a_finite_loss_and_gradient(dtype, c):
-    student, teacher, target = extreme_pair(6, c, dtype)
-    loss = nkd_loss(student, teacher, target)
-    loss.backward()
-    assert loss.dtype == torch.float32
-    assert loss.isfinite()
-    assert student.grad.isfinite().all()
+    checks.check_finite_in_half(nkd_loss, dtype, c)
 
 
-def test_teacher_gets_no_gradient():
-    student, teacher = make_pair(2, 4, torch.float32)
-    teacher.requires_grad_()
-    nkd_loss(student, teacher, torch.tensor([0, 1])).backward()
-    assert teacher.grad is None
+def test_empty_batch_autocast_and_constant_teacher():
+    checks.check_batch(nkd_loss)
+    checks.check_reads_no_value(nkd_loss)
 
 
 Z = torch.zeros(2, 10)
 Y = torch.tensor([0, 1])
 
 
+@checks.BAD_LOGITS
+def test_bad_logits_are_named(student, teacher, error, says):
+    with pytest.raises(error, match=says):
+        nkd_loss(student, teacher, Y)
+
+
+@checks.BAD_TARGETS
+def test_bad_targets_are_named(target, says):
+    with pytest.raises(ValueError, match=says):
+        nkd_loss(Z, Z, target)
+
+
+def test_soft_labels_are_refused():
+    with pytest.raises(ValueError, match=r"target must be hard labels \[2\] for this loss, got soft labels \[2, 10\]"):
+        nkd_loss(Z, Z, Z)
+
+
 @pytest.mark.parametrize(
-    ("student", "teacher", "target", "options", "error", "says"),
+    ("options", "says"),
     [
-        (Z, torch.zeros(2, 9), Y, {}, ValueError, r"\[2, 9\].*\[2, 10\]"),
-        (Z, Z, None, {}, ValueError, "target must be given"),
-        (Z, Z, Z, {}, ValueError, r"target must be hard labels \[2\] for this loss, got soft labels \[2, 10\]"),
-        (Z, Z, Y, {"temperature": 0.0}, ValueError, "temperature.*0.0"),
-        (Z, Z, Y, {"target_weight": -1.0}, ValueError, "target_weight must be a finite number >= 0, got -1.0"),
-        (Z, Z, Y, {"non_target_weight": -2.0}, ValueError, "non_target_weight must be .* got -2.0"),
-        (Z, Z, Y, {"reduction": "avg"}, ValueError, "'avg'"),
-        (Z.long(), Z.long(), Y, {}, TypeError, "int64"),
+        ({"temperature": 0.0}, "temperature.*0.0"),
+        ({"target_weight": -1.0}, "target_weight must be a finite number >= 0, got -1.0"),
+        ({"non_target_weight": -2.0}, "non_target_weight must be .* got -2.0"),
+        ({"reduction": "avg"}, "'avg'"),
     ],
 )
-def test_bad_input_is_named(student, teacher, target, options, error, says):
-    with pytest.raises(error, match=says):
-        nkd_loss(student, teacher, target, **options)
-    if options:
-        with pytest.raises(error, match=says):
-            NKDLoss(**options)
+def test_bad_options_are_named_by_function_and_module(options, says):
+    with pytest.raises(ValueError, match=says):
+        nkd_loss(Z, Z, Y, **options)
+    with pytest.raises(ValueError, match=says):
+        NKDLoss(**options)
 
 
 def test_the_module_says_that_it_needs_hard_labels():

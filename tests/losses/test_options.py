@@ -6,7 +6,7 @@ import inspect
 import pytest
 
 from pcdistill import cli
-from pcdistill.distill.objective import build_loss, method_options
+from pcdistill.distillation.objective import build_loss, method_options
 from pcdistill.errors import InputError
 from pcdistill.losses.cskd import CSKDLoss, CSKDNoAugLoss, CSKDOptions, cskd_loss
 from pcdistill.losses.mlkd import MLKDLoss, MLKDNoAugLoss, MLKDOptions, mlkd_loss

@@ -108,6 +108,7 @@ def test_channels_last_gives_the_same_logits(name):
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet8", "shufflenetv2", "wrn_16_1"])
 def test_compiles_as_one_graph(name):
     model = MODELS[name](num_classes=5).eval()

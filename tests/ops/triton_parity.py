@@ -1,4 +1,4 @@
-"""Run by test_pcd_backends.py in a process of its own: Triton's interpreter is chosen when triton is imported."""
+"""Run by test_pcd.py in a process of its own: Triton's interpreter is chosen when triton is imported."""
 
 import pytest
 import torch

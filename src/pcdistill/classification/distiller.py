@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from pcdistill.classification.metrics import count_correct
 from pcdistill.data.loader import Batch
-from pcdistill.distill.objective import Objective
-from pcdistill.distill.teacher import Teacher, TeacherEnsemble, logits_of
+from pcdistill.distillation.objective import Objective
+from pcdistill.distillation.teacher import Teacher, TeacherEnsemble, logits_of
 from pcdistill.errors import InputError
 
 
@@ -61,7 +61,7 @@ class ClassificationDistiller(nn.Module):
         student_out: Any
         teacher_out: Any = batch.teacher_logits
         if student_taps is not None and teacher_taps is not None:
-            index = batch.index
+            index = batch.index if self.objective.needs_index else None
             if index is not None and 0 < len(index) < len(images):
                 index = index.repeat(len(images) // len(index))  # view-major, as the images
             student_out = student_taps(images, index)

@@ -1,15 +1,15 @@
 """Feature terms in a run: taps on both models, what the losses are built from, and the student's new head (SimKD)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from pcdistill.distill.objective import Objective, build_loss, term_needs
-from pcdistill.distill.taps import Taps
-from pcdistill.distill.teacher import Teacher
+from pcdistill.distillation.objective import Objective, build_loss, term_needs
+from pcdistill.distillation.taps import Taps
+from pcdistill.distillation.teacher import Teacher
 from pcdistill.losses._features import Features
 from pcdistill.losses.base import GivesHead
 from pcdistill.models.feature_maps import Headed
@@ -57,47 +57,63 @@ def tap(recipe: Recipe, student: nn.Module, teacher: Teacher, data: Any) -> Tapp
     device = next(student.parameters()).device
     teacher.to(device)
     student_taps = Taps(student, recipe.student.features)
-    teacher_taps = Taps(teacher.model, recipe.teacher.features if recipe.teacher is not None else None)
-
-    def run_teacher(images: Tensor) -> Features:
-        with torch.no_grad():
-            features = teacher_taps.run(teacher.prepare(images))
-        classifier = _select(features.classifier, teacher.class_map)
-        return features._replace(logits=teacher.select(features.logits), classifier=classifier)
-
+    run_teacher = _run_teacher(teacher, recipe.teacher.features if recipe.teacher is not None else None)
     batch = next(iter(data.train.epoch(0)))
     images = batch.images[:4].to(device)
-    index = None if batch.index is None else batch.index[: len(images)].to(device)
-
-    def look(run: Callable[..., Features], model: nn.Module) -> Features:
-        was_training = model.training
-        model.eval()
-        with torch.no_grad():
-            features = run(images, index)
-        model.train(was_training)
-        return features
-
+    needs = [term_needs(term, f"losses.{i}") for i, term in enumerate(recipe.losses)]
+    index = None
+    if batch.index is not None and any(need.index for need in needs):
+        index = batch.index[: len(images)].to(device)
     context = {
-        "student": look(student_taps.run, student),
+        "student": _look(student_taps.run, student, images, index),
         "teacher": run_teacher(images),
         "n_data": data.train.num_samples,
         "labels": getattr(data.train, "labels", None),
         "num_classes": len(data.classes),
     }
-    headed = [i for i, term in enumerate(recipe.losses) if term_needs(term, f"losses.{i}").new_head]
+    headed = [i for i, need in enumerate(needs) if need.new_head]
     if not headed:
         return Tapped(student, student_taps.run, run_teacher, context)
-
     term = recipe.losses[headed[0]]
     loss = cast(GivesHead, build_loss(term.method, term.options, where=f"losses.{headed[0]}", context=context))
-    names = student_taps.names
-    assert names is not None
-    student_taps.remove()
-    student = Headed(student, names[-1], loss.student_head()).train(student.training)
-    taps = Taps(student, [*(f"model.{name}" for name in names), PROJECTED])
+    student, run_student = _with_new_head(student, student_taps, loss)
+    context["student"] = _look(run_student, student, images, index)
+    return Tapped(student, run_student, run_teacher, context)
 
-    def run_student(images: Tensor, index: Tensor | None = None) -> Features:
-        features = taps.run(images, index)
+
+def _run_teacher(teacher: Teacher, names: Sequence[str] | None) -> Callable[[Tensor], Features]:
+    """images -> the teacher's Features, its outputs in the order of the data's classes."""
+    taps = Taps(teacher.model, names)
+
+    def run(images: Tensor) -> Features:
+        with torch.no_grad():
+            features = taps.run(teacher.prepare(images))
+        classifier = _select(features.classifier, teacher.class_map)
+        return features._replace(logits=teacher.select(features.logits), classifier=classifier)
+
+    return run
+
+
+def _look(run: Callable[..., Features], model: nn.Module, images: Tensor, index: Tensor | None) -> Features:
+    """The model's features in eval mode, without a graph."""
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        features = run(images, index)
+    model.train(was_training)
+    return features
+
+
+def _with_new_head(student: nn.Module, taps: Taps, loss: GivesHead) -> tuple[nn.Module, Callable[..., Features]]:
+    """The student with the head that a loss gives it, and the run that shows what goes into that head."""
+    names = taps.names
+    assert names is not None
+    taps.remove()
+    headed = Headed(student, names[-1], loss.student_head()).train(student.training)
+    own = Taps(headed, [*(f"model.{name}" for name in names), PROJECTED])
+
+    def run(images: Tensor, index: Tensor | None = None) -> Features:
+        features = own.run(images, index)
         assert features.pre_activations is not None
         assert features.norms is not None
         return features._replace(
@@ -107,8 +123,7 @@ def tap(recipe: Recipe, student: nn.Module, teacher: Teacher, data: Any) -> Tapp
             projected=features.maps[-1],
         )
 
-    context["student"] = look(run_student, student)
-    return Tapped(student, run_student, run_teacher, context)
+    return headed, run
 
 
 def _select(classifier: nn.Module | None, class_map: Tensor | None) -> nn.Module | None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pcdistill.data.loader import Batch
-from pcdistill.distill.teacher import logits_of
+from pcdistill.distillation.teacher import logits_of
 from pcdistill.engine.loop import Metric
 from pcdistill.engine.placement import Placement
 

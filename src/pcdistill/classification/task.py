@@ -16,11 +16,11 @@ from pcdistill.classification.distiller import ClassificationDistiller
 from pcdistill.classification.features import tap
 from pcdistill.classification.metrics import evaluate, top1_metric
 from pcdistill.data.loader import Stream
-from pcdistill.distill.cache_store import read_state
-from pcdistill.distill.folding import fold_batchnorm
-from pcdistill.distill.head import copy_head
-from pcdistill.distill.objective import build_objective, check_losses, method_kind, term_needs, views_of
-from pcdistill.distill.teacher import Stats, Teacher, TeacherEnsemble, align_classes, members_of
+from pcdistill.distillation.cache_store import read_state
+from pcdistill.distillation.folding import fold_batchnorm
+from pcdistill.distillation.head import copy_head
+from pcdistill.distillation.objective import build_objective, check_losses, method_kind, term_needs, views_of
+from pcdistill.distillation.teacher import Stats, Teacher, TeacherEnsemble, align_classes, members_of
 from pcdistill.engine.console import Console
 from pcdistill.engine.loop import Metric
 from pcdistill.engine.placement import Placement
@@ -283,13 +283,8 @@ def check_teacher(
             "the teacher's logits are NaN or infinite on held-out images; check that its weights are loaded and its "
             "input normalisation (teacher.mean, teacher.std) is right"
         )
-    chance = 100 / num_classes
-    # 1.5 x chance, and three standard errors above it: a split of a few images must not pass by luck.
-    error = 100 * (chance / 100 * (1 - chance / 100) / result["samples"]) ** 0.5
-    weak = None
-    if result["top1"] < max(1.5 * chance, chance + 3 * error):
-        weak = f"the teacher has {result['top1']:.1f} % top-1 on held-out images, near chance ({chance:.1f} %)"
-    elif student is not None:
+    weak = _weakness(result, num_classes)
+    if weak is None and student is not None:
         own = evaluate(student, batches.epoch(0), placement, limit=GATE_SAMPLES)
         if own["top1"] > result["top1"]:
             weak = (
@@ -305,6 +300,16 @@ def check_teacher(
             raise InputError(advice)
         (console or Console(quiet=True)).warn(advice)
     return result
+
+
+def _weakness(result: dict[str, float], num_classes: int) -> str | None:
+    """A sentence, if the teacher's top-1 is near chance."""
+    chance = 100 / num_classes
+    # 1.5 x chance, and three standard errors above it: a split of a few images must not pass by luck.
+    error = 100 * (chance / 100 * (1 - chance / 100) / result["samples"]) ** 0.5
+    if result["top1"] >= max(1.5 * chance, chance + 3 * error):
+        return None
+    return f"the teacher has {result['top1']:.1f} % top-1 on held-out images, near chance ({chance:.1f} %)"
 
 
 def build_distiller(

@@ -1,29 +1,20 @@
-"""Making and replaying a teacher's cache: one pass of the teacher over some epochs of a run's own batches."""
+"""Making a teacher's cache: one pass of the teacher over some epochs of a run's own batches."""
 
 import json
 import os
 import time
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from accelerate import Accelerator
 from accelerate.utils import set_seed
+from torch import Tensor
 
 from pcdistill.classification import task as prepare
-from pcdistill.distill.cache_store import (
-    FORMAT,
-    LARGEST,
-    CachedBatches,
-    CacheInfo,
-    TeacherCache,
-    checksum,
-    epoch_file,
-    fingerprint,
-    read_state,
-)
-from pcdistill.distill.objective import method_kind, views_of
-from pcdistill.distill.teacher import Teacher, TeacherEnsemble, members_of
+from pcdistill.distillation.cache_store import FORMAT, LARGEST, CacheInfo, checksum, epoch_file, fingerprint, read_state
+from pcdistill.distillation.objective import views_of
+from pcdistill.distillation.teacher import Teacher
 from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.console import Console
 from pcdistill.engine.placement import Placement, make_accelerator, make_placement
@@ -57,97 +48,111 @@ def make_cache(
         InputError: no weights for the teacher, one at chance, another cache in the folder, or logits beyond float16.
     """
     console = console or Console(quiet=True)
-    config = recipe.teacher
+    placement = _placement(recipe)
+    set_seed(recipe.train.seed)
+    data = prepare.Classification().data(recipe, placement.accelerator)
+    classes = len(data.classes)
+    if top_k is not None and not 1 <= top_k < classes:
+        raise InputError(f"top_k must be from 1 to {classes - 1} for {classes} classes, got {top_k}")
+    teacher = _checked_teacher(recipe, data, placement, console)
+    info = CacheInfo(
+        teacher=fingerprint(teacher),
+        stream=data.train.signature,
+        seed=prepare.stream_seed(recipe),
+        epochs=epochs,
+        batches=len(data.train),
+        rows=len(next(data.train.epoch(0))),
+        classes=classes,
+        views=views_of(recipe),
+        top_k=top_k,
+        temperature=temperature,
+    )
+    writer = _Writer(out, info, console)
+    prepare.speed_up(teacher, recipe, placement, data)
+
+    def logits(epoch: int, start: int) -> Iterator[Tensor]:
+        for batch in data.train.epoch(epoch, start):
+            with placement.accelerator.autocast():
+                yield teacher(placement.frozen.images(batch.images)).float()
+
+    writer.finish(logits)
+    return info
+
+
+def _placement(recipe: Recipe) -> Placement:
+    """Where the teacher runs, for a recipe that can have a cache."""
     if recipe.task != "classification":
         raise InputError("a cache holds logits of classifiers; detection has none")
     if recipe.teachers:
         raise InputError("a cache is of one teacher: make one for each of `teachers` (--teacher MODEL)")
-    if config is None:
+    if recipe.teacher is None:
         raise InputError("a cache needs a teacher (--teacher MODEL --teacher-weights FILE)")
+    if recipe.teacher.weights is not None:
+        check_file(recipe.teacher.weights)
     accelerator = make_accelerator(recipe.train)
     if accelerator.num_processes > 1:
         raise InputError(
             "a cache is made by one process; start it without a launcher (any number of them can replay it)"
         )
-    placement = make_placement(recipe.train, accelerator)
-    if config.weights is not None:
-        check_file(config.weights)
-    set_seed(recipe.train.seed)
-    data = prepare.Classification().data(recipe, accelerator)
-    classes = len(data.classes)
-    if top_k is not None and not 1 <= top_k < classes:
-        raise InputError(f"top_k must be from 1 to {classes - 1} for {classes} classes, got {top_k}")
+    return make_placement(recipe.train, accelerator)
+
+
+def _checked_teacher(recipe: Recipe, data: Any, placement: Placement, console: Console) -> Teacher:
+    """The teacher, with weights for these classes and through the gate."""
+    config = recipe.teacher
+    assert config is not None
     if config.weights is None and not prepare.knows_classes(config, data):
         raise InputError(f"the teacher {config.name} has no weights for these classes: give --teacher-weights FILE")
-    teacher = prepare.build_teacher(config, data=data, allow=recipe.allow).to(accelerator.device)
+    teacher = prepare.build_teacher(config, data=data, allow=recipe.allow).to(placement.device)
+    classes = len(data.classes)
     prepare.check_teacher(teacher, None, data.val, placement, num_classes=classes, allow=recipe.allow, console=console)
-    views = views_of(recipe)
-    rows = len(next(iter(data.train.epoch(0))).images)
-    seed = prepare.stream_seed(recipe)
-    info = CacheInfo(
-        fingerprint(teacher),
-        data.train.signature,
-        seed,
-        epochs,
-        len(data.train),
-        rows,
-        classes,
-        views,
-        top_k,
-        temperature,
-    )
-    checksums, written = _claim(out, info)
-    prepare.speed_up(teacher, recipe, placement, data)
-    console.start((len(checksums) + written / (rows * info.batches)) / epochs)
-    for epoch in range(len(checksums), epochs):
-        _write_epoch(out, info, epoch, checksums, written, teacher, data.train, placement, console)
-        written = 0
-    return info
+    return teacher
 
 
-def _claim(out: Path, info: CacheInfo) -> tuple[list[str], int]:
-    """Checksums of the finished epochs, and the rows that are safe in the one under way."""
-    if not (out / "cache.json").exists():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise InputError(f"{out} is in use and is not a cache; name another --out")
-        _save_state(out, info, [], 0)
-        return [], 0
-    state = read_state(out)
-    if state["info"] != json.loads(json.dumps(asdict(info))):
-        different = [key for key, value in asdict(info).items() if state["info"].get(key) != value]
-        raise InputError(f"{out} holds another cache ({', '.join(different)} differ); name another --out, or delete it")
-    return state["checksums"], state["rows"]
+class _Writer:
+    """Writes a cache's folder, from where an earlier build was stopped.
 
+    Attributes:
+        checksums: of the finished epochs.
+        rows: that are safe in the epoch under way.
+    """
 
-def _save_state(out: Path, info: CacheInfo, checksums: list[str], rows: int) -> None:
-    state = {"format": FORMAT, "info": asdict(info), "checksums": checksums, "rows": rows}
-    atomic_write(out / "cache.json", json.dumps(state, indent=1) + "\n")
+    def __init__(self, out: Path, info: CacheInfo, console: Console) -> None:
+        self.out, self.info, self.console = out, info, console
+        self.checksums: list[str] = []
+        self.rows = 0
+        if not (out / "cache.json").exists():
+            if out.exists() and (not out.is_dir() or any(out.iterdir())):
+                raise InputError(f"{out} is in use and is not a cache; name another --out")
+            self._save()
+            return
+        state = read_state(out)
+        if state["info"] != json.loads(json.dumps(asdict(info))):
+            different = [key for key, value in asdict(info).items() if state["info"].get(key) != value]
+            raise InputError(
+                f"{out} holds another cache ({', '.join(different)} differ); name another --out, or delete it"
+            )
+        self.checksums, self.rows = state["checksums"], state["rows"]
 
+    def finish(self, logits: Callable[[int, int], Iterator[Tensor]]) -> None:
+        """Write the epochs that are missing; `logits(epoch, start)` gives an epoch's [N, C] from batch `start` on."""
+        info = self.info
+        self.console.start((len(self.checksums) + self.rows / (info.rows * info.batches)) / info.epochs)
+        for epoch in range(len(self.checksums), info.epochs):
+            file = epoch_file(self.out, epoch)
+            first = self.rows // info.rows if file.exists() else 0
+            with open(file, "r+b" if first else "wb") as stream:
+                stream.truncate(first * info.rows * info.row.itemsize)
+                stream.seek(0, os.SEEK_END)
+                self._append(stream, epoch, first, logits(epoch, first))
+            self.checksums.append(checksum(file))
+            self.rows = 0
+            self._save()
+            self.console.epoch(epoch, info.epochs, f"{file.stat().st_size / 1e6:.1f} MB")
 
-def _write_epoch(
-    out: Path,
-    info: CacheInfo,
-    epoch: int,
-    checksums: list[str],
-    written: int,
-    teacher: Teacher,
-    batches: Any,
-    placement: Placement,
-    console: Console,
-) -> None:
-    """Append the rows of an epoch from row `written` on, then its checksum."""
-    file = epoch_file(out, epoch)
-    if not file.exists():
-        written = 0
-    first = written // info.rows
-    with open(file, "r+b" if written else "wb") as stream:
-        stream.truncate(first * info.rows * info.row.itemsize)
-        stream.seek(0, os.SEEK_END)
-        saved = time.monotonic()
-        for number, batch in enumerate(batches.epoch(epoch, first), first):
-            images = placement.frozen.images(batch.images)
-            with placement.accelerator.autocast():
-                logits = teacher(images).float()
+    def _append(self, stream: BinaryIO, epoch: int, first: int, batches: Iterator[Tensor]) -> None:
+        info, saved = self.info, time.monotonic()
+        for number, logits in enumerate(batches, first):
             if not bool((logits.abs() <= LARGEST).all()):
                 raise InputError(
                     f"the teacher's logits are NaN or beyond float16's {LARGEST:.0f} in epoch {epoch + 1}, batch "
@@ -155,68 +160,17 @@ def _write_epoch(
                 )
             stream.write(info.encode(logits).tobytes())
             if time.monotonic() - saved >= SAVE_SECONDS:
-                stream.flush()
-                os.fsync(stream.fileno())
-                _save_state(out, info, checksums, (number + 1) * info.rows)
+                self._flush(stream)
+                self.rows = (number + 1) * info.rows
+                self._save()
                 saved = time.monotonic()
-            console.step(epoch, info.epochs, number + 1, info.batches)
+            self.console.step(epoch, info.epochs, number + 1, info.batches)
+        self._flush(stream)
+
+    def _flush(self, stream: BinaryIO) -> None:
         stream.flush()
         os.fsync(stream.fileno())
-    checksums.append(checksum(file))
-    _save_state(out, info, checksums, 0)
-    console.epoch(epoch, info.epochs, f"{file.stat().st_size / 1e6:.1f} MB")
 
-
-def fit_cache(recipe: Recipe) -> Recipe:
-    """A comparison's recipe with its teacher.cache where it fits, and on the cache's stream of batches in any case.
-
-    `{seed}` in the path stands for the run's seed. Methods that compare features, or another number of views than the
-    cache holds, run the teacher itself.
-    """
-    paths = [t.cache and t.cache.replace("{seed}", str(recipe.train.seed)) for t in recipe.all_teachers]
-    first = next((path for path in paths if path), None)
-    if first is None:
-        return recipe
-    info = read_state(Path(first))["info"]
-    fits = recipe.distils and views_of(recipe) == info["views"] and not _features(recipe)
-    teachers = [
-        replace(teacher, cache=path if fits else None) for teacher, path in zip(recipe.all_teachers, paths, strict=True)
-    ]
-    return replace(recipe.with_teachers(teachers), data=replace(recipe.data, seed=info["seed"]))
-
-
-def _features(recipe: Recipe) -> list[str]:
-    """Methods of the recipe that compare more than logits."""
-    return [t.method for i, t in enumerate(recipe.losses) if method_kind(t.method, f"losses.{i}") != "logits"]
-
-
-def replayed(recipe: Recipe, teacher: Teacher | TeacherEnsemble, data: Any, accelerator: Accelerator) -> Any:
-    """The data with the logits of the teachers' caches in its training batches, after every check.
-
-    Raises:
-        InputError: a term compares features, only some teachers have a cache, or one is of another teacher or stream.
-    """
-    if recipe.task != "classification":
-        raise InputError("teacher.cache holds logits of classifiers; detection has none")
-    for method in _features(recipe):
-        raise InputError(f"{method} compares {method_kind(method)}; teacher.cache holds logits alone")
-    caches = []
-    for config, member in zip(recipe.all_teachers, members_of(teacher), strict=True):
-        if config.cache is None:
-            raise InputError(f"teachers: {config.name} has no cache and another has; give one to each, or to none")
-        cache = TeacherCache(config.cache)
-        cache.check(
-            teacher=fingerprint(member),
-            stream=data.train.signature,
-            classes=len(data.classes),
-            views=views_of(recipe),
-        )
-        caches.append(cache)
-    batches = CachedBatches(
-        data.train,
-        caches,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        together=teacher.together if isinstance(teacher, TeacherEnsemble) else None,
-    )
-    return replace(data, train=batches)
+    def _save(self) -> None:
+        state = {"format": FORMAT, "info": asdict(self.info), "checksums": self.checksums, "rows": self.rows}
+        atomic_write(self.out / "cache.json", json.dumps(state, indent=1) + "\n")

@@ -1,24 +1,26 @@
 """`pcdistill compare`: one student under several methods and seeds, against one teacher."""
 
-import json
-import shutil
+import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from pcdistill import report
-from pcdistill.commands.cache import fit_cache
 from pcdistill.commands.folder import read_metrics, recorded_summary
+from pcdistill.commands.jobs import Job, run_jobs, shares
 from pcdistill.commands.run import run_with_report
 from pcdistill.commands.session import open_data, teacher_folder, teacher_recipe
 from pcdistill.commands.tasks import task_of
+from pcdistill.distillation.cache_replay import resolve_cache
+from pcdistill.distillation.objective import at_strength
 from pcdistill.engine.console import Console, duration
 from pcdistill.engine.placement import make_accelerator
-from pcdistill.errors import InputError, TrainingStopped, nearest
+from pcdistill.errors import InputError, nearest
 from pcdistill.methods import METHODS
 from pcdistill.models.names import is_user_code
 from pcdistill.recipe import ALONE, Recipe, TeacherConfig, with_method
+from pcdistill.report.strengths import best_strengths
 from pcdistill.stats import MARGIN
 
 GROUPS = {"all-logit": "logits", "all-feature": "features", "all-detection": "pyramids"}
@@ -47,64 +49,153 @@ def expand_methods(text: str, recipe: Recipe) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def compare(
-    recipe: Recipe,
-    methods: Sequence[str],
-    seeds: int,
-    out: Path,
-    *,
-    console: Console,
-    command: str | None = None,
-    margin: float = MARGIN,
-) -> str:
+def parse_strengths(text: str | None) -> list[float]:
+    """ "0.5,1,2" -> strengths, rising, once each; None gives none.
+
+    Raises:
+        InputError: something that is not a finite number above 0.
+    """
+    found = set()
+    for part in [] if text is None else text.split(","):
+        try:
+            strength = float(part)
+        except ValueError:
+            strength = math.nan
+        if not 0 < strength < math.inf:
+            raise InputError(f'--equal-strength must be finite numbers above 0, as in 1,4,16; got "{part.strip()}"')
+        found.add(strength)
+    return sorted(found)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a comparison is made of, and how it is carried out.
+
+    Attributes:
+        methods: names; "none" trains the student alone.
+        seeds: of each method, 0 .. seeds - 1.
+        strengths: every method is trained at each of them; none: with the weights that its name stands for.
+        margin: points of the metric; a difference below it may pass for none.
+        jobs: runs at a time (see :func:`pcdistill.commands.jobs.shares`).
+        threads: of each run; None divides the cores among the runs.
+    """
+
+    methods: Sequence[str]
+    seeds: int
+    strengths: Sequence[float] = ()
+    margin: float = MARGIN
+    jobs: int | Literal["auto"] = "auto"
+    threads: int | None = None
+
+
+class Key(NamedTuple):
+    """One run of a comparison."""
+
+    method: str
+    strength: float | None
+    seed: int
+
+    def __str__(self) -> str:
+        strength = "" if self.strength is None else f", strength {self.strength:g}"
+        return f"{self.method}{strength}, seed {self.seed}"
+
+    def folder(self, out: Path) -> Path:
+        """A method's name is a folder; of a user's `path/file.py:Class` the Class is."""
+        method = out / self.method.rsplit(":", 1)[-1].replace("/", "_")
+        strength = method if self.strength is None else method / f"strength-{self.strength:g}"
+        return strength / f"seed-{self.seed}"
+
+
+def compare(recipe: Recipe, plan: Plan, out: Path, *, console: Console, command: str | None = None) -> str:
     """One student under several methods and seeds, against one teacher; finished runs are kept, so it can be resumed.
 
     Args:
         recipe: data, models, schedule; its method is replaced.
-        methods: names; "none" trains the student alone.
-        seeds: 0 .. seeds - 1.
-        out: folder of the comparison; one folder per method and seed in it.
+        plan: methods, seeds, strengths.
+        out: folder of the comparison; in it one folder for each method, strength and seed.
         console: progress.
         command: what the user typed.
-        margin: points of the metric; a difference below it may pass for none.
 
     Returns:
         Verdict and table as text; out/ then holds report.html, table.md and results.csv.
 
     Raises:
         InputError: wrong input; a method that cannot be built is known before anything is trained.
+        Interrupted: stopped by a signal; the same call continues.
     """
-    # Seeds outermost: an interrupted comparison has every method at equal numbers of seeds.
-    recipes = {(m, s): fit_cache(with_method(recipe, m, s)) for s in range(seeds) for m in methods}
+    recipes = _recipes(recipe, plan)
     if any(one.distils for one in recipes.values()):
         recipes = _with_teachers(recipe, recipes, out, console=console, command=command)
-    task = task_of(recipe)
-    results: list[dict[str, Any]] = []
-    curves: dict[tuple[str, int], list[dict[str, float]]] = {}
-    waiting = {key for key, one in recipes.items() if recorded_summary(_run_folder(out, *key), one) is None}
-    console.start(1 - len(waiting) / len(recipes))
-    for done, ((method, seed), one) in enumerate(recipes.items(), start=1):
-        run_out = _run_folder(out, method, seed)
-        summary = recorded_summary(run_out, one) or _carry_out(one, run_out, console=console, command=command)
-        results.append(summary)
-        curves[method, seed] = read_metrics(run_out / "metrics.csv")
-        waiting.discard((method, seed))
-        left = console.time_left(1 - len(waiting) / len(recipes))  # of runs that are trained: reused ones take no time
-        tail = f"  ({duration(left)} left)" if left and waiting else ""
-        console.say(f"[{done}/{len(recipes)}] {method}, seed {seed}: {_value(summary, task.label)}{tail}")
-    task.draw_comparison(out, {method: _run_folder(out, method, 0) for method in methods})
-    report.write_compare_report(out, results, curves, command or "", margin=margin)
-    return report.format_table(report.compare_rows(results, margin=margin))
+    results = _carry_out(recipes, plan, out, console=console, command=command)
+    task, done = task_of(recipe), [key for key in recipes if key in results]
+    ordered = [results[key] for key in done]
+    chosen = best_strengths(ordered)
+    shown = [key for key in done if key.strength is None or key.strength == chosen.get(key.method)]
+    curves = {(key.method, key.seed): read_metrics(key.folder(out) / "metrics.csv") for key in shown}
+    task.draw_comparison(out, {key.method: key.folder(out) for key in shown if key.seed == 0})
+    report.write_compare_report(out, ordered, curves, command or "", margin=plan.margin)
+    return report.comparison_text(ordered, margin=plan.margin)
+
+
+def _recipes(recipe: Recipe, plan: Plan) -> dict[Key, Recipe]:
+    """Every run's recipe, seeds outermost: an interrupted comparison has every method at equal numbers of seeds."""
+    found: dict[Key, Recipe] = {}
+    for seed in range(plan.seeds):
+        for method in plan.methods:
+            one = resolve_cache(with_method(recipe, method, seed))
+            stronger = {s: at_strength(one, s) for s in plan.strengths}
+            found |= {Key(method, s, seed): strong for s, strong in stronger.items() if strong is not None}
+            if not any(stronger.values()):
+                found[Key(method, None, seed)] = one
+    return found
+
+
+def _carry_out(
+    recipes: dict[Key, Recipe], plan: Plan, out: Path, *, console: Console, command: str | None
+) -> dict[Key, dict[str, Any]]:
+    """The summaries of all runs: those that are there, then the others side by side; without those that failed."""
+    results: dict[Key, dict[str, Any]] = {}
+    waiting: dict[str, Key] = {}
+    for key, recipe in recipes.items():
+        summary = recorded_summary(key.folder(out), recipe)
+        if summary is None:
+            waiting[str(key)] = key
+            continue
+        results[key] = summary
+        console.say(f"[{len(results)}/{len(recipes)}] {key}: {_value(summary)}, as it was found")
+    jobs = [Job(name, recipes[key], key.folder(out), command) for name, key in waiting.items()]
+    places = shares(plan.jobs, len(jobs), threads=plan.threads, device=next(iter(recipes.values())).train.device)
+    console.start()
+    failed = 0
+    for done, (job, outcome) in enumerate(run_jobs(jobs, places, console=console), start=1):
+        key = waiting[job.name]
+        if outcome.status == "failed":
+            failed += 1
+            console.warn(f"{key} failed: {outcome.text}")
+            continue
+        if outcome.status == "stopped":
+            console.warn(f"{key}: {outcome.text}")
+        results[key] = outcome.summary or recorded_summary(job.out, job.recipe) or {}
+        left = console.time_left(done / len(jobs))
+        tail = f"  ({duration(left)} left)" if left and done < len(jobs) else ""
+        console.say(f"[{len(results)}/{len(recipes)}] {key}: {_value(results[key])}{tail}")
+    if failed:
+        console.warn(
+            f"{failed} of {len(jobs)} runs failed; the table is of the others. The same command tries them again"
+        )
+    if not results:
+        raise InputError("no run of the comparison ended with a result; the warnings above say why")
+    return results
 
 
 def _with_teachers(
     recipe: Recipe,
-    recipes: dict[tuple[str, int], Recipe],
+    recipes: dict[Key, Recipe],
     out: Path,
     *,
     console: Console,
     command: str | None,
-) -> dict[tuple[str, int], Recipe]:
+) -> dict[Key, Recipe]:
     """The recipes, with teachers that are trained once, in `out`, where they have no weights for the classes."""
     for number, config in enumerate(recipe.all_teachers):
         trained = None if _knows_classes(recipe, config) else teacher_recipe(recipe, number)
@@ -133,29 +224,9 @@ def _knows_classes(recipe: Recipe, teacher: TeacherConfig) -> bool:
     return task.knows_classes(teacher, open_data(task, recipe, make_accelerator(recipe.train)))
 
 
-def _carry_out(recipe: Recipe, out: Path, *, console: Console, command: str | None) -> dict[str, Any]:
-    """The summary of a run that is not finished; a run that stops itself is a result too."""
-    if (out / "recipe.yaml").exists() and not (out / "last.pt").exists():  # nothing in it can be continued
-        shutil.rmtree(out)
-    try:
-        return run_with_report(recipe, out, console=Console(quiet=True, stream=console.stream), command=command).summary
-    except TrainingStopped as stop:
-        console.warn(f"{recipe.method}, seed {recipe.train.seed}: {stop}")
-        summary: dict[str, Any] = json.loads((out / "result.json").read_text())
-        return summary
-
-
-def _value(summary: dict[str, Any], label: str) -> str:
+def _value(summary: dict[str, Any]) -> str:
     last = summary.get("last")
     if not last:
-        return str(summary["status"])
-    return f"{(last['test'] or last['val'])[summary['metric']]:.2f} % {label}"
-
-
-def _run_folder(out: Path, method: str, seed: int) -> Path:
-    return out / _folder(method) / f"seed-{seed}"
-
-
-def _folder(method: str) -> str:
-    """A method's name as a folder: a user's `path/file.py:Class` becomes `Class`."""
-    return method.rsplit(":", 1)[-1].replace("/", "_")
+        return str(summary.get("status", "no result"))
+    metric = summary["metric"]
+    return f"{(last['test'] or last['val'])[metric]:.2f} % {'AP' if metric == 'map' else 'top-1'}"

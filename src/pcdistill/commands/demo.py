@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
-from pcdistill.commands.compare import compare
+from pcdistill.commands.compare import Plan, compare
 from pcdistill.engine.console import Console
 from pcdistill.recipe import load_recipe
 
@@ -13,7 +14,14 @@ RECIPE_OF = {"classification": "digits", "detection": "digits-detection"}
 
 
 def demo(
-    task: str, seeds: int | None, out: Path, *, overrides: Sequence[str], console: Console, command: str | None
+    task: str,
+    seeds: int | None,
+    out: Path,
+    *,
+    overrides: Sequence[str],
+    jobs: int | Literal["auto"],
+    console: Console,
+    command: str | None,
 ) -> str:
     """Compare on real digits, or on digits with boxes; the table as text.
 
@@ -22,8 +30,10 @@ def demo(
         seeds: of each method; None takes the task's own number.
         out: folder of the comparison.
         overrides: `KEY=VALUE` of the demo's recipe.
+        jobs: runs at a time.
         console: progress.
         command: what the user typed.
     """
     recipe = load_recipe(RECIPE_OF[task], overrides)
-    return compare(recipe, METHODS_OF[task], seeds or SEEDS_OF[task], out, console=console, command=command)
+    plan = Plan(METHODS_OF[task], seeds or SEEDS_OF[task], jobs=jobs)
+    return compare(recipe, plan, out, console=console, command=command)

@@ -27,7 +27,7 @@ def options_listed(method: str) -> list[tuple[str, str]]:
     Raises:
         InputError: there is no such method.
     """
-    from pcdistill.distill.objective import method_options
+    from pcdistill.distillation.objective import method_options
 
     return [
         (o.name, f"{o.type}, default {o.default}: {o.about}") if o.default else (o.name, f"{o.type}: {o.about}")

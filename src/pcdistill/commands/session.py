@@ -12,12 +12,12 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from pcdistill import models
-from pcdistill.commands.cache import replayed
 from pcdistill.commands.environment import environment
 from pcdistill.commands.folder import refuse_another_run
 from pcdistill.commands.tasks import Task, task_of
-from pcdistill.distill.teacher import TeacherEnsemble
-from pcdistill.distill.unused import unused_parameters
+from pcdistill.distillation.cache_replay import replayed
+from pcdistill.distillation.teacher import TeacherEnsemble
+from pcdistill.distillation.unused import unused_parameters
 from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.console import Console, duration
 from pcdistill.engine.loop import Fit, Interrupted, Record, Trainer
@@ -314,6 +314,8 @@ class Session:
             "task": recipe.task,
             "method": recipe.method,
             "seed": recipe.train.seed,
+            **({} if recipe.strength is None else {"strength": recipe.strength}),
+            "threads": torch.get_num_threads(),
             "data": recipe.data.name,
             "metric": self.task.metric,
             "digest": recipe.digest(),

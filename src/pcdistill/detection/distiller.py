@@ -14,7 +14,7 @@ from pcdistill.detection.detectors.adapters import (
     TwoStage,
     adapter_of,
 )
-from pcdistill.distill.objective import Objective, Pull, Term
+from pcdistill.distillation.objective import Objective, Pull, Term
 from pcdistill.errors import InputError
 from pcdistill.losses._pyramid import Pyramid
 

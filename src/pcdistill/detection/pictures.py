@@ -154,7 +154,7 @@ def _count(samples: Mapping[str, np.ndarray]) -> int:
 
 def _save(figure: Figure, path: Path) -> Path:
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure)  # type: ignore[no-untyped-call]  # a figure needs a canvas to be drawn on
+    FigureCanvasAgg(figure)  # a figure needs a canvas to be drawn on
     figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(buffer.getvalue())

@@ -18,7 +18,7 @@ from pcdistill.detection.detectors.build import build_detector, list_detectors, 
 from pcdistill.detection.distiller import DetectionDistiller, DetectionObjective
 from pcdistill.detection.metrics import evaluate_detection
 from pcdistill.detection.samples import write_samples
-from pcdistill.distill.objective import build_objective, check_losses, import_user_object, method_kind, views_of
+from pcdistill.distillation.objective import build_objective, check_losses, import_user_object, method_kind, views_of
 from pcdistill.engine.console import Console
 from pcdistill.engine.loop import Metric
 from pcdistill.engine.placement import Placement
@@ -130,7 +130,7 @@ def check_detection_losses(recipe: Recipe, num_classes: int) -> None:
             raise InputError(f"losses.{i}: {term.method} compares features of classifiers; for detectors: {known}")
     if views_of(recipe) > 1:
         raise InputError(
-            "losses: a term compares two views of each image, which detectors have not; take its one-view form"
+            "losses: a term compares two views of each image, which detectors do not have; use its one-view form"
         )
     if not any(term.method == "detector" for term in recipe.losses):
         raise InputError('losses: a detector needs the term "detector", its own losses; without it, it learns no boxes')

@@ -70,6 +70,15 @@ class Console:
         at = f"epoch {epoch + 1}/{epochs}, {batch}/{batches}{tail}"
         self._bar.update(self._bar.task_ids[0], completed=fraction, at=at, refresh=True)
 
+    def overall(self, fraction: float, text: str) -> None:
+        """Draw the bar of many runs: `fraction` of all is done, `text` says what is going on."""
+        if not self.live:
+            return
+        if self._bar is None:
+            self._bar = _make_bar(self.label, self.stream)
+            self._bar.start()
+        self._bar.update(self._bar.task_ids[0], completed=fraction, at=text, refresh=True)
+
     def epoch(self, epoch: int, epochs: int, text: str) -> None:
         """One line at an epoch's end."""
         left = self.time_left((epoch + 1) / epochs)

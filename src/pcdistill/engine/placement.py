@@ -31,7 +31,8 @@ class Placement:
 
     @property
     def device(self) -> torch.device:
-        return self.accelerator.device
+        device: torch.device = self.accelerator.device
+        return device
 
     @property
     def frozen(self) -> "Placement":
@@ -40,7 +41,8 @@ class Placement:
 
     def module(self, module: Module) -> Module:
         """The module itself, on the device and in the memory format."""
-        return module.to(self.device).to(memory_format=self.memory_format)  # type: ignore[call-overload,no-any-return]
+        module.to(self.device).to(memory_format=self.memory_format)
+        return module
 
     def images(self, images: Tensor) -> Tensor:
         """Images on the device; a batch [N, C, H, W] also in the memory format."""
@@ -80,9 +82,10 @@ def _broken_in_channels_last(student: nn.Module) -> str | None:
     brgconv_strided). No other convolution was found to: benchmarks/channels_last_memory.py.
     """
     for name, module in student.named_modules():
-        strided = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.stride != (1, 1)
-        if strided and module.in_channels // module.groups < 16:
-            return name
+        if not isinstance(module, nn.Conv2d) or module.kernel_size != (1, 1) or module.stride == (1, 1):
+            continue
+        if module.in_channels // module.groups < 16:
+            return str(name)
     return None
 
 

@@ -1,6 +1,8 @@
 """What every logit loss shares: checks, the compute dtype and the reduction. Nothing here reads a value back."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -82,3 +84,13 @@ def reduce_loss(loss: Tensor, reduction: Reduction) -> Tensor:
     if reduction == "sum":
         return loss.sum()
     return loss
+
+
+@contextmanager
+def full_precision(x: Tensor) -> Iterator[None]:
+    """Autocast off where x lives: products of features or of probabilities are too coarse in half precision."""
+    if torch.amp.is_autocast_available(x.device.type):
+        with torch.autocast(x.device.type, enabled=False):
+            yield
+    else:
+        yield

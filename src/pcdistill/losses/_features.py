@@ -1,8 +1,7 @@
 """What every feature loss shares: the container of features, argument checks, pairing of stages, safe unit vectors."""
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import combinations
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from pcdistill.losses._common import full_precision as full_precision
 from pcdistill.losses._common import shape, upcast
 
 
@@ -205,13 +205,3 @@ def classifier_of(teacher: Features, method: str) -> nn.Module:
     if teacher.classifier is None:
         raise ValueError(f"{method} needs the teacher's classifier, a last linear layer, and this teacher shows none")
     return teacher.classifier
-
-
-@contextmanager
-def full_precision(x: Tensor) -> Iterator[None]:
-    """Autocast off where x lives: products of features overflow float16, and adapters are small."""
-    if torch.amp.is_autocast_available(x.device.type):
-        with torch.autocast(x.device.type, enabled=False):
-            yield
-    else:
-        yield

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pcdistill.losses._common import check_logits, check_temperature, check_weight, upcast
+from pcdistill.losses._common import check_logits, check_temperature, check_weight, full_precision, upcast
 from pcdistill.losses.base import LogitLoss
 
 __all__ = ["CLKDLoss", "clkd_loss"]
@@ -78,7 +78,7 @@ def clkd_loss(
     if n and class_weight:
         loss = loss + class_weight * (_unit(student, 0, eps) - _unit(teacher, 0, eps)).square().sum() / (n * c)
     if n and correlation_weight:
-        with torch.autocast(student.device.type, enabled=False):
+        with full_precision(student):
             difference = _correlation(student, correlation, eps) - _correlation(teacher, correlation, eps)
         if correlation == "class-norm":
             loss = loss + correlation_weight * torch.linalg.vector_norm(difference) / c**2

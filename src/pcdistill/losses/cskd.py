@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pcdistill.losses._common import check_logits, check_temperature, check_weight, upcast
+from pcdistill.losses._common import check_logits, check_temperature, check_weight, full_precision, upcast
 from pcdistill.losses._views import Views, check_views, confidence_masks
 from pcdistill.losses.base import LogitLoss, Needs
 from pcdistill.losses.dist import cosine_distance
@@ -171,7 +171,7 @@ def _softmax(logits: Tensor, temperatures: Tensor) -> Tensor:
 
 def _gram_distance(p: Tensor, q: Tensor, eps: float) -> Tensor:
     """1 - the mean cosine of the rows of p p' and q q'."""
-    with torch.autocast(q.device.type, enabled=False):
+    with full_precision(q):
         return cosine_distance(p @ p.T, q @ q.T, eps=eps).mean()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pcdistill.losses._common import check_logits, check_temperature, check_weight, upcast
+from pcdistill.losses._common import check_logits, check_temperature, check_weight, full_precision, upcast
 from pcdistill.losses._views import Views, check_views, confidence_masks
 from pcdistill.losses.base import LogitLoss, Needs
 from pcdistill.losses.lskd import standardize_logits
@@ -131,7 +131,7 @@ def _instance(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 def _gram_distance(p: Tensor, q: Tensor) -> Tensor:
     """Squared distance of the rows of p p' and q q', [rows of p]."""
-    with torch.autocast(q.device.type, enabled=False):
+    with full_precision(q):
         difference = p @ p.T - q @ q.T
     return difference.square().sum(dim=1)
 

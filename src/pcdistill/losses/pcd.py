@@ -19,7 +19,6 @@ from pcdistill.losses._common import (
 from pcdistill.losses.base import LogitLoss
 from pcdistill.losses.lskd import standardize_logits
 from pcdistill.ops.pcd import Backend, check_backend, pcd
-from pcdistill.ops.pcd_plan import groups_of_stages
 from pcdistill.ops.segments import check_stages
 
 __all__ = ["PCDLoss", "pcd_loss"]
@@ -77,7 +76,7 @@ def _distil(
     per_sample = pcd(
         student.to(dtype),
         teacher.to(dtype),
-        groups_of_stages(student.shape[1], tuple(sizes)),
+        tuple(sizes),
         temperature=temperature,
         ranking=ranking,
         weighting=weighting,
@@ -132,12 +131,9 @@ def pcd_loss(
             clip gradients or lower the weight. "groups" divides by the number of groups summed, so that the step
             hardly depends on S; at equal weight it distils S (S + 1) times less than the plain sum.
         reduction: "mean" over samples, "sum", or "none".
-        backend: which program computes it; the numbers agree to rounding. "auto" chooses: "triton" on CUDA; on a CPU
-            "native", a C program that the machine's own compiler translates on first use and that is kept in
-            ~/.cache/pcdistill; without a compiler "eager", one pass whatever S is, or "reference", group by group,
-            where S is so large that the eager pass costs more. "compile" is the eager pass through torch.compile. All
-            but the reference keep the gradient, in closed form, for the backward pass, and turn to the reference when
-            that is to be differentiated again.
+        backend: which program computes it; the numbers agree to rounding. "triton" is one kernel for float32 on CUDA,
+            "eager" runs on any device; "auto" takes the first where it can. Both keep the gradient for the backward
+            pass, and either may be differentiated twice.
 
     Returns:
         Loss in nats (times T^2): a scalar, or [N] for "none". Zero if and only if p = q in every group. N = 0 gives 0.

@@ -84,7 +84,7 @@ class Layout:
             for prefix in prefixes:
                 side = math.isqrt(max(x.shape[1] - prefix, 0))
                 if side > 0 and side * side == x.shape[1] - prefix:
-                    return x[:, prefix:].transpose(1, 2).unflatten(2, (side, side))
+                    return x[:, prefix:].transpose(1, 2).reshape(x.shape[0], x.shape[2], side, side)
             raise InputError(
                 f'features: "{name}" gives {list(x.shape)}, and {x.shape[1]} tokens, with or without a class token, '
                 "are no square grid; name modules whose output is [N, D, H, W]"

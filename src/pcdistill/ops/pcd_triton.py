@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pcdistill.ops.pcd_combine import Options
-from pcdistill.ops.pcd_plan import Plan, make_tables
+from pcdistill.ops.pcd_eager import Options
+from pcdistill.ops.segments import refinement, remember, summed_groups
 
 try:
     import triton
@@ -22,7 +22,7 @@ MAX_CLASSES = 16384  # a row of both logits and of the gradient still fits into 
 TILE = 4  # boundaries searched for at a time
 
 
-def check_available(student: Tensor, plan: Plan) -> None:
+def check_available(student: Tensor) -> None:
     """Raise unless the kernel can run on these logits, on CUDA or in Triton's interpreter."""
     if triton is None:
         raise ValueError('backend "triton" needs the package triton, which is not installed; use backend="auto"')
@@ -36,7 +36,7 @@ def check_available(student: Tensor, plan: Plan) -> None:
         )
 
 
-def preferred(student: Tensor, plan: Plan) -> bool:
+def preferred(student: Tensor) -> bool:
     """Whether "auto" means this kernel: on CUDA, if the logits suit it."""
     return (
         triton is not None
@@ -48,44 +48,56 @@ def preferred(student: Tensor, plan: Plan) -> bool:
     )
 
 
-def loss_and_gradient(student: Tensor, teacher: Tensor, plan: Plan, options: Options) -> tuple[Tensor, Tensor]:
+def loss_and_gradient(
+    student: Tensor, teacher: Tensor, stage_sizes: tuple[int, ...], options: Options
+) -> tuple[Tensor, Tensor]:
     """Loss [N] and its gradient with respect to the student's logits [N, C], both float32."""
-    tables = make_tables(plan, student.device)
     student, teacher = student.contiguous(), teacher.contiguous()
     n, classes = student.shape
+    edges, spans = _tables(classes, stage_sizes, student.device)
     loss = student.new_empty(n)
     gradient = torch.empty_like(student)
     if n == 0:
         return loss, gradient
     block = triton.next_power_of_2(classes)
-    boundaries = plan.segments - 1
     guard: Any = torch.cuda.device(student.device) if student.is_cuda else nullcontext()
     with guard:
         _kernel[(n,)](
             student,
             teacher,
-            tables.edges,
-            tables.spans,
+            edges,
+            spans,
             loss,
             gradient,
             classes,
-            len(tables.spans),
+            len(spans),
             options.temperature,
             RANKING=options.ranking,
             WEIGHTING=options.weighting,
             DETACH=options.detach_weight,
             BLOCK=block,
             INDEX_BITS=block.bit_length() - 1,
-            BOUNDARIES=boundaries,
+            BOUNDARIES=len(edges),
             TILE=TILE,
             num_warps=4 if block <= 1024 else 8 if block <= 4096 else 16,
         )
     return loss, gradient
 
 
+@remember
+def _tables(classes: int, stage_sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Inner boundaries of the segments, in ranks; and of every group its first segment, the one after it, its count."""
+    groups = summed_groups(classes, stage_sizes)
+    edges = refinement(groups)
+    segment = {edge: i for i, edge in enumerate(edges)}
+    spans = [(segment[group.start], segment[group.stop], group.count) for group in groups]
+    inner, rows = (torch.tensor(values, dtype=torch.int32, device=device) for values in (edges[1:-1], spans))
+    return inner, rows
+
+
 if triton is not None:
 
-    @triton.jit
+    @triton.jit  # type: ignore[untyped-decorator]  # triton has no types
     def _kernel(  # type: ignore[no-untyped-def]
         student,
         teacher,

@@ -1,12 +1,28 @@
 """How PCD cuts the classes: the ranking, the groups of a stage, and the common refinement of all stages."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
+from typing import Any, TypeVar, TypeVarTuple
 
 import torch
 from torch import Tensor
+
+R = TypeVar("R")
+A = TypeVarTuple("A")
+
+
+def remember(function: Callable[[*A], R]) -> Callable[[*A], R]:
+    """Cache by the arguments, except while torch.compile traces, which would warn of every cache that it meets."""
+    cached: Any = lru_cache(maxsize=128)(function)
+
+    def wrapper(*args: *A) -> R:
+        result: R = function(*args) if torch.compiler.is_compiling() else cached(*args)
+        return result
+
+    return wrapper
 
 
 @dataclass(frozen=True, order=True)
@@ -26,14 +42,16 @@ def check_stages(stages: int, classes: int | None = None) -> None:
         raise ValueError(f"stages must be at most C // 2 = {classes // 2} for {classes} classes, got {stages}")
 
 
-def summed_groups(classes: int, stage_sizes: Iterable[int]) -> tuple[Group, ...]:
-    """The groups of all given stages; a stage of k groups cuts rank j * C // k to (j + 1) * C // k - 1 into group j.
+def stage_edges(classes: int, groups: int) -> list[int]:
+    """The boundaries of a stage, 0 first, C last: group j of k holds ranks j * C // k to (j + 1) * C // k - 1."""
+    return [j * classes // groups for j in range(groups + 1)]
 
-    A group that several stages share (the whole of the classes, or half of them) comes once, with its count.
-    """
+
+def summed_groups(classes: int, stage_sizes: Iterable[int]) -> tuple[Group, ...]:
+    """The groups of all given stages, sorted; a group that several stages share comes once, with its count."""
     counts: Counter[tuple[int, int]] = Counter()
     for k in stage_sizes:
-        counts.update(pairwise(j * classes // k for j in range(k + 1)))
+        counts.update(pairwise(stage_edges(classes, k)))
     return tuple(Group(start, stop, count) for (start, stop), count in sorted(counts.items()))
 
 
@@ -57,8 +75,8 @@ def rank_classes(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def log_softmax(logits: Tensor, temperature: float) -> Tensor:
-    """log softmax(z / T) over dim 1, with the maximum taken off before the division, which would round it."""
-    return ((logits - logits.amax(dim=1, keepdim=True)) / temperature).log_softmax(dim=1)
+    """log softmax(z / T) over the last dim, with the maximum taken off before the division, which would round it."""
+    return ((logits - logits.amax(dim=-1, keepdim=True)) / temperature).log_softmax(dim=-1)
 
 
 def kl_terms(log_p: Tensor, log_q: Tensor) -> Tensor:

@@ -4,11 +4,13 @@ from pcdistill.report.compare_page import write_compare_report
 from pcdistill.report.model_card import write_model_card
 from pcdistill.report.rows import Failure, Row, compare_rows, format_table
 from pcdistill.report.run_page import write_run_report
+from pcdistill.report.strengths import comparison_text
 
 __all__ = [
     "Failure",
     "Row",
     "compare_rows",
+    "comparison_text",
     "format_table",
     "write_compare_report",
     "write_model_card",

@@ -19,14 +19,13 @@ from pcdistill.report._format import (
 )
 from pcdistill.report._page import render
 from pcdistill.report._pictures import pictures_of
-from pcdistill.report.plots import method_curves, seed_dots
+from pcdistill.report.plots import method_curves, seed_dots, strength_lines
 from pcdistill.report.rows import (
     BASELINE,
     EPOCHS,
     Row,
     compare_rows,
     failure_notes,
-    format_table,
     kept_epoch,
     ranked_verdicts,
     reason_of,
@@ -36,6 +35,15 @@ from pcdistill.report.rows import (
     test_columns,
     value_at,
     verdict_head,
+)
+from pcdistill.report.strengths import (
+    at_best,
+    by_strength,
+    comparison_text,
+    has_strengths,
+    strength_cells,
+    strength_notes,
+    strength_of,
 )
 from pcdistill.stats import MARGIN
 
@@ -60,9 +68,9 @@ def write_compare_report(
     Raises:
         ValueError: as :func:`pcdistill.report.compare_rows`.
     """
-    out_dir, rows = Path(out_dir), compare_rows(results, margin=margin)
+    out_dir, rows = Path(out_dir), compare_rows(at_best(results), margin=margin)
     page = replace_file(out_dir / "report.html", _page(out_dir, rows, results, curves, command))
-    table = replace_file(out_dir / "table.md", _markdown(rows, results, command))
+    table = replace_file(out_dir / "table.md", _markdown(results, command, margin))
     return page, table, replace_file(out_dir / "results.csv", _csv(rows, results))
 
 
@@ -84,6 +92,9 @@ def _page(out_dir: Path, rows: Sequence[Row], results: Sequence[dict[str, Any]],
         metric=f"{SPLITS[methods[0].split]} {metric_name(metric)}" if methods else "",
         baseline=BASELINE,
         table_notes=table_notes(rows) if rows else [],
+        strengths=strength_cells(results) if has_strengths(results) else [],
+        strength_notes=strength_notes(results) if has_strengths(results) else [],
+        strength_plot=strength_lines(by_strength(results), metric) if has_strengths(results) else None,
         dots=seed_dots(rows),
         curves=method_curves(by_method, metric),
         curve_notes=_curve_notes(metric, len([1 for runs in by_method.values() if any(runs)])),
@@ -155,10 +166,10 @@ def _header(results: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
     return items
 
 
-def _markdown(rows: Sequence[Row], results: Sequence[dict[str, Any]], command: str) -> str:
+def _markdown(results: Sequence[dict[str, Any]], command: str, margin: float) -> str:
     facts = [f"- {name}: {value}" for name, value in _setting(results)]
     made = ["", "```", command, "```"] if command else []
-    return "\n".join(["# Comparison", "", *facts, "", format_table(rows), *made, ""])
+    return "\n".join(["# Comparison", "", *facts, "", comparison_text(results, margin=margin), *made, ""])
 
 
 def _seed_columns(rows: Sequence[Row]) -> list[str]:
@@ -166,6 +177,11 @@ def _seed_columns(rows: Sequence[Row]) -> list[str]:
         return []
     where, name = SPLITS.get(rows[0].split, rows[0].split), metric_name(rows[0].metric)
     return ["method", "seed", "status", "best epoch", f"best: {where} {name}", f"last: {where} {name}", "time"]
+
+
+def _name_of(result: dict[str, Any]) -> str:
+    strength = strength_of(result)
+    return str(result.get("method", "unknown")) + (f", strength {strength:g}" if strength is not None else "")
 
 
 def _seed_cells(rows: Sequence[Row], results: Sequence[dict[str, Any]]) -> list[list[str]]:
@@ -176,7 +192,7 @@ def _seed_cells(rows: Sequence[Row], results: Sequence[dict[str, Any]]) -> list[
         values = [shown(value_at(result, epoch, rows[0].split, rows[0].metric), rows[0].metric) for epoch in EPOCHS]
         cells.append(
             [
-                str(result.get("method", "unknown")),
+                _name_of(result),
                 str(seed_of(result)),
                 str(result.get("status", "unknown")),
                 str(best.get("epoch", MISSING)) if isinstance(best, dict) else MISSING,
@@ -202,6 +218,8 @@ def _csv(rows: Sequence[Row], results: Sequence[dict[str, Any]]) -> str:
 
 def _csv_line(result: dict[str, Any]) -> dict[str, Any]:
     line: dict[str, Any] = {key: result.get(key, "") for key in ("method", "seed", "status", "data", "kept", "epochs")}
+    if strength_of(result) is not None:
+        line["strength"] = strength_of(result)
     for who in ("teacher", "student"):
         if isinstance(result.get(who), dict):
             line[who] = result[who].get("name", "")
@@ -224,4 +242,6 @@ def _csv_line(result: dict[str, Any]) -> dict[str, Any]:
 
 def _ordered(rows: Sequence[Row], results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     order = {row.name: position for position, row in enumerate(rows)}
-    return sorted(results, key=lambda result: (order.get(str(result.get("method", "unknown")), 0), seed_of(result)))
+    return sorted(
+        results, key=lambda r: (order.get(str(r.get("method", "unknown")), 0), strength_of(r) or 0.0, seed_of(r))
+    )

@@ -122,6 +122,28 @@ def method_curves(runs: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], m
         return _svg(_curves_apart(bands, colors), f"{short_metric(metric)} on validation, one panel per method")
 
 
+def strength_lines(found: Mapping[str, Mapping[float, Summary]], metric: str) -> Markup:
+    """The metric against the strength, one line a method, with the 95 % interval of every mean."""
+    colors = _colors(list(found))
+    strengths = sorted({strength for row in found.values() for strength in row})
+    positions = {strength: math.log2(strength) for strength in strengths}
+    step = 0.012 * max(max(positions.values()) - min(positions.values()), 1)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.8, 4.2), layout="constrained")
+        ax = figure.subplots()
+        for i, (name, row) in enumerate(found.items()):
+            x = [positions[strength] + step * (i - len(found) / 2) for strength in row]
+            means = [one.mean for one in row.values()]
+            widths = [one.ci95 if math.isfinite(one.ci95) else 0.0 for one in row.values()]
+            marker = "os^Dvp*Xh<>"[i % 11]
+            ax.errorbar(x, means, widths, color=colors[name], marker=marker, markersize=5, capsize=2, label=name)
+        ax.set_xticks(list(positions.values()), [f"{strength:g}" for strength in strengths])
+        ax.set_xlabel("strength: distillation's gradient over the labels'")
+        ax.set_ylabel(metric_name(metric))
+        ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        return _svg(figure, "accuracy against strength, by method")
+
+
 def seed_dots(rows: Sequence[Row]) -> Markup | None:
     """Every seed's result as a dot, the mean and its 95 % interval above it, best and last epoch side by side."""
     methods = [row for row in rows if row.kind == "method"]

@@ -1,7 +1,7 @@
 """Results of many runs -> one row per method: counts, mean and interval over seeds, difference to KD and verdict."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -85,7 +85,7 @@ def compare_rows(results: Sequence[dict[str, Any]], *, margin: float = MARGIN) -
     metrics = sorted({str(result.get("metric", "top1")) for result in results})
     if len(metrics) > 1:
         raise ValueError(f"results must have one metric, got {', '.join(metrics)}")
-    metric, split = metrics[0], _common_split(results)
+    metric, split = metrics[0], common_split(results)
     groups: dict[str, list[dict[str, Any]]] = {}
     for result in results:
         groups.setdefault(str(result.get("method", "unknown")), []).append(result)
@@ -280,11 +280,22 @@ def difference(row: Row, epoch: str) -> tuple[Paired, float]:
     return row.best_difference, row.best_p_holm
 
 
+def common_split(results: Sequence[dict[str, Any]]) -> str:
+    """The test set, if every finished run was evaluated on it, with whatever outcome; else validation."""
+    last = [result["last"] for result in results if isinstance(result.get("last"), dict)]
+    return "test" if last and all(isinstance(at.get("test"), dict) for at in last) else "val"
+
+
 def value_at(result: dict[str, Any], epoch: str, split: str, metric: str) -> float | None:
     """A run's metric at its best or last epoch, None where the result has no finite number."""
     at = result.get(epoch)
     found = at.get(split) if isinstance(at, dict) else None
     return number(found.get(metric)) if isinstance(found, dict) else None
+
+
+def kept_epoch_of(result: Mapping[str, Any]) -> Literal["best", "last"]:
+    """The epoch whose weights a run kept."""
+    return "last" if result.get("kept") == "last" else "best"
 
 
 def seed_of(result: dict[str, Any]) -> int:
@@ -297,12 +308,6 @@ def reason_of(result: dict[str, Any]) -> str:
     """Why a run has no value, in its own words."""
     notes = result.get("notes")
     return " ".join(str(note) for note in notes) if isinstance(notes, list) and notes else "no reason given"
-
-
-def _common_split(results: Sequence[dict[str, Any]]) -> str:
-    """The test set, if every finished run was evaluated on it, with whatever outcome; else validation."""
-    last = [result["last"] for result in results if isinstance(result.get("last"), dict)]
-    return "test" if last and all(isinstance(at.get("test"), dict) for at in last) else "val"
 
 
 def _method_row(name: str, results: Sequence[dict[str, Any]], metric: str, split: str) -> Row:

@@ -16,7 +16,7 @@ from torchvision.models import detection as zoo
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 
-from pcdistill.distill.teacher import align_classes
+from pcdistill.distillation.teacher import align_classes
 from pcdistill.errors import InputError
 from pcdistill.losses._pyramid import Pyramid
 
@@ -217,8 +217,8 @@ def adapter_of(model: nn.Module) -> Adapter:
     if isinstance(model, zoo.RetinaNet | zoo.FCOS):
         return Dense(model)
     raise InputError(
-        f"{type(model).__name__} is no detector that can be distilled; it must be torchvision's FasterRCNN, RetinaNet "
-        "or FCOS"
+        f"{type(model).__name__} is not a detector that can be distilled; it must be torchvision's FasterRCNN, "
+        "RetinaNet or FCOS"
     )
 
 
@@ -293,7 +293,7 @@ class TeacherDetector(nn.Module):
 
     def prepare(self, batch: ImageList) -> Tensor:
         """The student's padded batch [N, 3, H, W] in the teacher's normalisation and resolution; padding stays 0."""
-        images = batch.tensors
+        images: Tensor = batch.tensors
         mean, std = self.adapter.model.transform.image_mean, self.adapter.model.transform.image_std
         if self._student_transform is not None and self._student_transform != (mean, std):
             s_mean, s_std, t_mean, t_std = (

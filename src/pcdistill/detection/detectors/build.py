@@ -271,7 +271,7 @@ def _timm_body(
     name: str, wanted: tuple[int, ...], pretrained: bool, frozen: bool
 ) -> tuple[nn.Module, list[int], list[int]]:
     import timm
-    from timm.layers import freeze_batch_norm_2d
+    from timm.layers.norm_act import freeze_batch_norm_2d
 
     if not timm.is_model(name):
         raise InputError(f'timm has no model "{name}"{nearest(name, timm.list_models())}')

@@ -1,0 +1,181 @@
+"""A teacher's logits on disk: computed once for some epochs of a fixed stream of augmented batches, then replayed.
+
+A cache is a folder: cache.json says what made it, epoch-0000.bin and so on hold one row for each image of the stream.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pcdistill.distillation.teacher import Teacher
+from pcdistill.errors import InputError
+
+FORMAT = "pcdistill-cache-1"
+LARGEST = 65504.0  # of float16
+
+
+@dataclass(frozen=True)
+class CacheInfo:
+    """What made a cache; a run that differs in any of it is refused.
+
+    Attributes:
+        teacher: fingerprint of the teacher: weights, class map, normalisation, resolution.
+        stream: signature of the batches: images, split, order, augmentation, batch size, views.
+        seed: of the stream.
+        epochs: of the stream that are stored; longer trainings repeat them.
+        batches: in an epoch.
+        rows: images in a batch, over all processes and views.
+        classes: C.
+        views: of each image.
+        top_k: logits stored for each image; None stores all C.
+        temperature: at which the mass of the logits that top_k leaves out is kept.
+    """
+
+    teacher: str
+    stream: str
+    seed: int
+    epochs: int
+    batches: int
+    rows: int
+    classes: int
+    views: int
+    top_k: int | None = None
+    temperature: float = 4.0
+
+    @property
+    def row(self) -> np.dtype[Any]:
+        """How one image's logits lie in a file."""
+        if self.top_k is None:
+            return np.dtype([("values", "<f2", (self.classes,))])
+        place = "<u2" if self.classes <= 65536 else "<u4"
+        return np.dtype([("values", "<f2", (self.top_k,)), ("places", place, (self.top_k,)), ("rest", "<f2")])
+
+    def encode(self, logits: Tensor) -> np.ndarray[Any, Any]:
+        """Rows of logits [N, C] as they are stored.
+
+        With top_k, the other C - k classes share one value, which keeps their summed probability at `temperature` T:
+        rest = T (logsumexp(z_rest / T) - log(C - k)).
+        """
+        rows = np.zeros(len(logits), self.row)
+        z = logits.detach().float().cpu()
+        if self.top_k is None:
+            rows["values"] = z.half().numpy()
+            return rows
+        values, places = z.topk(self.top_k, dim=1)
+        others = z.scatter(1, places, -torch.inf) / self.temperature
+        rest = self.temperature * (others.logsumexp(1) - float(np.log(self.classes - self.top_k)))
+        rows["values"], rows["places"], rows["rest"] = values.half().numpy(), places.numpy(), rest.half().numpy()
+        return rows
+
+    def decode(self, rows: np.ndarray[Any, Any]) -> Tensor:
+        """Stored rows -> logits [N, C], float32."""
+        values = torch.from_numpy(np.ascontiguousarray(rows["values"])).float()
+        if self.top_k is None:
+            return values
+        rest = torch.from_numpy(np.ascontiguousarray(rows["rest"])).float()
+        places = torch.from_numpy(rows["places"].astype(np.int64))
+        return rest[:, None].repeat(1, self.classes).scatter_(1, places, values)
+
+
+class TeacherCache:
+    """A complete cache, memory-mapped. Each epoch's checksum is verified when the epoch is first read.
+
+    Raises:
+        InputError: the folder is not a cache, or an unfinished or damaged one.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        state = read_state(self.path)
+        self.info = CacheInfo(**state["info"])
+        self.checksums: list[str] = state["checksums"]
+        if len(self.checksums) < self.info.epochs:
+            raise InputError(
+                f"the cache {self.path} is not finished: {len(self.checksums)} of {self.info.epochs} epochs; the "
+                "command that began it continues it"
+            )
+        self._maps: dict[int, np.ndarray[Any, Any]] = {}
+
+    def logits(self, epoch: int, places: Tensor) -> Tensor:
+        """Logits [N, C] float32 of rows of an epoch of the stream, repeated beyond the stored ones."""
+        stored = epoch % self.info.epochs
+        if stored not in self._maps:
+            file = epoch_file(self.path, stored)
+            wanted = self.info.batches * self.info.rows * self.info.row.itemsize
+            if not file.is_file() or file.stat().st_size != wanted or checksum(file) != self.checksums[stored]:
+                raise InputError(
+                    f"{file} is damaged: its checksum is not the one that was written; make the cache again"
+                )
+            self._maps = {stored: np.memmap(file, self.info.row, "r")}
+        return self.info.decode(self._maps[stored][places.numpy()])
+
+    def check(self, *, teacher: str, stream: str, classes: int, views: int) -> None:
+        """Refuse a run whose teacher, classes, views or stream of batches is not the cache's."""
+        info = self.info
+        if teacher != info.teacher:
+            raise InputError(
+                f"the cache {self.path} comes from another teacher (weights, class order, normalisation or resolution)"
+                "; make one with this teacher"
+            )
+        if (classes, views) != (info.classes, info.views):
+            raise InputError(
+                f"the cache {self.path} has {info.classes} classes and {info.views} view(s) of each image, this run "
+                f"has {classes} and {views}"
+            )
+        if stream != info.stream:
+            raise InputError(
+                f"the cache {self.path} comes from other batches: data, split, augmentation, batch size and data.seed "
+                f"(the cache's is {info.seed}) must be those that it was made with"
+            )
+
+
+def fingerprint(teacher: Teacher) -> str:
+    """Changes with anything that decides the teacher's logits: weights, class map, normalisation, resolution."""
+    digest = hashlib.blake2b(digest_size=16)
+    tensors = dict(sorted(teacher.model.state_dict().items()))
+    for name in ("class_map", "scale", "shift"):
+        value = getattr(teacher, name)
+        if value is not None:
+            tensors[f"({name})"] = value
+    for name, value in tensors.items():
+        plain = value.detach().cpu().contiguous()
+        digest.update(f"{name} {plain.dtype} {list(plain.shape)} ".encode())
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+    digest.update(f"{teacher.image_size} {type(teacher.model).__name__}".encode())
+    return digest.hexdigest()
+
+
+def epoch_file(path: Path, epoch: int) -> Path:
+    """Where a stored epoch's rows lie."""
+    return path / f"epoch-{epoch:04d}.bin"
+
+
+def checksum(file: Path) -> str:
+    """BLAKE2b of a file."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """cache.json: "info", "checksums" of the finished epochs, "rows" written of the one under way.
+
+    Raises:
+        InputError: there is none, or it is not one of ours.
+    """
+    file = path / "cache.json"
+    if not file.is_file():
+        raise InputError(f"{path} is not a teacher cache: it has no cache.json; `pcdistill cache` makes one")
+    try:
+        state: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if state["format"] != FORMAT:
+            raise InputError(f"{file} has the format {state['format']!r}; this version reads {FORMAT!r}")
+        CacheInfo(**state["info"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file} cannot be read: it is damaged ({error})") from None
+    return state

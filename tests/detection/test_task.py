@@ -1,0 +1,299 @@
+"""Detection on the command line: the main job on a folder of coloured squares, a kill and a resume, the mistakes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from pcdistill import cli
+from pcdistill.detection.detectors.build import build_detector
+from pcdistill.engine.loop import Trainer
+from pcdistill.models import read_metadata, save_weights
+
+COLORS = {3: (220, 40, 40), 7: (40, 200, 60), 12: (50, 60, 230)}  # category ids with gaps
+NAMES = {3: "red", 7: "green", 12: "blue"}
+
+
+def call(*argv) -> None:
+    cli.main([str(part) for part in argv])
+
+
+def error_of(capsys, *argv) -> str:
+    """The one sentence that a wrong input gives, with exit code 2."""
+    with pytest.raises(SystemExit) as stop:
+        call(*argv)
+    text = capsys.readouterr().err
+    assert stop.value.code == 2, text
+    assert "Traceback" not in text
+    return text
+
+
+@pytest.fixture(scope="module")
+def squares(tmp_path_factory) -> Path:
+    """A COCO folder: coloured squares on grey noise; every fifth image is empty."""
+    root = tmp_path_factory.mktemp("squares")
+    (root / "images").mkdir()
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 48), ("val", 12), ("test", 12)):
+        tree = {
+            "images": [],
+            "annotations": [],
+            "categories": [{"id": k, "name": name} for k, name in NAMES.items()],
+        }
+        for i in range(count):
+            pixels = rng.integers(100, 156, (64, 64, 3)).astype(np.uint8)
+            tree["images"].append({"id": i, "file_name": f"{split}{i}.png", "width": 64, "height": 64})
+            for _ in range(0 if i % 5 == 4 else 2):
+                kind, side = int(rng.choice(list(NAMES))), int(rng.integers(14, 26))
+                x, y = (int(v) for v in rng.integers(0, 64 - side, 2))
+                pixels[y : y + side, x : x + side] = COLORS[kind]
+                box = {"image_id": i, "category_id": kind, "bbox": [x, y, side, side], "area": side * side}
+                tree["annotations"].append({"id": len(tree["annotations"]) + 1, "iscrowd": 0, **box})
+            Image.fromarray(pixels).save(root / "images" / f"{split}{i}.png")
+        (root / f"{split}.json").write_text(json.dumps(tree))
+    return root
+
+
+@pytest.fixture(scope="module")
+def teacher(squares, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("teacher")
+    call(
+        *("train", "digits-detection", "--data", squares, "--model", "fasterrcnn/tiny8", "--epochs", "10"),
+        *("--batch-size", "4", "--image-size", "64", "--out", out, "--quiet"),
+    )
+    return out
+
+
+def settings(squares, teacher=None, student="fasterrcnn/tiny4", epochs=2):
+    weights = () if teacher is None else ("--teacher-weights", teacher / "student.safetensors")
+    return (
+        *("digits-detection", "--data", squares, "--teacher", "fasterrcnn/tiny8", *weights),
+        *("--student", student, "--epochs", epochs, "--batch-size", "8", "--image-size", "64", "--quiet"),
+        *("--allow", "weak-teacher", "--set", "methods={}", "--set", "detection.top_k=20"),
+    )
+
+
+PCD = "losses=[{method: detector}, {method: pcd, stages: 2, temperature: 1}]"
+
+
+def test_a_detector_learns_and_its_folder_is_complete(squares, teacher, monkeypatch):
+    result = json.loads((teacher / "result.json").read_text())
+    assert result["metric"] == "map"
+    assert result["best"]["test"]["map"] > 10
+    assert set(result["best"]["test"]["per_class"]) == {"red", "green", "blue"}
+    assert read_metadata(teacher / "student.safetensors")["classes"] == ["red", "green", "blue"]
+    samples = np.load(teacher / "samples.npz")
+    assert samples["image_0"].shape == (64, 64, 3)
+    assert "teacher_0_boxes" not in samples
+    card = (teacher / "README.md").read_text()
+    code = card.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(teacher)
+    known = {"images": [torch.rand(3, 64, 64)]}
+    exec(code, known)  # what the card tells its reader to do
+    weights = load_file("student.safetensors")
+    assert all(torch.equal(value, weights[key]) for key, value in known["model"].state_dict().items())
+    assert set(known["found"][0]) == {"boxes", "labels", "scores"}
+    page = (teacher / "report.html").read_text()
+    assert "AP (%)" in page
+    assert "1 detections" in page
+
+
+def test_distill_evaluate_and_the_same_command_again(squares, teacher, tmp_path, capsys):
+    out = tmp_path / "run"
+    command = ("distill", *settings(squares, teacher), "--method", "dfmsd", "--out", out)
+    call(*command)
+    shown = capsys.readouterr().out
+    assert "test AP" in shown
+    result = json.loads((out / "result.json").read_text())
+    assert result["teacher"]["test"]["map"] > 10
+    names = {path.name for path in (out / "pictures").iterdir()}
+    assert names == {"1_detections.png", "2_masks_of_DFMSD.png"}
+    header = (out / "metrics.csv").read_text().splitlines()[0]
+    for column in ("train/detector", "train/dfmsd", "train/box_reg", "val/map", "val/map_50"):
+        assert column in header
+    before = load_file(out / "student.safetensors")
+    call(*command)
+    after = load_file(out / "student.safetensors")
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    capsys.readouterr()
+    call("evaluate", out)
+    values = json.loads(capsys.readouterr().out)
+    assert values["map"] == pytest.approx(result["best"]["test"]["map"])
+    assert values["samples"] == 12
+    call("evaluate", out, "--split", "val")
+    assert json.loads(capsys.readouterr().out)["map"] == pytest.approx(result["best"]["val"]["map"])
+    call(
+        *("evaluate", "--data", f"coco:{squares}", "--model", "fasterrcnn/tiny4", "--image-size", "64"),
+        *("--weights", out / "student.safetensors"),
+    )
+    assert json.loads(capsys.readouterr().out)["per_class"] == values["per_class"]
+
+
+@pytest.mark.slow
+@pytest.mark.slow
+@pytest.mark.parametrize("student", ["retinanet/tiny4", "fcos/tiny4"])
+def test_dense_students_learn_features_of_a_teacher_of_another_family(squares, teacher, tmp_path, student, capsys):
+    call("distill", *settings(squares, teacher, student, 1), "--method", "pkd", "--out", tmp_path / "run")
+    assert "student" in capsys.readouterr().out
+    text = error_of(capsys, "distill", *settings(squares, teacher, student), "--method", "kd", "--out", tmp_path / "no")
+    assert "logits of a FasterRCNN" in text
+    assert not (tmp_path / "no" / "metrics.csv").exists()
+
+
+def test_a_killed_run_resumes_to_the_same_bits(squares, teacher, tmp_path, monkeypatch):
+    command = ("distill", *settings(squares, teacher), "--method", "pcd", "--set", PCD, "--set", "train.ema=0.5")
+    command = (*command, "--set", "train.checkpoint_seconds=0")
+    call(*command, "--out", tmp_path / "whole")
+    calm = Trainer._maybe_save
+
+    def die(self):
+        calm(self)
+        if self.step == 8:  # in the second epoch
+            raise RuntimeError("killed")
+
+    monkeypatch.setattr(Trainer, "_maybe_save", die)
+    with pytest.raises(RuntimeError, match="killed"):
+        call(*command, "--out", tmp_path / "cut")
+    monkeypatch.undo()
+    call(*command, "--out", tmp_path / "cut")
+    whole, cut = (load_file(tmp_path / name / "student.safetensors") for name in ("whole", "cut"))
+    assert whole.keys() == cut.keys()
+    assert all(torch.equal(whole[key], cut[key]) for key in whole)
+
+
+@pytest.mark.slow
+@pytest.mark.slow
+def test_two_processes_measure_what_one_does(squares, teacher, tmp_path, capsys):
+    """Every process sees its share of the images; AP is of them all, and each image counts once."""
+    out = tmp_path / "on-2"
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "pcdistill.cli")
+    command = ("distill", *settings(squares, teacher), "--device", "cpu", "--set", PCD, "--out", out)
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, *launch, *map(str, command)],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads((out / "result.json").read_text())
+    alone = json.loads((teacher / "result.json").read_text())["best"]
+    for split in ("val", "test"):
+        assert alone[split]["map"] > 30
+        for key, value in alone[split].items():
+            assert result["teacher"][split][key] == pytest.approx(value, abs=0.01), (split, key)
+    call("evaluate", out)
+    assert json.loads(capsys.readouterr().out)["map"] == pytest.approx(result["best"]["test"]["map"], abs=0.1)
+
+
+def test_compare_prints_ap_and_draws_every_method(squares, tmp_path, capsys):
+    out = tmp_path / "comparison"
+    call(
+        *("compare", *settings(squares, epochs=1), "--teacher-epochs", "6", "--methods", "none,kd,fpn-fitnet"),
+        *("--seeds", "2", "--out", out),
+    )
+    table = capsys.readouterr().out
+    assert "test AP, best epoch" in table
+    for row in ("teacher: fasterrcnn/tiny8", "none", "kd", "fpn-fitnet"):
+        assert row in table
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/png") == 1
+    assert (out / "pictures" / "1_detections.png").exists()
+    assert "best/test/map_50" in (out / "results.csv").read_text().splitlines()[0]
+
+
+WRONG = [
+    (["--method", "kd", "--student", "fasterrcnn/tinny"], "unknown backbone"),
+    (["--method", "kd", "--student", "fastrcnn/tiny"], 'unknown detector "fastrcnn/tiny"'),
+    (
+        ["--method", "kd", "--set", "student.kwargs={fpn_chanels: 3}"],
+        'no option "fpn_chanels"; did you mean "fpn_channels"',
+    ),
+    (["--set", "losses=[{method: detector}, {method: at}]"], "at compares features of classifiers"),
+    (["--set", "losses=[{method: detector}, {method: ce}]"], "the detector's own losses hold its cross-entropy"),
+    (["--set", "losses=[{method: kd}]"], 'a detector needs the term "detector"'),
+    (["--set", "losses=[{method: detector}, {method: pcd, stages: 3}]"], "stages"),
+    (
+        ["--set", "losses=[{method: detector}, {method: mlkd}]"],
+        "a term compares two views of each image, which detectors do not have",
+    ),
+    (["--set", "losses=[{method: detector}, {method: dfmsd, maskin: both}]"], 'no option "maskin"'),
+    (["--set", "losses=[{method: detector}, {method: pkd, strides: [64]}]"], "no level of stride 64"),
+    (["--set", "detection.topk=3"], 'unknown key "detection.topk"; did you mean "top_k"'),
+    (["--set", "data.mixup=0.2"], "mixup, cutmix and a second view are for classifiers"),
+    (["--method", "kd", "--set", "train.channels_last=true"], "a strided 1x1 convolution of fewer than 16"),
+    (["--set", "train.compile=true"], "train.compile is for classifiers"),
+    (["--set", "data.augment=rotate"], 'unknown "rotate"'),
+    (["--data", "coco:nowhere"], "data folder nowhere does not exist"),
+]
+
+
+@pytest.mark.parametrize(("change", "sentence"), WRONG, ids=lambda v: v[-1] if isinstance(v, list) else "")
+def test_wrong_values_are_named_before_anything_is_trained(squares, teacher, tmp_path, capsys, change, sentence):
+    out = tmp_path / "run"
+    text = error_of(capsys, "distill", *settings(squares, teacher), "--out", out, *change)
+    assert sentence in text
+    assert not (out / "metrics.csv").exists()
+
+
+def test_a_json_that_names_a_missing_file_is_refused(squares, teacher, tmp_path, capsys):
+    tree = json.loads((squares / "train.json").read_text())
+    tree["images"][5]["file_name"] = "gone.png"
+    for name in ("val.json", "test.json", "images"):
+        (tmp_path / name).symlink_to(squares / name)
+    (tmp_path / "train.json").write_text(json.dumps(tree))
+    text = error_of(capsys, "distill", *settings(tmp_path, teacher), "--method", "kd", "--out", tmp_path / "run")
+    assert "1 of its 48 images are missing" in text
+    assert "gone.png" in text
+
+
+def test_a_teacher_with_other_categories_is_refused_and_one_with_more_is_selected(squares, teacher, tmp_path, capsys):
+    weights = load_file(teacher / "student.safetensors")
+    other = tmp_path / "other.safetensors"
+    metadata = {"format": "pt", "pcdistill": json.dumps({"classes": ["red", "cyan", "blue"]})}
+    save_file(weights, other, metadata=metadata)
+    run = ("distill", *settings(squares), "--method", "kd", "--teacher-weights", other)
+    text = error_of(capsys, *run, "--out", tmp_path / "a")
+    assert "the teacher does not know 1 of the data's 3 classes: green" in text
+    order = tmp_path / "order.safetensors"  # the same classes, renumbered: matched by name
+    renamed = {"format": "pt", "pcdistill": json.dumps({"classes": ["blue", "red", "green"]})}
+    save_file(weights, order, metadata=renamed)
+    call("distill", *settings(squares, epochs=1), "--method", "kd", "--teacher-weights", order, "--out", tmp_path / "b")
+    found = json.loads((tmp_path / "b" / "result.json").read_text())["teacher"]["test"]["per_class"]
+    right = json.loads((teacher / "result.json").read_text())["best"]["test"]["per_class"]
+    assert max(found.values()) < max(right.values())  # it calls red what it learnt as blue
+
+
+def test_a_weak_teacher_stops_the_run(squares, tmp_path, capsys):
+    torch.manual_seed(0)
+    weights = tmp_path / "fresh.safetensors"
+    fresh = build_detector("fasterrcnn/tiny8", num_classes=3)
+    save_weights(fresh, weights, {"classes": ["red", "green", "blue"]})
+    command = ["distill", *settings(squares, epochs=1), "--teacher-weights", weights, "--method", "kd"]
+    at = command.index("--allow")
+    del command[at : at + 2]
+    text = error_of(capsys, *command, "--out", tmp_path / "run")
+    assert "the teacher finds next to nothing on held-out images (AP50" in text
+    assert "--allow weak-teacher" in text
+
+
+def test_boxes_are_no_data_for_a_classifier(tmp_path, capsys):
+    text = error_of(capsys, "train", "digits", "--data", "digits-detection", "--out", tmp_path / "run", "--quiet")
+    assert "digits-detection holds boxes; set task: detection" in text
+
+
+def test_a_detection_loss_on_a_classifier_is_refused(tmp_path, capsys):
+    text = error_of(
+        *(capsys, "distill", "--data", "digits", "--teacher", "cifar/resnet8", "--student", "cifar/resnet8"),
+        *("--teacher-epochs", "1", "--method", "pkd", "--out", tmp_path / "run", "--quiet", "--epochs", "1"),
+    )
+    assert "detection" in text

@@ -1,0 +1,49 @@
+"""Two processes (gloo, on the CPU) give the loss curve of one, at an equal global batch."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pcdistill import cli
+
+# Without BatchNorm: its statistics are each process's own on a CPU, where PyTorch has no synchronised form.
+MODELS = """
+from torch import nn
+
+def big(num_classes):
+    return nn.Sequential(nn.Conv2d(1, 16, 3), nn.GroupNorm(4, 16), nn.ReLU(), nn.Flatten(), nn.Linear(576, num_classes))
+
+def small(num_classes):
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.Flatten(), nn.Linear(144, num_classes))
+"""
+
+
+def curve(tmp_path: Path, processes: int) -> list[dict[str, float]]:
+    out = tmp_path / f"on-{processes}"
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+    argv = [
+        *(sys.executable, *launch, "-m", "pcdistill.cli", "distill", "--data", "digits", "--limit", "512"),
+        *("--teacher", f"{tmp_path / 'mine.py'}:big", "--student", f"{tmp_path / 'mine.py'}:small"),
+        *("--teacher-epochs", "3", "--epochs", "3", "--batch-size", "64", "--device", "cpu", "--out", str(out)),
+        *("--set", "data.mixup=0", "--quiet"),
+    ]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    with open(out / "metrics.csv") as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_curve_of_one(tmp_path):
+    (tmp_path / "mine.py").write_text(MODELS)
+    one, two = curve(tmp_path, 1), curve(tmp_path, 2)
+    assert len(one) == len(two) == 3
+    for a, b in zip(one, two, strict=True):
+        for key in ("train/loss", "train/ce", "train/pcd", "val/loss"):
+            assert b[key] == pytest.approx(a[key], rel=1e-4, abs=1e-4), (a["epoch"], key)
+        assert b["val/top1"] == pytest.approx(a["val/top1"], abs=0.6)  # one of 180 images may sit on the boundary
