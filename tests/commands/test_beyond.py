@@ -114,7 +114,10 @@ def test_patient_shows_teacher_and_student_one_view_and_reads_no_label():
     assert bool(((batch.target > 0.05) & (batch.target < 0.95)).any()), "images are mixed"
 
 
-@pytest.mark.parametrize("extra", [{}, {"method": "mlkd"}, {"data__mixup": 1.0}, {"method": "crd"}], ids=str)
+LONG = [pytest.param({"method": method}, marks=pytest.mark.slow) for method in ("mlkd", "crd")]
+
+
+@pytest.mark.parametrize("extra", [{}, {"data__mixup": 1.0}, *LONG], ids=str)
 def test_a_run_with_unlabelled_images_is_repeated_and_resumed_to_the_bit(extra, weights, tmp_path, monkeypatch):
     made = recipe(
         **{"method": "kd", "teacher__weights": weights, "train__checkpoint_seconds": 0.0, **UNLABELLED, **extra}
@@ -187,6 +190,7 @@ def test_a_cache_covers_both_parts(views, weights, tmp_path):
         torch.testing.assert_close(own.teacher_logits, session.teacher(own.images), rtol=1e-3, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_several_teachers_are_trained_apart_and_teach_together(tmp_path):
     teachers = [{"name": "cifar/resnet8", "epochs": 1}] * 2
     base = {key: value for key, value in BASE.items() if key != "teacher.name"}

@@ -1,7 +1,6 @@
-"""The verdict over runs of several comparisons: `python verdict.py kd=FOLDER/METHOD NAME=FOLDER/METHOD ...`.
+"""The verdict over runs of several comparisons: `python verdict.py 'NAME=FOLDER/METHOD/seed-*' ...`.
 
-Each argument names the runs of one method (FOLDER/METHOD/seed-0 and so on) anew; "kd" is what the others are tested
-against. The seeds must be the same.
+Each argument names the runs whose folders fit a pattern; "kd" is what the others are tested against, seed by seed.
 """
 
 import json
@@ -14,8 +13,8 @@ from pcdistill import report
 def main(arguments: list[str]) -> None:
     results = []
     for argument in arguments:
-        name, _, folder = argument.partition("=")
-        for file in sorted(Path(folder).glob("seed-*/result.json")):
+        name, _, pattern = argument.partition("=")
+        for file in sorted(Path().glob(f"{pattern}/result.json")):
             results.append({**json.loads(file.read_text(encoding="utf-8")), "method": name})
     print(report.format_table(report.compare_rows(results)))
 

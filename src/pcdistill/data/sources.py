@@ -133,7 +133,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise InputError(f"data: the file {path} does not exist")
     try:
-        with np.load(path, allow_pickle=False) as found:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
             return {key: _array(found, key, path) for key in found.files}
     except (zipfile.BadZipFile, OSError, EOFError, ValueError) as error:
         if isinstance(error, InputError):
