@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional as vf
 
 from pcdistill.errors import InputError, nearest
 
-AUGMENTS = ("auto", "none", "crop", "crop-flip", "randaugment", "imagenet")
+AUGMENTS = ("auto", "none", "crop", "crop-flip", "randaugment", "imagenet", "aggressive")
 # Columns of the table of uniform numbers; every option has its own, so that turning one on leaves the others' draws.
 CROP_Y, CROP_X, FLIP, OP_1, SIGN_1, OP_2, SIGN_2, CUT_Y, CUT_X, BOX = range(10)
 BOX_DRAWS = 4  # boxes drawn for a sample, of which the first that fits is taken
@@ -53,7 +53,8 @@ def make_augment(name: str, *, size: int, channels: int, folder: bool) -> Augmen
 
     Args:
         name: one of AUGMENTS. "auto" is "imagenet" for folders, "crop-flip" for colour arrays, and "crop" for grey
-            arrays, which are mostly digits and letters that a mirror would turn into others.
+            arrays, which are mostly digits and letters that a mirror would turn into others. "aggressive" is
+            "imagenet" for arrays too, without the mirror for grey ones.
         size: side of the image in pixels; crops pad by an eighth of it (4 at 32, 1 at 8).
         channels: of the image.
         folder: whether images are files of any size.
@@ -70,6 +71,7 @@ def make_augment(name: str, *, size: int, channels: int, folder: bool) -> Augmen
         "crop-flip": Augment(padding=padding, flip=True),
         "randaugment": Augment(padding=padding, flip=True).strong(size),
         "imagenet": Augment(resized_crop=True, flip=True),
+        "aggressive": Augment(resized_crop=True, flip=folder or channels > 1),
     }
     if name not in known:
         raise InputError(f'data.augment: unknown "{name}"{nearest(name, AUGMENTS)}; known: {", ".join(AUGMENTS)}')

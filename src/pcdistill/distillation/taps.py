@@ -169,8 +169,27 @@ class _Call:
     output: Tensor
 
 
+def classifier_of(model: nn.Module, images: Tensor) -> nn.Linear | None:
+    """The linear layer that makes the model's logits, as one pass over two images shows it; None if there is none."""
+    inner = unwrap(model)
+    calls, logits = _watch(inner, images)
+    name = _find_classifier(inner, calls, logits)
+    found = None if name is None else inner.get_submodule(name)
+    return found if isinstance(found, nn.Linear) else None
+
+
 def _observe(model: nn.Module, images: Tensor, wanted: tuple[str, ...] | None) -> _Plan:
-    """Look at one pass in eval mode; batch statistics and random numbers are left as they are."""
+    """What one pass shows of the stages to tap."""
+    calls, logits = _watch(model, images)
+    layout = Layout(prefix_tokens(model), getattr(model, "output_fmt", None) == "NHWC")
+    names = wanted or _choose(model, calls, images)
+    return _Plan(
+        tuple(_stage(name, calls, images, layout) for name in names), _find_classifier(model, calls, logits), layout
+    )
+
+
+def _watch(model: nn.Module, images: Tensor) -> tuple[list[_Call], Tensor]:
+    """The calls of one pass in eval mode, and its logits; batch statistics and random numbers are left as they are."""
     calls: list[_Call] = []
     handles = []
     for name, module in model.named_modules():
@@ -191,11 +210,7 @@ def _observe(model: nn.Module, images: Tensor, wanted: tuple[str, ...] | None) -
             module.training = training
         for handle in handles:
             handle.remove()
-    layout = Layout(prefix_tokens(model), getattr(model, "output_fmt", None) == "NHWC")
-    names = wanted or _choose(model, calls, images)
-    return _Plan(
-        tuple(_stage(name, calls, images, layout) for name in names), _find_classifier(model, calls, logits), layout
-    )
+    return calls, logits
 
 
 def _stage(name: str, calls: Sequence[_Call], images: Tensor, layout: Layout) -> _Stage:
