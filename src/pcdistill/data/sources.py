@@ -134,11 +134,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         raise InputError(f"data: the file {path} does not exist")
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
-<<<<<<< HEAD
-            arrays = {key: _array(found, key, path) for key in found.files}
-=======
             return {key: _array(found, key, path) for key in found.files}
->>>>>>> five
     except (zipfile.BadZipFile, OSError, EOFError, ValueError) as error:
         if isinstance(error, InputError):
             raise
