@@ -20,6 +20,7 @@ SHIPPED = {
     "digits": "335068b2e715",
     "digits-detection": "6e433670dee1",
     "imagenet-resnet34-resnet18": "2839b1a3a4a7",
+    "patient": "6c16a6c18e5d",
 }
 DIGITS = {
     "none": "86ffcd6be3d7",

@@ -210,3 +210,32 @@ def test_a_model_that_is_named_does_not_inherit_the_arguments_of_the_recipes_mod
     assert other.student.kwargs == {}
     assert (other.teacher.name, other.teacher.epochs) == ("cifar/resnet32", load_recipe("digits").teacher.epochs)
     assert load_recipe("digits", ["student.name=cifar/resnet14"]).student.kwargs == {}
+
+
+def test_several_teachers_stand_for_the_one_of_the_base_recipe(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("base: digits\nteachers: [{name: timm/resnet18, weight: 3}, {name: cifar/resnet20, epochs: 2}]\n")
+    recipe = load_recipe(file)
+    assert recipe.teacher is None
+    assert [teacher.pretrained for teacher in recipe.all_teachers] == [True, False]
+    assert recipe.distils
+    assert make_recipe(recipe.to_dict()) == recipe
+    assert with_method(recipe, "dist", 1).all_teachers == recipe.all_teachers
+    assert load_recipe(file, ["teachers_combine=logits"]).digest() != recipe.digest()
+    one = load_recipe(file, values={"teacher.name": "cifar/resnet14"})
+    assert (one.teachers, one.teacher.name) == ((), "cifar/resnet14")
+    with pytest.raises(InputError, match=r"teacher\.epochs: this recipe has several teachers; set it in each"):
+        load_recipe(file, ["teacher.epochs=3"])
+    with pytest.raises(InputError, match=r'unknown key "teachers.0.weigth"; did you mean "weight"'):
+        load_recipe(None, ["teachers=[{weigth: 1}]"])
+
+
+def test_keys_that_came_later_are_written_only_where_they_are_set():
+    plain = load_recipe("digits").to_dict()
+    assert not {"teachers", "teachers_combine"} & set(plain)
+    assert not {"unlabelled", "unlabelled_batch"} & set(plain["data"])
+    assert "head" not in plain["student"]
+    assert "weight" not in plain["teacher"]
+    changed = load_recipe("digits", ["data.unlabelled=rest", "student.head=teacher"])
+    assert make_recipe(changed.to_dict()) == changed
+    assert changed.digest() != load_recipe("digits").digest()

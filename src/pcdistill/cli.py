@@ -139,6 +139,8 @@ class OneTeacher:
     """The teacher's weights: .safetensors, or a state dict (.pt, .pth)."""
     teacher_pretrained: Annotated[bool | None, flag("True|False"), Key("teacher.pretrained")] = None
     """Start the teacher from its zoo's pretrained weights (default: yes for timm, torchvision and hf)."""
+    unlabelled: Annotated[str | None, flag("FOLDER|FILE.npz|rest"), Key("data.unlabelled")] = None
+    """Images without labels for the distillation terms; rest: the training images that --limit leaves out."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,7 @@ class Train(Common, Seeded):
     """Start from the zoo's pretrained weights."""
 
     def load(self, **forced: Any) -> "Recipe":
-        return replace(super().load(method="none"), teacher=None)
+        return replace(super().load(method="none"), teacher=None, teachers=())
 
     def carry_out(self, recipe: "Recipe", out: Path, command: str) -> str:
         from pcdistill.commands.run import result_text, run_with_report

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -35,7 +35,9 @@ class DataConfig:
     """Which images, and how they are fed.
 
     `batch_size` is the global batch of one optimiser step; `views` is by default what the losses compare; `seed`, of
-    split, order and augmentation, is by default the teacher cache's, else the run's.
+    split, order and augmentation, is by default the teacher cache's, else the run's. `unlabelled` are images without
+    labels for the distillation terms: a folder, an .npz file, or "rest" for what `limit` leaves out; each step takes
+    `unlabelled_batch` of them beside the batch, by default as many as the batch has.
     """
 
     __pydantic_config__ = FORBID
@@ -53,6 +55,8 @@ class DataConfig:
     download: bool = False
     root: str | None = None
     seed: Annotated[int, Field(ge=0)] | None = None
+    unlabelled: str | None = None
+    unlabelled_batch: Count | None = None
 
 
 @dataclass(frozen=True)
@@ -72,11 +76,19 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class StudentConfig(ModelConfig):
+    """The student; `head: teacher` starts its classifier from the teacher's, where both read as many features."""
+
+    head: Literal["own", "teacher"] = "own"
+
+
+@dataclass(frozen=True)
 class TeacherConfig(ModelConfig):
     """The teacher; `epochs` > 0 trains it first, with the student's recipe, when it has no weights for these classes.
 
     `classes` names its outputs when the weights do not; `mean`, `std` and `image_size` are its own input's; `cache` is
-    a folder that `pcdistill cache` made, whose logits stand in for the teacher's in training.
+    a folder that `pcdistill cache` made, whose logits stand in for the teacher's in training; `weight` is its share
+    among several. `pretrained` of `file.py:function` says that the function gives a trained model.
     """
 
     name: str = "cifar/resnet20"
@@ -86,6 +98,7 @@ class TeacherConfig(ModelConfig):
     std: tuple[Positive, ...] | None = None
     image_size: Count | None = None
     cache: str | None = None
+    weight: Positive = 1.0
 
 
 @dataclass(frozen=True)
@@ -167,7 +180,11 @@ class TermConfig:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides a run's result. `allow` lists the checks that are overridden by name."""
+    """Everything that decides a run's result. `allow` lists the checks that are overridden by name.
+
+    `teachers` stands for `teacher`, which is then None: several teach as one, by the weighted mean of their
+    probabilities at temperature 1 or of their logits, as `teachers_combine` says.
+    """
 
     __pydantic_config__ = FORBID
     task: Literal["classification", "detection"] = "classification"
@@ -175,8 +192,10 @@ class Recipe:
     losses: tuple[TermConfig, ...] = ()
     methods: dict[str, tuple[TermConfig, ...]] = field(default_factory=dict)
     data: DataConfig = field(default_factory=DataConfig)
-    student: ModelConfig = field(default_factory=ModelConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
     teacher: TeacherConfig | None = field(default_factory=TeacherConfig)
+    teachers: tuple[TeacherConfig, ...] = ()
+    teachers_combine: Literal["probabilities", "logits"] = "probabilities"
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     detection: DetectionConfig = field(default_factory=DetectionConfig)
@@ -185,17 +204,29 @@ class Recipe:
     @property
     def distils(self) -> bool:
         """Whether a teacher takes part; else the student is trained alone."""
-        return self.teacher is not None and self.method != ALONE
+        return bool(self.all_teachers) and self.method != ALONE
+
+    @property
+    def all_teachers(self) -> tuple[TeacherConfig, ...]:
+        """The teachers: none, one or several."""
+        return self.teachers or (() if self.teacher is None else (self.teacher,))
+
+    def with_teachers(self, teachers: Sequence[TeacherConfig]) -> "Recipe":
+        """The same with these in place of its teachers, one for each."""
+        if self.teachers:
+            return dataclasses.replace(self, teachers=tuple(teachers))
+        return dataclasses.replace(self, teacher=teachers[0] if teachers else None)
 
     @property
     def strength(self) -> float | None:
-        """How many times as hard as the labels distillation pulls; None where weights are given, or several."""
-        found = {term.strength for term in self.losses} - {None}
-        return found.pop() if len(found) == 1 else None
+        """How many times as hard as the labels distillation pulls, all terms together; None where weights are given."""
+        found = [term.strength for term in self.losses if term.strength is not None]
+        return sum(found) if found else None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as YAML and JSON hold them; `Recipe` and back loses nothing."""
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        _drop_later_keys(plain)
         plain["losses"] = [_flat_term(term) for term in plain["losses"]]
         plain["methods"] = {name: [_flat_term(term) for term in terms] for name, terms in plain["methods"].items()}
         return plain
@@ -293,7 +324,13 @@ def load_recipe(
         old = tree.get(owner)
         if name is not None and isinstance(old, dict):
             # A model that is asked for by name is that model, without the arguments and weights of the recipe's.
-            tree[owner] = {key: value for key, value in old.items() if key == "epochs"}
+            tree[owner] = {key: value for key, value in old.items() if key in ("epochs", "head")}
+    if tree.get("teachers") and "teachers" not in text:
+        of_one = [key for key in {**given, **text} if key.split(".")[0] == "teacher"]
+        if {"teacher", "teacher.name", "teacher.weights"} & set(of_one):
+            del tree["teachers"]  # one that is asked for stands for the recipe's several
+        elif of_one:
+            mistakes.add(f"{of_one[0]}: this recipe has several teachers; set it in each of `teachers`")
     of_terms = {key: value for key, value in text.items() if key.startswith("losses.")}
     for key, value in {**given, **text}.items():
         if key not in of_terms:
@@ -326,9 +363,12 @@ def _make(tree: dict[str, Any], mistakes: _Mistakes, of_terms: Mapping[str, Any]
     if isinstance(terms, list | tuple):
         tree["losses"] = _nested_terms(_with_overrides(list(terms), of_terms, mistakes), "losses", mistakes)
     tree["methods"] = {name: _nested_terms(terms, f"methods.{name}", mistakes) for name, terms in named.items()}
-    teacher = tree.get("teacher")
-    if isinstance(teacher, dict) and "pretrained" not in teacher and teacher.get("weights") is None:
-        teacher["pretrained"] = has_zoo_weights(str(teacher.get("name", TeacherConfig.name)))
+    several = tree.get("teachers")
+    if several:
+        tree["teacher"] = None
+    for teacher in [tree.get("teacher"), *(several if isinstance(several, list | tuple) else ())]:
+        if isinstance(teacher, dict) and "pretrained" not in teacher and teacher.get("weights") is None:
+            teacher["pretrained"] = has_zoo_weights(str(teacher.get("name", TeacherConfig.name)))
     recipe = _validated(tree, mistakes)
     mistakes.raise_if_any()
     assert recipe is not None
@@ -478,6 +518,27 @@ def _nested_terms(terms: Iterable[Any], key: str, mistakes: _Mistakes) -> list[d
     return found
 
 
+# Keys that came later, by group, with their defaults: recipes without them keep their digests.
+LATER: dict[str, dict[str, Any]] = {
+    "": {"teachers": [], "teachers_combine": "probabilities"},
+    "data": {"unlabelled": None, "unlabelled_batch": None},
+    "student": {"head": "own"},
+    "teacher": {"weight": 1.0},
+}
+
+
+def _drop_later_keys(plain: dict[str, Any]) -> None:
+    """Take the keys that came later out of a recipe's plain values where they are at their defaults."""
+    groups = [plain if not group else plain[group] for group in LATER]
+    for group, defaults in [
+        *zip(groups, LATER.values(), strict=True),
+        *((t, LATER["teacher"]) for t in plain["teachers"]),
+    ]:
+        for key, default in defaults.items():
+            if group is not None and group.get(key) == default:
+                del group[key]
+
+
 def _flat_term(term: dict[str, Any]) -> dict[str, Any]:
     own = {key: value for key, value in term.items() if key != "options" and value is not None}
     if own.get("strength_follow"):
@@ -509,8 +570,8 @@ def _validated(tree: dict[str, Any], mistakes: _Mistakes) -> Recipe | None:
 def _keys_at(path: list[str]) -> list[str]:
     """Names of the fields of the dataclass at a path of field names."""
     at: Any = Recipe
-    nested = {"data": DataConfig, "student": ModelConfig, "teacher": TeacherConfig, "optim": OptimConfig}
-    nested.update(train=TrainConfig, detection=DetectionConfig)
+    nested = {"data": DataConfig, "student": StudentConfig, "teacher": TeacherConfig, "optim": OptimConfig}
+    nested.update(train=TrainConfig, detection=DetectionConfig, teachers=TeacherConfig)
     if path:
         at = nested.get(path[0], TermConfig)
     return [f.name for f in dataclasses.fields(at)]

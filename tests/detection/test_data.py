@@ -69,6 +69,7 @@ def refuses(folder, pattern, name="coco:{}"):
 # digits-detection
 
 
+@pytest.mark.slow
 def test_digits_are_the_same_at_every_build_and_do_not_depend_on_the_seed():
     first, second = (detection_data("digits-detection", batch_size=8, seed=seed) for seed in (0, 1))
     assert first.fingerprint == second.fingerprint
@@ -92,6 +93,7 @@ def test_digits_have_tight_boxes_inside_the_image_and_some_images_have_none():
     assert sorted(set(np.concatenate(digits).tolist())) == list(range(10))
 
 
+@pytest.mark.slow
 def test_digits_of_another_size():
     data = detection_data("digits-detection", batch_size=4, image_size=64)
     assert next(data.val.epoch(0)).images[0].shape == (3, 64, 64)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import pcdistill.losses as losses
+from pcdistill.data.loader import UNLABELLED
 from pcdistill.distillation.objective import (
     Objective,
     Term,
@@ -301,3 +302,72 @@ def test_a_loss_gets_the_labels_only_if_it_asks_for_them():
     Objective([Term("blind", Blind()), Term("reads", Reads())])(student, teacher, target)
     assert seen[0] is None
     assert seen[1] is target
+
+
+def mixed_target():
+    student, teacher, target = logits()
+    labelled = torch.tensor([0, 1, 4, 5])
+    target[[2, 3, 6, 7]] = UNLABELLED
+    return student, teacher, target, labelled
+
+
+@pytest.mark.parametrize("name", LOGIT_METHODS)
+def test_terms_that_read_labels_get_the_labelled_rows_and_the_others_all(name):
+    student, teacher, target, labelled = mixed_target()
+    terms = [{"method": name, "views": 1}] if name in ("mlkd", "cskd") else [{"method": name}]
+    recipe = recipe_of(*terms)
+    made = build_objective(recipe.losses, num_classes=10)
+    reads = made.terms[0].needs.labels
+    value = made(student, teacher, target, labelled)["loss"]
+    torch.manual_seed(0)
+    with torch.no_grad():
+        rows = labelled if reads else slice(None)
+        expected = made.terms[0].loss(student[rows], teacher[rows], target[rows] if reads else None)
+    torch.testing.assert_close(value, expected)
+    (gradient,) = torch.autograd.grad(value, student)
+    assert bool((gradient[[2, 3, 6, 7]] != 0).any()) != reads
+
+
+@pytest.mark.parametrize("name", ["ce", "dkd", "pld", "rld"])
+def test_without_a_labelled_row_a_term_that_reads_labels_is_zero_with_a_graph(name):
+    student, teacher, target = logits()
+    made = build_objective(recipe_of({"method": name}).losses, num_classes=10)
+    out = made(student, teacher, torch.full_like(target, UNLABELLED), torch.arange(0))
+    assert out["loss"].item() == 0
+    (gradient,) = torch.autograd.grad(out["loss"], student)
+    assert bool((gradient == 0).all())
+
+
+def test_soft_labels_too_are_read_from_the_labelled_rows():
+    student, teacher, _, labelled = mixed_target()
+    soft = torch.full((8, 10), float(UNLABELLED), dtype=torch.float64)
+    soft[labelled] = torch.rand(4, 10, dtype=torch.float64).softmax(1)
+    value = Objective([Term("ce", CELoss())])(student, teacher, soft, labelled)["loss"]
+    torch.testing.assert_close(value, CELoss()(student[labelled], target=soft[labelled]))
+
+
+def test_feature_terms_that_read_labels_get_the_features_of_the_labelled_rows():
+    class Reads(losses.FeatureLoss):
+        needs = Needs(labels=True)
+
+        def forward(self, student, teacher, target=None):
+            assert len(student.maps[0]) == len(student.pooled) == len(student.index) == len(teacher.logits) == 4
+            assert target.tolist() == [0, 1, 4, 5]
+            return student.pooled.sum()
+
+    def features(n):
+        map_ = torch.arange(float(n))[:, None, None, None].expand(n, 2, 3, 3)
+        return losses.Features([map_], None, map_.mean((2, 3)), torch.zeros(n, 10), index=torch.arange(n))
+
+    _, _, target, labelled = mixed_target()
+    value = Objective([Term("own", Reads())])(features(8), features(8), target, labelled)["loss"]
+    assert value.item() == 2 * (0 + 1 + 4 + 5)
+
+
+def test_a_strength_compares_with_the_labels_of_the_labelled_rows():
+    student, teacher, target, labelled = mixed_target()
+    made = build_objective(recipe_of({"method": "kd", "strength": 2.0}).losses, num_classes=10)
+    made(student, teacher, target, labelled)
+    (term,) = torch.autograd.grad(made.terms[0].loss(student, teacher), student)
+    (own,) = torch.autograd.grad(CELoss()(student[labelled], target=target[labelled]), student)
+    torch.testing.assert_close(made.terms[0].strength.factor.double(), 2 * own.norm() / term.norm(), rtol=1e-4, atol=0)

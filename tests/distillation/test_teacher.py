@@ -7,7 +7,7 @@ from torch import nn
 from pcdistill.classification.distiller import ClassificationDistiller
 from pcdistill.data.loader import Batch
 from pcdistill.distillation.objective import Objective, Term
-from pcdistill.distillation.teacher import Teacher, align_classes
+from pcdistill.distillation.teacher import Teacher, TeacherEnsemble, align_classes, members_of
 from pcdistill.errors import InputError
 from pcdistill.losses import CELoss, KDLoss
 
@@ -94,3 +94,37 @@ def test_a_distiller_without_a_teacher_refuses_terms_that_need_one():
     assert set(alone(Batch(torch.randn(2, 3, 8, 8), torch.tensor([0, 1])))) == {
         *("loss", "loss/ce", "logits", "sum/correct", "sum/counted")
     }
+
+
+@pytest.mark.parametrize("combine", ["probabilities", "logits"])
+def test_several_teachers_give_the_weighted_mean(combine):
+    images = torch.randn(8, 3, 8, 8)
+    one, other = Teacher(noisy_net()), Teacher(noisy_net())
+    both = TeacherEnsemble([one, other], [3.0, 1.0], combine).train()
+    assert not any(module.training for module in both.modules())
+    z = both(images)
+    assert not z.requires_grad
+    if combine == "logits":
+        torch.testing.assert_close(z, 0.75 * one(images) + 0.25 * other(images))
+    else:
+        expected = 0.75 * one(images).softmax(1) + 0.25 * other(images).softmax(1)
+        torch.testing.assert_close(z.softmax(1), expected)
+        torch.testing.assert_close(z.exp(), expected)  # they are logarithms of probabilities
+    assert members_of(both) == [one, other]
+    assert members_of(one) == [one]
+
+
+def test_one_teacher_in_an_ensemble_teaches_what_it_teaches_alone():
+    images = torch.randn(8, 3, 8, 8)
+    alone = Teacher(noisy_net())
+    for combine in ("probabilities", "logits"):
+        z = TeacherEnsemble([alone, alone], [1.0, 5.0], combine)(images)
+        torch.testing.assert_close(z.softmax(1), alone(images).softmax(1))
+    with pytest.raises(ValueError, match='combine must be "probabilities" or "logits"'):
+        TeacherEnsemble([alone], [1.0], "mean")
+
+
+def test_teachers_that_are_certain_or_wrong_give_finite_logits():
+    z = torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0]])
+    both = TeacherEnsemble([Teacher(noisy_net()), Teacher(noisy_net())], [1.0, 1.0])
+    assert bool(both.together([z, z.flip(1)]).isfinite().all())

@@ -22,14 +22,14 @@ def small(num_classes):
 """
 
 
-def curve(tmp_path: Path, processes: int) -> list[dict[str, float]]:
+def curve(tmp_path: Path, processes: int, *extra: str) -> list[dict[str, float]]:
     out = tmp_path / f"on-{processes}"
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
     argv = [
         *(sys.executable, *launch, "-m", "pcdistill.cli", "distill", "--data", "digits", "--limit", "512"),
         *("--teacher", f"{tmp_path / 'mine.py'}:big", "--student", f"{tmp_path / 'mine.py'}:small"),
         *("--teacher-epochs", "3", "--epochs", "3", "--batch-size", "64", "--device", "cpu", "--out", str(out)),
-        *("--set", "data.mixup=0", "--quiet"),
+        *("--set", "data.mixup=0", "--quiet", *extra),
     ]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(cli.__file__).parents[1])}
     done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=300)
@@ -39,9 +39,10 @@ def curve(tmp_path: Path, processes: int) -> list[dict[str, float]]:
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_curve_of_one(tmp_path):
+@pytest.mark.parametrize("extra", [(), ("--unlabelled", "rest", "--set", "data.unlabelled_batch=32")], ids=str)
+def test_two_processes_give_the_curve_of_one(extra, tmp_path):
     (tmp_path / "mine.py").write_text(MODELS)
-    one, two = curve(tmp_path, 1), curve(tmp_path, 2)
+    one, two = curve(tmp_path, 1, *extra), curve(tmp_path, 2, *extra)
     assert len(one) == len(two) == 3
     for a, b in zip(one, two, strict=True):
         for key in ("train/loss", "train/ce", "train/pcd", "val/loss"):

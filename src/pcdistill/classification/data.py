@@ -10,14 +10,16 @@ import torch
 from torch import Tensor
 
 from pcdistill.data.augment import Augment, make_augment
-from pcdistill.data.loader import Batch, Batches, Feed, LoaderBatches, SplitBatches, Stream
+from pcdistill.data.loader import Batch, Batches, Feed, LoaderBatches, SplitBatches, Stream, digest_of, seed_of
 from pcdistill.data.readers import ItemReader, MemoryReader
 from pcdistill.data.sources import ImageFiles, Source, Split, open_source, stratified
+from pcdistill.data.unlabelled import REST, UnlabelledBatches, WithUnlabelled, open_unlabelled
 from pcdistill.errors import InputError
 from pcdistill.recipe import DataConfig
 
 __all__ = ["Batch", "Batches", "Data", "LoaderBatches", "build_data"]
 FOLDER_SIZE = 224
+COUNTS = ("batch_size", "eval_batch_size", "limit", "image_size", "unlabelled_batch")
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,6 @@ class Data:
         train_eval: the same images in order, without augmentation.
         val: held out, for choosing.
         test: for the end; None where the data has none.
-        val_from_train: whether `val` was taken out of the training data.
         fingerprint: changes with the training images, their labels, the classes, or which images are in the split.
     """
 
@@ -49,7 +50,6 @@ class Data:
     train_eval: Batches
     val: Batches
     test: Batches | None
-    val_from_train: bool
     fingerprint: str
 
 
@@ -67,7 +67,9 @@ def build_data(config: DataConfig, stream: Stream) -> Data:
             every image twice: with `augment`, then with RandAugment and cutout added; None is 1. `workers` are
             processes that read files; None chooses by the cores and the number of images. `limit` keeps a stratified
             sample of the training images, drawn after validation was taken out. `root` is the folder of downloads;
-            None is $PCDISTILL_DATA or a folder in the user's cache. `seed` is not looked at.
+            None is $PCDISTILL_DATA or a folder in the user's cache. `seed` is not looked at. `unlabelled` puts
+            `unlabelled_batch` images without labels (over all processes; None: `batch_size`) into each training batch,
+            behind the labelled ones of each view; an epoch is one pass over the labelled images all the same.
         stream: this process's part, with the seed.
 
     Raises:
@@ -79,7 +81,7 @@ def build_data(config: DataConfig, stream: Stream) -> Data:
     _check_classes(source, config.name)
     channels, native = _shape(source, config.name, config.image_size)
     size = config.image_size or native
-    train_rows, val_split, val_rows = _split(source, config)
+    train_rows, rest, val_split, val_rows = _split(source, config)
     mean, std = source.stats or _measure(cast(Tensor, source.train.images), train_rows)
     evaluation = Feed(
         num_classes=len(source.classes),
@@ -90,13 +92,11 @@ def build_data(config: DataConfig, stream: Stream) -> Data:
         stream=stream,
     )
     training = replace(evaluation, batch_size=config.batch_size, train=True, mixup=config.mixup, cutmix=config.cutmix)
-    folder = source.train.images is None
-    # Arrays are augmented as they are, and resized after it.
-    drawn_at = size if folder else native
-    policy = make_augment(config.augment, size=drawn_at, channels=channels, folder=folder)
-    policies = (policy, policy.strong(drawn_at))[: config.views or 1]
-    workers = _workers(config.workers, len(train_rows), stream.world_size) if folder else 0
-    make = _Arrangement(_fingerprint(source, train_rows), workers)
+    make = _Arrangement(_fingerprint(source, train_rows), config, len(train_rows))
+    labelled = make.training(source.train, train_rows, training)
+    train: Batches = labelled
+    if config.unlabelled is not None:
+        train = WithUnlabelled(labelled, _unlabelled(config, source, rest, training, make, steps=len(labelled)))
     return Data(
         name=config.name,
         classes=source.classes,
@@ -104,50 +104,88 @@ def build_data(config: DataConfig, stream: Stream) -> Data:
         image_size=size,
         mean=evaluation.mean,
         std=evaluation.std,
-        train=make.batches(source.train, train_rows, training, policies),
+        train=train,
         train_eval=make.batches(source.train, train_rows, evaluation),
         val=make.batches(val_split, val_rows, evaluation),
         test=None if source.test is None else make.batches(source.test, None, evaluation),
-        val_from_train=source.val is None,
         fingerprint=make.fingerprint,
     )
 
 
 class _Arrangement:
-    """Makes the batches of one data set; splits of one array share it on the device."""
+    """Makes the batches of one data set of `count` training images; splits of one array share it on the device."""
 
-    def __init__(self, fingerprint: str, workers: int) -> None:
-        self.fingerprint, self.workers = fingerprint, workers
+    def __init__(self, fingerprint: str, config: DataConfig, count: int) -> None:
+        self.fingerprint, self.config, self.count = fingerprint, config, count
         self._placed: dict[int, Tensor] = {}
 
-    def batches(
-        self, split: Split, rows: Tensor | None, feed: Feed, policies: Sequence[Augment | None] = (None,)
-    ) -> SplitBatches:
-        """The rows of a split, all where None, under each of the policies."""
+    def batches(self, split: Split, rows: Tensor | None, feed: Feed) -> SplitBatches:
+        """The rows of a split, all where None, as they are."""
         rows = torch.arange(len(split.labels)) if rows is None else rows
+        return SplitBatches(self._reader(split, rows, feed, (None,)), split.labels[rows], feed, self.fingerprint)
+
+    def training(self, split: Split, rows: Tensor, feed: Feed) -> SplitBatches:
+        """The rows of a split under the augmentation of each view."""
+        return SplitBatches(self.augmented(split, rows, feed), split.labels[rows], feed, self.fingerprint)
+
+    def augmented(self, split: Split, rows: Tensor, feed: Feed) -> MemoryReader | ItemReader:
+        """The pixels of rows of a split under the augmentation of each view."""
+        images = split.images
+        # Arrays are augmented as they are, and resized after it.
+        size = feed.image_size if images is None else min(images.shape[2:])
+        policy = make_augment(self.config.augment, size=size, channels=len(feed.mean), folder=images is None)
+        return self._reader(split, rows, feed, (policy, policy.strong(size))[: self.config.views or 1])
+
+    def _reader(
+        self, split: Split, rows: Tensor, feed: Feed, policies: Sequence[Augment | None]
+    ) -> MemoryReader | ItemReader:
         fill = (torch.tensor(feed.mean) * 255).round().to(torch.uint8)
         stream, where = feed.stream, torch.device(feed.stream.device)
-        reader: MemoryReader | ItemReader
         if split.images is not None:
             held = self._placed.setdefault(id(split), split.images.to(where))
-            reader = MemoryReader(held, rows, tuple(policies), fill, stream.seed)
-        else:
-            assert split.items is not None
-            reader = ItemReader(
-                split.items,
-                rows,
-                tuple(policies),
-                size=feed.image_size,
-                fill=fill,
-                seed=stream.seed,
-                workers=self.workers,
-                pin=where.type == "cuda",
+            return MemoryReader(held, rows, tuple(policies), fill, stream.seed)
+        assert split.items is not None
+        return ItemReader(
+            split.items,
+            rows,
+            tuple(policies),
+            size=feed.image_size,
+            fill=fill,
+            seed=stream.seed,
+            workers=_workers(self.config.workers, max(len(rows), self.count), stream.world_size),
+            pin=where.type == "cuda",
+        )
+
+
+def _unlabelled(
+    config: DataConfig, source: Source, rest: Tensor, training: Feed, make: _Arrangement, *, steps: int
+) -> UnlabelledBatches:
+    """The stream of unlabelled images: those that `data.limit` left out, or others; `steps` batches an epoch."""
+    name = str(config.unlabelled)
+    if name == REST:
+        if len(rest) == 0:
+            raise InputError("data.unlabelled: rest is what data.limit leaves out; set data.limit below all images")
+        split, rows, fingerprint = source.train, rest, make.fingerprint
+    else:
+        split = open_unlabelled(name)
+        rows = torch.arange(len(split.labels))
+        fingerprint = _fingerprint(Source([], split), rows)
+        channels, _ = _shape(Source([], split), f"data.unlabelled: {name}", config.image_size)
+        if channels != len(training.mean):
+            raise InputError(
+                f"data.unlabelled: the images of {name} have {channels} channels, those of {config.name} "
+                f"{len(training.mean)}"
             )
-        return SplitBatches(reader, split.labels[rows], feed, self.fingerprint)
+    stream = replace(training.stream, seed=seed_of("unlabelled", training.stream.seed))
+    feed = replace(training, batch_size=config.unlabelled_batch or config.batch_size, stream=stream)
+    reader = make.augmented(split, rows, feed)
+    return UnlabelledBatches(reader, len(rows), feed, steps=steps, fingerprint=digest_of(fingerprint, rows))
 
 
-def _split(source: Source, config: DataConfig) -> tuple[Tensor, Split, Tensor | None]:
-    """Rows of the training images to train on; the split that holds validation, and its rows (None: all)."""
+def _split(source: Source, config: DataConfig) -> tuple[Tensor, Tensor, Split, Tensor | None]:
+    """Rows of the training images to train on, and those that `limit` leaves out; the split that holds validation, and
+    its rows (None: all).
+    """
     train_rows = torch.arange(len(source.train.labels))
     val_split, val_rows = source.val, None
     if val_split is None:
@@ -160,16 +198,18 @@ def _split(source: Source, config: DataConfig) -> tuple[Tensor, Split, Tensor | 
             )
         val_split = source.train
         train_rows, val_rows = stratified(source.train.labels, len(train_rows) - held_out)
+    rest = train_rows[:0]
     limit = config.limit
     if limit is not None and limit < len(train_rows):
         if limit < len(source.classes):
             raise InputError(f"data.limit must be at least the number of classes, {len(source.classes)}, got {limit}")
-        train_rows = train_rows[stratified(source.train.labels[train_rows], limit)[0]]
-    return train_rows, val_split, val_rows
+        drawn, others = stratified(source.train.labels[train_rows], limit)
+        train_rows, rest = train_rows[drawn], train_rows[others]
+    return train_rows, rest, val_split, val_rows
 
 
 def _check(config: DataConfig, stream: Stream) -> None:
-    counts = {name: getattr(config, name) for name in ("batch_size", "eval_batch_size", "limit", "image_size")}
+    counts = {name: getattr(config, name) for name in COUNTS}
     for name, count in {**counts, "world_size": stream.world_size}.items():
         if count is not None and count < 1:
             raise InputError(f"data.{name} must be 1 or more, got {count}")

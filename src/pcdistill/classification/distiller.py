@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from pcdistill.classification.metrics import count_correct
 from pcdistill.data.loader import Batch
 from pcdistill.distillation.objective import Objective
-from pcdistill.distillation.teacher import Teacher, logits_of
+from pcdistill.distillation.teacher import Teacher, TeacherEnsemble, logits_of
 from pcdistill.errors import InputError
 
 
@@ -29,7 +29,7 @@ class ClassificationDistiller(nn.Module):
         self,
         student: nn.Module,
         objective: Objective,
-        teacher: Teacher | None = None,
+        teacher: Teacher | TeacherEnsemble | None = None,
         *,
         student_taps: Callable[[Tensor, Tensor | None], Any] | None = None,
         teacher_taps: Callable[[Tensor], Any] | None = None,
@@ -42,7 +42,7 @@ class ClassificationDistiller(nn.Module):
         self._hidden = (teacher, student_taps, teacher_taps)  # a tuple: nn.Module registers nothing of it
 
     @property
-    def teacher(self) -> Teacher | None:
+    def teacher(self) -> Teacher | TeacherEnsemble | None:
         return self._hidden[0]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -54,7 +54,7 @@ class ClassificationDistiller(nn.Module):
 
         Returns:
             "loss" (scalar with a graph), "loss/NAME" (detached, unweighted), "logits" [N, K] (detached),
-            "sum/correct" and "sum/counted": images whose largest logit is their class, of how many.
+            "sum/correct" and "sum/counted": images whose largest logit is their class, of how many that have a label.
         """
         teacher, student_taps, teacher_taps = self._hidden
         images = batch.images
@@ -71,7 +71,9 @@ class ClassificationDistiller(nn.Module):
             logits = student_out = logits_of(self.student(images))
             if teacher_out is None and teacher is not None and self.objective.needs_teacher:
                 teacher_out = teacher(images)
-        result = self.objective(student_out, teacher_out, batch.target)
+        result = self.objective(student_out, teacher_out, batch.target, batch.labelled)
         logits = logits.detach()
-        counts = count_correct(logits.float(), batch.target)
+        known = batch.labelled
+        counted = (logits, batch.target) if known is None else (logits[known], batch.target[known])
+        counts = count_correct(counted[0].float(), counted[1])
         return {**result, "logits": logits, "sum/correct": counts[0], "sum/counted": counts[3]}

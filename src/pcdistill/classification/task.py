@@ -18,13 +18,15 @@ from pcdistill.classification.metrics import evaluate, top1_metric
 from pcdistill.data.loader import Stream
 from pcdistill.distillation.cache_store import read_state
 from pcdistill.distillation.folding import fold_batchnorm
-from pcdistill.distillation.objective import build_objective, check_losses, method_kind, views_of
-from pcdistill.distillation.teacher import Stats, Teacher, align_classes
+from pcdistill.distillation.head import copy_head
+from pcdistill.distillation.objective import build_objective, check_losses, method_kind, term_needs, views_of
+from pcdistill.distillation.teacher import Stats, Teacher, TeacherEnsemble, align_classes, members_of
 from pcdistill.engine.console import Console
 from pcdistill.engine.loop import Metric
 from pcdistill.engine.placement import Placement
 from pcdistill.errors import InputError
 from pcdistill.models.heads import with_head
+from pcdistill.models.names import is_user_code
 from pcdistill.recipe import ModelConfig, Recipe, TeacherConfig, TrainConfig
 
 GATE_SAMPLES = 2048
@@ -39,12 +41,28 @@ class Classification:
         config = recipe.data
         if config.name == "digits-detection" or config.name.startswith(("coco:", "voc:")):
             raise InputError(f"data: {config.name} holds boxes; set task: detection, or name the recipe detection")
-        micro = replace(config, batch_size=config.batch_size // recipe.train.accumulate, views=views_of(recipe))
+        unlabelled = config.unlabelled_batch or config.batch_size
+        micro = replace(
+            config,
+            batch_size=config.batch_size // recipe.train.accumulate,
+            unlabelled_batch=unlabelled // recipe.train.accumulate,
+            unlabelled=config.unlabelled if recipe.distils else None,  # the labels' losses have no use for them
+            views=views_of(recipe),
+        )
+        shares = recipe.train.accumulate * accelerator.num_processes
+        if micro.unlabelled is not None and unlabelled % shares:
+            raise InputError(
+                f"data.unlabelled_batch {unlabelled} must be divisible by train.accumulate x processes = {shares}"
+            )
         seed = stream_seed(recipe)
         return build_data(micro, Stream(seed, accelerator.process_index, accelerator.num_processes, accelerator.device))
 
     def check(self, recipe: Recipe, data: Any) -> None:
         check_losses(recipe, len(data.classes))
+        if recipe.distils and recipe.data.unlabelled is not None:
+            check_unlabelled(recipe)
+        if recipe.distils and len(recipe.all_teachers) > 1:
+            check_several_teachers(recipe)
 
     def train_config(self, recipe: Recipe) -> TrainConfig:
         return recipe.train
@@ -57,6 +75,9 @@ class Classification:
 
     def info(self, model: nn.Module, data: Any) -> dict[str, Any]:
         size = data.image_size
+        if isinstance(model, TeacherEnsemble):
+            found = [self.info(member, data) for member in members_of(model)]
+            return {key: sum(one[key] for one in found) for key in found[0]}
         if isinstance(model, Teacher):
             model, size = model.model, model.image_size or size
         return models.model_info(model, size, in_channels=data.in_channels)
@@ -106,6 +127,28 @@ class Classification:
         return models.list_models()
 
 
+def check_unlabelled(recipe: Recipe) -> None:
+    """Raise InputError unless a term learns from images without labels."""
+    needs = [term_needs(term, f"losses.{i}") for i, term in enumerate(recipe.losses)]
+    if not any(need.teacher and not need.labels for need in needs):
+        raise InputError(
+            f"data.unlabelled: every term of {recipe.method} reads labels, so these images would teach it nothing; "
+            "take a method that does not (kd, dist or pcd, for example), or leave data.unlabelled out"
+        )
+
+
+def check_several_teachers(recipe: Recipe) -> None:
+    """Raise InputError for what needs one teacher."""
+    for i, term in enumerate(recipe.losses):
+        if method_kind(term.method, f"losses.{i}") != "logits":
+            raise InputError(
+                f"losses.{i}: {term.method} compares features with one teacher's, and there are "
+                f"{len(recipe.teachers)}; name one teacher, or take a method on logits"
+            )
+    if recipe.student.head == "teacher":
+        raise InputError("student.head: there are several teachers, so there is no one head to copy; set it to own")
+
+
 def build_student(config: ModelConfig, *, classes: Sequence[str], data: Any, allow: Iterable[str] = ()) -> nn.Module:
     """The student, with an output for every class of the data."""
     model = models.build_model(
@@ -126,6 +169,8 @@ def knows_classes(config: TeacherConfig, data: Any) -> bool:
     """Whether a pretrained teacher can be used as it is: its own classes cover the data's."""
     if config.weights is not None or not config.pretrained:
         return False
+    if is_user_code(config.name):  # the user says that the function gives a trained model
+        return True
     named = _pretrained(config, data)[1]
     return named is not None and set(data.classes) <= set(named)
 
@@ -148,7 +193,7 @@ def build_teacher(config: TeacherConfig, *, data: Any, allow: Iterable[str] = ()
         InputError: the classes cannot be matched, or the weights do not fit.
     """
     named: list[str] | None = list(config.classes) if config.classes is not None else None
-    if config.pretrained and config.weights is None:
+    if config.pretrained and config.weights is None and not is_user_code(config.name):
         model, named = _pretrained(config, data)
     else:
         if named is None and config.weights is not None:
@@ -270,7 +315,7 @@ def _weakness(result: dict[str, float], num_classes: int) -> str | None:
 def build_distiller(
     recipe: Recipe,
     student: nn.Module,
-    teacher: Teacher | None,
+    teacher: Teacher | TeacherEnsemble | None,
     *,
     data: Any,
     placement: Placement,
@@ -282,9 +327,12 @@ def build_distiller(
     kinds = {method_kind(term.method, f"losses.{i}") for i, term in enumerate(recipe.losses)}
     if "pyramids" in kinds:
         raise InputError("losses: a detection loss needs task: detection")
+    if isinstance(teacher, Teacher) and recipe.student.head == "teacher":
+        size = data.image_size
+        copy_head(student, teacher, torch.zeros(2, data.in_channels, size, size, device=placement.device))
     if "features" in kinds:
-        if teacher is None:
-            raise InputError("losses: feature losses need a teacher")
+        if not isinstance(teacher, Teacher):
+            raise InputError("losses: feature losses need a teacher, and no more than one")
         tapped = tap(recipe, student, teacher, data)
         student, context = tapped.student, tapped.context
     elif teacher is not None:
@@ -298,22 +346,24 @@ def build_distiller(
     )
 
 
-def speed_up(teacher: Teacher, recipe: Recipe, placement: Placement, data: Any) -> None:
+def speed_up(teacher: Teacher | TeacherEnsemble, recipe: Recipe, placement: Placement, data: Any) -> None:
     """Fold and compile the teacher, as far as the recipe allows; its logits stay the same up to rounding."""
     teacher.to(placement.device)
-    size = teacher.image_size or data.image_size
-    example = torch.randn(2, data.in_channels, size, size, device=placement.device)
-    if recipe.train.fold_teacher:
-        teacher.model = fold_batchnorm(teacher.model, example)
-    placement.frozen.module(teacher.model)
-    if recipe.train.compile:
-        teacher.model.compile()
+    for member in members_of(teacher):
+        size = member.image_size or data.image_size
+        example = torch.randn(2, data.in_channels, size, size, device=placement.device)
+        if recipe.train.fold_teacher:
+            member.model = fold_batchnorm(member.model, example)
+        placement.frozen.module(member.model)
+        if recipe.train.compile:
+            member.model.compile()
 
 
 def stream_seed(recipe: Recipe) -> int:
     """The seed of order, augmentation and split: data.seed, else the cache's, else train.seed."""
     if recipe.data.seed is not None:
         return recipe.data.seed
-    if recipe.distils and recipe.teacher is not None and recipe.teacher.cache is not None:
-        return int(read_state(Path(recipe.teacher.cache))["info"]["seed"])
+    cache = next((teacher.cache for teacher in recipe.all_teachers if teacher.cache is not None), None)
+    if recipe.distils and cache is not None:
+        return int(read_state(Path(cache))["info"]["seed"])
     return recipe.train.seed

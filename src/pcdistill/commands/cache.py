@@ -83,6 +83,8 @@ def _placement(recipe: Recipe) -> Placement:
     """Where the teacher runs, for a recipe that can have a cache."""
     if recipe.task != "classification":
         raise InputError("a cache holds logits of classifiers; detection has none")
+    if recipe.teachers:
+        raise InputError("a cache is of one teacher: make one for each of `teachers` (--teacher MODEL)")
     if recipe.teacher is None:
         raise InputError("a cache needs a teacher (--teacher MODEL --teacher-weights FILE)")
     if recipe.teacher.weights is not None:

@@ -10,7 +10,7 @@ from pcdistill import report
 from pcdistill.commands.folder import read_metrics, recorded_summary
 from pcdistill.commands.jobs import Job, run_jobs, shares
 from pcdistill.commands.run import run_with_report
-from pcdistill.commands.session import open_data, teacher_recipe
+from pcdistill.commands.session import open_data, teacher_folder, teacher_recipe
 from pcdistill.commands.tasks import task_of
 from pcdistill.distillation.cache_replay import resolve_cache
 from pcdistill.distillation.objective import at_strength
@@ -19,7 +19,7 @@ from pcdistill.engine.placement import make_accelerator
 from pcdistill.errors import InputError, nearest
 from pcdistill.methods import METHODS
 from pcdistill.models.names import is_user_code
-from pcdistill.recipe import ALONE, Recipe, with_method
+from pcdistill.recipe import ALONE, Recipe, TeacherConfig, with_method
 from pcdistill.report.strengths import best_strengths
 from pcdistill.stats import MARGIN
 
@@ -126,7 +126,7 @@ def compare(recipe: Recipe, plan: Plan, out: Path, *, console: Console, command:
     """
     recipes = _recipes(recipe, plan)
     if any(one.distils for one in recipes.values()):
-        recipes = with_one_teacher(recipe, recipes, out / "teacher", console=console, command=command)
+        recipes = with_teachers(recipe, recipes, out, console=console, command=command)
     results = carry_out(recipes, plan, out, console=console, command=command)
     task, done = task_of(recipe), [key for key in recipes if key in results]
     ordered = [results[key] for key in done]
@@ -189,7 +189,7 @@ def carry_out(
     return results
 
 
-def with_one_teacher(
+def with_teachers(
     recipe: Recipe,
     recipes: dict[K, Recipe],
     out: Path,
@@ -197,20 +197,29 @@ def with_one_teacher(
     console: Console,
     command: str | None,
 ) -> dict[K, Recipe]:
-    """The recipes, with a teacher that is trained once, in `out`, where it has no weights for the classes."""
-    trained = None if _knows_classes(recipe) else teacher_recipe(recipe)
-    if trained is None or recipe.teacher is None:
-        return recipes
-    if recorded_summary(out, trained) is None:
-        run_with_report(trained, out, console=console.labelled("teacher"), command=command)
-    teacher = replace(recipe.teacher, weights=str(out / "student.safetensors"), pretrained=False)
-    return {key: replace(one, teacher=teacher) for key, one in recipes.items()}
+    """The recipes, with teachers that are trained once, in `out`, where they have no weights for the classes."""
+    for number, config in enumerate(recipe.all_teachers):
+        trained = None if _knows_classes(recipe, config) else teacher_recipe(recipe, number)
+        if trained is None:
+            continue
+        name = teacher_folder(number)
+        if recorded_summary(out / name, trained) is None:
+            run_with_report(trained, out / name, console=console.labelled(name), command=command)
+        changes = {"weights": str(out / name / "student.safetensors"), "pretrained": False}
+        recipes = {key: _with_teacher(one, number, changes) for key, one in recipes.items()}
+    return recipes
 
 
-def _knows_classes(recipe: Recipe) -> bool:
+def _with_teacher(recipe: Recipe, number: int, changes: dict[str, Any]) -> Recipe:
+    """The same with one of its teachers changed."""
+    teachers = list(recipe.all_teachers)
+    teachers[number] = replace(teachers[number], **changes)
+    return recipe.with_teachers(teachers)
+
+
+def _knows_classes(recipe: Recipe, teacher: TeacherConfig) -> bool:
     """Whether the teacher is pretrained on the data's classes; opens the data only if that can be."""
-    teacher = recipe.teacher
-    if teacher is None or teacher.weights is not None or not teacher.pretrained:
+    if teacher.weights is not None or not teacher.pretrained:
         return False
     task = task_of(recipe)
     return task.knows_classes(teacher, open_data(task, recipe, make_accelerator(recipe.train)))

@@ -46,6 +46,7 @@ def evaluate_model(recipe: Recipe, weights: str | None, *, split: str = "test") 
     """
     accelerator = make_accelerator(recipe.train)
     task = task_of(recipe)
+    recipe = replace(recipe, data=replace(recipe.data, unlabelled=None))
     data = open_data(task, recipe, accelerator)
     batches = task.splits(data).get(split)
     if batches is None:

@@ -249,7 +249,7 @@ class _Worker:
     def start(self) -> None:
         context = get_context("spawn")  # a fork of a process that has used threads or a GPU may hang
         self.pipe, other = context.Pipe()
-        with _environment(self.share):
+        with environment_of(self.share):
             self.process = context.Process(target=_work, args=(other, self.share.threads), daemon=True)
             self.process.start()
         other.close()
@@ -342,7 +342,7 @@ class _PipeConsole(Console):
 
 
 @contextmanager
-def _environment(share: Share) -> Iterator[None]:
+def environment_of(share: Share) -> Iterator[None]:
     """The variables that a process must find when it starts: torch reads them on import."""
     wanted = {name: str(share.threads) for name in THREADS}
     if share.gpu is not None:

@@ -16,6 +16,7 @@ from pcdistill.commands.environment import environment
 from pcdistill.commands.folder import refuse_another_run
 from pcdistill.commands.tasks import Task, task_of
 from pcdistill.distillation.cache_replay import replayed
+from pcdistill.distillation.teacher import TeacherEnsemble
 from pcdistill.distillation.unused import unused_parameters
 from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.console import Console, duration
@@ -24,8 +25,9 @@ from pcdistill.engine.placement import Placement, make_accelerator, make_placeme
 from pcdistill.engine.tracking import Tracker, check_trackers, make_trackers
 from pcdistill.errors import InputError, TrainingStopped
 from pcdistill.models.heads import head_metadata
+from pcdistill.models.names import is_user_code
 from pcdistill.models.weights import check_file
-from pcdistill.recipe import ALONE, Recipe, TeacherConfig, make_recipe
+from pcdistill.recipe import ALONE, LOADERS, ModelConfig, Recipe, TeacherConfig, make_recipe
 
 NO_TEST = "no test set: best was chosen on the same validation images that it is reported on"
 
@@ -164,43 +166,68 @@ class Session:
         if self.out is not None:
             refuse_another_run(self.out, self.recipe.digest())
         check_trackers(self.recipe)
-        for config in (self.recipe.student, self.recipe.teacher):
-            if config is not None and config.weights is not None:
+        for config in (self.recipe.student, *self.recipe.all_teachers):
+            if config.weights is not None:
                 check_file(config.weights)
 
     def _build_student(self) -> None:
         self.student = self.task.student(self.recipe, self.data)
         self.models["student"] = {"name": self.recipe.student.name, **self.task.info(self.student, self.data)}
+        if self.recipe.data.name != LOADERS:  # else the caller knows
+            self.console.say(f"student {self.recipe.student.name}: {starts_from(self.recipe.student)}")
         self.student.to(self.accelerator.device)
         # A wrong choice of memory format is refused before the teacher is trained.
         self.placement = make_placement(self.task.train_config(self.recipe), self.accelerator, self.student)
 
     def _build_teacher(self) -> None:
-        """The teacher, through its gate; from its cache where it has one."""
-        if not self.recipe.distils or self.recipe.teacher is None:
+        """The teacher, each of several through its gate; from its cache where it has one."""
+        recipe = self.recipe
+        if not recipe.distils:
             return
-        config = self._with_weights(self.recipe.teacher)
-        self.teacher = self.task.teacher(config, self.student, self.data, self.recipe.allow)
-        self.teacher.to(self.accelerator.device)
-        self.models["teacher"] = {"name": config.name, **self.task.info(self.teacher, self.data)}
-        weighted = self.student if self.recipe.student.weights is not None else None
-        found = self.task.gate(self.teacher, weighted, self.data, self.placement, self.recipe.allow, self.console)
-        self.console.say(f"teacher {config.name}: {found[self.task.metric]:.2f} % {self.task.label} on held-out images")
-        if config.cache is not None:
-            self.data = replayed(self.recipe, self.teacher, self.data, self.accelerator)
+        configs = recipe.all_teachers
+        members, facts = zip(*(self._one_teacher(number) for number in range(len(configs))), strict=True)
+        self.teacher, self.models["teacher"] = members[0], facts[0]
+        if recipe.teachers:
+            weights = [config.weight for config in configs]
+            self.teacher = TeacherEnsemble(members, weights, recipe.teachers_combine)
+            self.models["teacher"] = {
+                "name": " + ".join(config.name for config in configs),
+                **self.task.info(self.teacher, self.data),
+                "combine": recipe.teachers_combine,
+                "members": [{**fact, "weight": w} for fact, w in zip(facts, weights, strict=True)],
+            }
+        if any(config.cache is not None for config in configs):
+            self.data = replayed(recipe, self.teacher, self.data, self.accelerator)
 
-    def _with_weights(self, config: TeacherConfig) -> TeacherConfig:
-        """The teacher's config, after training it in the run's folder if it has no weights for these classes."""
-        recipe = None if self.task.knows_classes(config, self.data) else teacher_recipe(self.recipe)
+    def _one_teacher(self, number: int) -> tuple[Any, dict[str, Any]]:
+        """A teacher that passed its gate, and what is known of it."""
+        config = self._with_weights(number)
+        teacher = self.task.teacher(config, self.student, self.data, self.recipe.allow)
+        teacher.to(self.accelerator.device)
+        facts = {"name": config.name, **self.task.info(teacher, self.data)}
+        weighted = self.student if self.recipe.student.weights is not None else None
+        found = self.task.gate(teacher, weighted, self.data, self.placement, self.recipe.allow, self.console)
+        self.console.say(f"teacher {config.name}: {found[self.task.metric]:.2f} % {self.task.label} on held-out images")
+        return teacher, facts
+
+    def _with_weights(self, number: int) -> TeacherConfig:
+        """A teacher's config, after training it in the run's folder if it has no weights for these classes."""
+        config = self.recipe.all_teachers[number]
+        recipe = None if self.task.knows_classes(config, self.data) else teacher_recipe(self.recipe, number)
         if recipe is None or self.out is None:
             return config
         self.console.say(f"no weights for the teacher {config.name}: training it first, {recipe.train.epochs} epochs")
-        console, out = self.console.labelled("teacher"), self.out / "teacher"
-        Session(recipe, out, task=self.task, data=self.data, console=console, command=self.command).run()
+        name = teacher_folder(number)
+        # Its own seed has its own order, and it learns from labelled images alone.
+        data = self.data if number == 0 and recipe.data == self.recipe.data else None
+        console, out = self.console.labelled(name), self.out / name
+        Session(recipe, out, task=self.task, data=data, console=console, command=self.command).run()
         return replace(config, weights=str(out / "student.safetensors"), pretrained=False)
 
     def _build_distiller(self) -> None:
         self.distiller = self.task.distiller(self.recipe, self.student, self.teacher, self.data, self.placement)
+        if self.teacher is not None and self.recipe.student.head == "teacher":
+            self.console.say("the student's classifier starts from the teacher's")
         if self.distiller.student is not self.student:  # a method gave it a new head
             self.student = self.distiller.student  # type: ignore[assignment]
             facts = self.task.info(self.student, self.data)
@@ -337,20 +364,46 @@ def open_data(task: Task, recipe: Recipe, accelerator: Accelerator) -> Any:
     return task.data(recipe, accelerator)
 
 
-def teacher_recipe(recipe: Recipe) -> Recipe | None:
-    """The recipe that trains the teacher first, or None when it has weights. The seed is the student's."""
-    config = recipe.teacher
-    if config is None or config.weights is not None:
+def starts_from(config: ModelConfig) -> str:
+    """Which weights a model starts from, in words."""
+    if config.weights is not None:
+        return f"starts from the weights in {config.weights}"
+    if not config.pretrained:
+        return "starts from random weights"
+    zoo = config.name.partition("/")[0]
+    return (
+        "starts trained, from its own function"
+        if is_user_code(config.name)
+        else f"starts from {zoo}'s pretrained weights"
+    )
+
+
+def teacher_folder(number: int) -> str:
+    """Where a run or a comparison trains its teacher; of several, the first is 0."""
+    return "teacher" if number == 0 else f"teacher-{number + 1}"
+
+
+def teacher_recipe(recipe: Recipe, number: int = 0) -> Recipe | None:
+    """The recipe that trains a teacher first, or None when it has weights.
+
+    The seed is the student's plus the teacher's number, so that several of one architecture differ.
+    """
+    if number >= len(recipe.all_teachers):
+        return None
+    config = recipe.all_teachers[number]
+    if config.weights is not None:
         return None
     if config.epochs == 0:
         if config.pretrained:
             return None
+        own = ", or teacher.pretrained true if the function gives a trained model" if is_user_code(config.name) else ""
         raise InputError(
             f"the teacher {config.name} has no weights: give teacher.weights (--teacher-weights FILE), or "
-            "teacher.epochs (--teacher-epochs N) to train it first"
+            f"teacher.epochs (--teacher-epochs N) to train it first{own}"
         )
     tree = recipe.to_dict()
     student = {"name": config.name, "pretrained": config.pretrained, "kwargs": config.kwargs}
-    tree.update(method=ALONE, losses=[], methods={}, teacher=None, student=student)
-    tree["train"].update(epochs=config.epochs)
+    tree.update(method=ALONE, losses=[], methods={}, teacher=None, teachers=[], student=student)
+    tree["train"].update(epochs=config.epochs, seed=recipe.train.seed + number)
+    tree["data"].update(unlabelled=None, unlabelled_batch=None)
     return make_recipe(tree)

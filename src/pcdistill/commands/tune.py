@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pcdistill import report
 from pcdistill.commands.cache import make_cache
-from pcdistill.commands.compare import Key, Plan, carry_out, with_one_teacher
+from pcdistill.commands.compare import Key, Plan, carry_out, with_teachers
 from pcdistill.commands.folder import read_metrics
 from pcdistill.commands.jobs import run_jobs, shares
 from pcdistill.commands.session import open_data
@@ -85,8 +85,7 @@ def tune(recipe: Recipe, plan: TunePlan, out: Path, *, console: Console, command
         task.check(space.recipe(space.first(method), recipe), data)
     task.check(recipe, data)
     study = open_study(out, recipe, plan.methods)
-    folder = (out / "teacher").resolve()
-    (base,) = with_one_teacher(recipe, {DEFAULT: recipe}, folder, console=console, command=command).values()
+    (base,) = with_teachers(recipe, {DEFAULT: recipe}, out.resolve(), console=console, command=command).values()
     cached = _with_cache(base, plan.methods, data, (out / "cache").resolve(), console=console)
     limits: dict[str, Any] = {"trials": plan.trials, "seconds": plan.seconds}
     search = Search(study, space, cached, out=out, metric=task.metric, console=console, **limits)

@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional as vf
 
 from pcdistill.errors import InputError, nearest
 
-AUGMENTS = ("auto", "none", "crop", "crop-flip", "randaugment", "imagenet")
+AUGMENTS = ("auto", "none", "crop", "crop-flip", "randaugment", "imagenet", "aggressive")
 # Columns of the table of uniform numbers; every option has its own, so that turning one on leaves the others' draws.
 CROP_Y, CROP_X, FLIP, OP_1, SIGN_1, OP_2, SIGN_2, CUT_Y, CUT_X, BOX = range(10)
 BOX_DRAWS = 4  # boxes drawn for a sample, of which the first that fits is taken
@@ -53,7 +53,8 @@ def make_augment(name: str, *, size: int, channels: int, folder: bool) -> Augmen
 
     Args:
         name: one of AUGMENTS. "auto" is "imagenet" for folders, "crop-flip" for colour arrays, and "crop" for grey
-            arrays, which are mostly digits and letters that a mirror would turn into others.
+            arrays, which are mostly digits and letters that a mirror would turn into others. "aggressive" is
+            "imagenet" for arrays too, without the mirror for grey ones.
         size: side of the image in pixels; crops pad by an eighth of it (4 at 32, 1 at 8).
         channels: of the image.
         folder: whether images are files of any size.
@@ -70,6 +71,7 @@ def make_augment(name: str, *, size: int, channels: int, folder: bool) -> Augmen
         "crop-flip": Augment(padding=padding, flip=True),
         "randaugment": Augment(padding=padding, flip=True).strong(size),
         "imagenet": Augment(resized_crop=True, flip=True),
+        "aggressive": Augment(resized_crop=True, flip=folder or channels > 1),
     }
     if name not in known:
         raise InputError(f'data.augment: unknown "{name}"{nearest(name, AUGMENTS)}; known: {", ".join(AUGMENTS)}')
@@ -141,7 +143,7 @@ def _shifted_crop(images: Tensor, padding: int, u: Tensor) -> Tensor:
 
 def _resized_crop(images: Tensor, u: Tensor) -> Tensor:
     """A random box, resized to the whole."""
-    high, wide = _boxes(u)
+    high, wide = crop_boxes(u)
     theta = torch.zeros(len(u), 2, 3)
     theta[:, 0, 0], theta[:, 1, 1] = wide, high
     theta[:, 0, 2] = (2 * u[:, CROP_X] - 1) * (1 - wide)
@@ -151,7 +153,7 @@ def _resized_crop(images: Tensor, u: Tensor) -> Tensor:
     return sampled.round_().clamp_(0, 255).to(torch.uint8)
 
 
-def _boxes(u: Tensor) -> tuple[Tensor, Tensor]:
+def crop_boxes(u: Tensor) -> tuple[Tensor, Tensor]:
     """Heights and widths [N] of random boxes in a square of side 1: the first that fits, else the last cut to fit."""
     area = AREA_RANGE[0] + u[:, BOX : BOX + BOX_DRAWS] * (AREA_RANGE[1] - AREA_RANGE[0])
     low, high = (math.log(ratio) for ratio in RATIO_RANGE)
@@ -187,7 +189,7 @@ def _rand_op(images: Tensor, which: Tensor, sign: Tensor) -> Tensor:
     for (name, minus), rows in groups.items():
         if name != "identity":
             where = torch.tensor(rows, device=images.device)
-            result[where] = _apply(images[where], name, -1.0 if minus else 1.0)
+            result[where] = apply_operation(images[where], name, -1.0 if minus else 1.0)
     return result
 
 
@@ -210,7 +212,7 @@ RAND_SPACE = {
 }
 
 
-def _apply(images: Tensor, name: str, sign: float) -> Tensor:
+def apply_operation(images: Tensor, name: str, sign: float) -> Tensor:
     """One operation of RandAugment at the fixed magnitude on [N, C, H, W] uint8."""
     height, width = images.shape[2:]
     degrees = math.degrees(math.atan(_strength(0.0, 0.3))) * sign

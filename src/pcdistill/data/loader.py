@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 from pcdistill.errors import InputError
 
+UNLABELLED = -100  # the target of an image without a label: the class index, or every entry of its row
+
 
 class Place(Protocol):
     """Where a batch is used: pcdistill.engine.placement.Placement is one."""
@@ -33,27 +35,30 @@ class Batch:
 
     Attributes:
         images: float32, normalised, [N, C, H, W]; with two views [2N, C, H, W], the first view's rows first.
-        target: [N] int64, or [N, K] float32 under mixup and cutmix; with two views [2N] or [2N, K].
+        target: [N] int64, or [N, K] float32 under mixup and cutmix; with two views [2N] or [2N, K]. Rows of images
+            without a label are UNLABELLED.
         index: [N] int64, the samples' positions in their split; None where a user's loader does not tell.
         teacher_logits: [N, K] (with two views [2N, K]) out of a cache, None where there is none.
+        labelled: [L] int64, the rows that have a label; None: all have one.
     """
 
     images: Tensor
     target: Tensor
     index: Tensor | None = None
     teacher_logits: Tensor | None = None
+    labelled: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def to(self, place: Place) -> "Batch":
         """The batch where it is used."""
-        target, index, logits = (
+        target, index, logits, labelled = (
             None if part is None else part.to(place.device, non_blocking=True)
-            for part in (self.target, self.index, self.teacher_logits)
+            for part in (self.target, self.index, self.teacher_logits, self.labelled)
         )
         assert target is not None
-        return Batch(place.images(self.images), target, index, logits)
+        return Batch(place.images(self.images), target, index, logits, labelled)
 
 
 class Batches(ABC):
@@ -180,7 +185,7 @@ class SplitBatches(Batches):
             raise InputError(f"{len(labels)} training images are too few for {processes} processes")
         shared = (feed.num_classes, feed.mean, feed.std, feed.image_size, feed.batch_size)
         drawn = (feed.stream.seed, feed.mixup, feed.cutmix) if feed.train else ()
-        self.signature = _digest(fingerprint, reader.signature, labels, *shared, *drawn)
+        self.signature = digest_of(fingerprint, reader.signature, labels, *shared, *drawn)
         mean, std = (torch.tensor(stat, dtype=torch.float64).view(-1, 1, 1) for stat in (feed.mean, feed.std))
         self._scale, self._shift = (
             (1 / (255 * std)).float().to(feed.stream.device),
@@ -221,26 +226,32 @@ class SplitBatches(Batches):
             return
         order = torch.randperm(len(self.labels), generator=generator_of("order", feed.stream.seed, epoch))
         size = min(feed.batch_size, len(order) - len(order) % feed.stream.world_size)
-        share = size // feed.stream.world_size
         for batch in range(start, len(self)):
-            slots = torch.arange(feed.stream.rank * share, (feed.stream.rank + 1) * share)
-            partner = slots[:0]
-            if feed.mixup > 0 or feed.cutmix > 0:
-                # Neighbours are mixed: after the shuffle they are as good as any, and they are mostly on one process.
-                other = slots ^ 1
-                other = torch.where(other < size, other, slots - 1).clamp(min=0)
-                missing = {int(slot) for slot in other} - set(slots.tolist())
-                slots = torch.cat([slots, torch.tensor(sorted(missing), dtype=torch.int64)])
-                partner = torch.tensor([slots.tolist().index(slot) for slot in other.tolist()])
+            slots, own, partner = self._slots(size)
             index = order[batch * feed.batch_size + slots]
-            yield Job(epoch, batch, size, index, slots, share, partner)
+            yield Job(epoch, batch, size, index, slots, own, partner)
+
+    def _slots(self, size: int) -> tuple[Tensor, int, Tensor]:
+        """This process's places in a training batch of `size`, how many they are, and their partners: as in a Job."""
+        feed = self.feed
+        share = size // feed.stream.world_size
+        slots = torch.arange(feed.stream.rank * share, (feed.stream.rank + 1) * share)
+        if not (feed.mixup > 0 or feed.cutmix > 0):
+            return slots, share, slots[:0]
+        # Neighbours are mixed: after the shuffle they are as good as any, and they are mostly on one process.
+        other = slots ^ 1
+        other = torch.where(other < size, other, slots - 1).clamp(min=0)
+        missing = {int(slot) for slot in other} - set(slots.tolist())
+        slots = torch.cat([slots, torch.tensor(sorted(missing), dtype=torch.int64)])
+        return slots, share, torch.tensor([slots.tolist().index(slot) for slot in other.tolist()])
 
     def _batch(self, job: Job, views: list[Tensor]) -> Batch:
         images = [self._normalise(view) for view in views]
         labels, index = self.labels[job.index], job.index[: job.own]
         target = labels[: job.own]
         if len(job.partner):
-            images, target = self._mix(job, images, labels)
+            images, share = self._mix(job, images)
+            target = self._mixed_target(job, labels, share)
         if len(images) > 1:
             target = torch.cat([target] * len(images))
         device = self.feed.stream.device
@@ -254,8 +265,17 @@ class SplitBatches(Batches):
             images = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
         return images.mul_(self._scale).sub_(self._shift)
 
-    def _mix(self, job: Job, images: list[Tensor], labels: Tensor) -> tuple[list[Tensor], Tensor]:
-        """mixup (arXiv 1710.09412) or cutmix (arXiv 1905.04899) of each sample with its partner, one draw a batch."""
+    def _mixed_target(self, job: Job, labels: Tensor, share: float) -> Tensor:
+        """Probabilities [own, K] of samples that are mixed with their partners."""
+        one_hot = F.one_hot(labels, self.feed.num_classes).float()
+        return share * one_hot[: job.own] + (1 - share) * one_hot[job.partner]
+
+    def _mix(self, job: Job, images: list[Tensor]) -> tuple[list[Tensor], float]:
+        """mixup (arXiv 1710.09412) or cutmix (arXiv 1905.04899) of each sample with its partner, one draw a batch.
+
+        Returns:
+            The mixed views, and the share of each sample in its mixture.
+        """
         feed = self.feed
         rng = np.random.default_rng(seed_of("mix", feed.stream.seed, job.epoch, job.batch))
         cut = feed.cutmix > 0 and (feed.mixup == 0 or rng.random() < 0.5)
@@ -272,8 +292,7 @@ class SplitBatches(Batches):
         keep = keep.to(feed.stream.device)
         partner = job.partner.to(feed.stream.device)
         mixed = [view[: job.own] * keep + view[partner] * (1 - keep) for view in images]
-        one_hot = F.one_hot(labels, feed.num_classes).float()
-        return mixed, share * one_hot[: job.own] + (1 - share) * one_hot[job.partner]
+        return mixed, share
 
 
 class LoaderBatches(Batches):
@@ -307,7 +326,7 @@ class LoaderBatches(Batches):
         self.seed = seed
         dataset = getattr(loader, "dataset", None)
         self.num_samples = len(dataset) if isinstance(dataset, Sized) else None
-        self.signature = _digest("loader", type(loader).__name__, self._length, views, seed)
+        self.signature = digest_of("loader", type(loader).__name__, self._length, views, seed)
 
     def __len__(self) -> int:
         return self._length
@@ -348,7 +367,14 @@ class LoaderBatches(Batches):
             raise InputError(f"images and target of a batch must be tensors, got {kinds}")
         if any(len(view) != len(target) for view in stacked):
             raise InputError(f"a batch has {len(stacked[0])} images and {len(target)} labels")
-        return Batch(torch.cat(stacked), torch.cat([target] * self.views))
+        whole = torch.cat([target] * self.views)
+        return Batch(torch.cat(stacked), whole, labelled=labelled_rows(whole))
+
+
+def labelled_rows(target: Tensor) -> Tensor | None:
+    """Positions [L] of the rows of a target [N] or [N, K] that have a label; None if all have. Reads the target."""
+    without = (target if target.ndim == 1 else target.flatten(1)[:, 0]) == UNLABELLED
+    return (~without).nonzero()[:, 0] if bool(without.any()) else None
 
 
 @contextmanager
@@ -366,7 +392,8 @@ def _own_randomness(seed: int) -> Iterator[None]:
         random.setstate(states[2])
 
 
-def _digest(*parts: Any) -> str:
+def digest_of(*parts: Any) -> str:
+    """32 hexadecimal digits of tensors and of what prints as it is."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         digest.update(part.numpy().tobytes() if isinstance(part, Tensor) else repr(part).encode())

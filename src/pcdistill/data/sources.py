@@ -124,16 +124,25 @@ def _cifar(name: str, root: Path, download: bool) -> Source:
     return Source(classes, Split(x_train, None, y_train), test=Split(x_test, None, y_test), stats=stats)
 
 
-def _npz(path: Path) -> Source:
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file by name; nothing in it is executed.
+
+    Raises:
+        InputError: it is not there, damaged, or holds Python objects.
+    """
     if not path.is_file():
         raise InputError(f"data: the file {path} does not exist")
     try:
-        with np.load(path, allow_pickle=False) as found:
-            arrays = {key: _array(found, key, path) for key in found.files}
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
+            return {key: _array(found, key, path) for key in found.files}
     except (zipfile.BadZipFile, OSError, EOFError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} is not a readable .npz file: {error}") from None
+
+
+def _npz(path: Path) -> Source:
+    arrays = read_npz(path)
     missing = [key for key in ("x_train", "y_train") if key not in arrays]
     missing += [
         f"{other}_{part}"
@@ -171,8 +180,12 @@ def _array(found: Any, key: str, path: Path) -> np.ndarray:
     return array
 
 
-def _array_split(x: np.ndarray, y: np.ndarray, num_classes: int, where: str) -> Split:
-    """Check [N, H, W, C] or [N, H, W] uint8 and labels [N]; gives [N, C, H, W]."""
+def images_of(x: np.ndarray, where: str) -> Tensor:
+    """Check [N, H, W, C] or [N, H, W] uint8; gives [N, C, H, W].
+
+    Raises:
+        InputError: another type or shape.
+    """
     if x.dtype != np.uint8:
         raise InputError(f"{where} must be uint8 (0 to 255), got {x.dtype}")
     if x.ndim == 3:
@@ -180,12 +193,17 @@ def _array_split(x: np.ndarray, y: np.ndarray, num_classes: int, where: str) -> 
     if x.ndim != 4 or x.shape[3] > 4:
         turned = "; move the channels last" if x.ndim == 4 and x.shape[1] <= 4 else ""
         raise InputError(f"{where} must be [N, H, W, C] or [N, H, W], got {list(x.shape)}{turned}")
+    return torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
+
+
+def _array_split(x: np.ndarray, y: np.ndarray, num_classes: int, where: str) -> Split:
+    """Checked images [N, C, H, W], and labels [N]."""
+    images = images_of(x, where)
     y = y.ravel() if y.ndim == 2 and y.shape[1] == 1 else y
     if y.shape != x.shape[:1] or y.dtype.kind not in "iu":
         raise InputError(f"{where}: labels must be {len(x)} whole numbers, got {y.dtype} {list(y.shape)}")
     if len(y) and not (y.min() >= 0 and y.max() < num_classes):
         raise InputError(f"{where}: labels must be 0 to {num_classes - 1}, got {y.min()} to {y.max()}")
-    images = torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
     return Split(images, None, torch.from_numpy(y.astype(np.int64)))
 
 

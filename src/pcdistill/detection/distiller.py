@@ -40,13 +40,16 @@ class DetectionObjective(Objective):
         """Whether a term compares feature pyramids."""
         return any(term.kind == "pyramids" and not term.needs.own_losses for term in self.terms)
 
-    def forward(self, student: Any, teacher: Any = None, target: Any = None) -> dict[str, Tensor]:
+    def forward(
+        self, student: Any, teacher: Any = None, target: Any = None, labelled: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Sum the terms.
 
         Args:
             student: a :class:`Compared`.
             teacher: not used: what a term compares with is in the Compared.
             target: the boxes in pixels of the student's batch, one mapping per image.
+            labelled: not used: all images have their boxes.
 
         Returns:
             "loss" with a graph, "loss/NAME" of every term, unweighted and detached, and the detector's own losses.

@@ -105,6 +105,8 @@ def detection_data(recipe: Recipe, accelerator: Accelerator) -> DetectionData:
         raise InputError(
             "data: mixup, cutmix and a second view are for classifiers; leave them out for task: detection"
         )
+    if recipe.teachers or config.unlabelled is not None or recipe.student.head != "own":
+        raise InputError("teachers, data.unlabelled and student.head are for classifiers; leave them out for detection")
     if recipe.train.compile:
         raise InputError("train.compile is for classifiers: detectors are called part by part, which it does not reach")
     micro = replace(config, batch_size=config.batch_size // recipe.train.accumulate)

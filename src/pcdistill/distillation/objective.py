@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from pcdistill.distillation.strength import Strength
 from pcdistill.errors import InputError, nearest
+from pcdistill.losses._features import rows_of
 from pcdistill.losses.base import Features, Kind, Needs, Shapes, check_fit, check_needs, kind_of, needs_of
 from pcdistill.losses.eakd import EntropyWeightedLoss
 from pcdistill.losses.lskd import StandardizedLoss
@@ -101,13 +102,14 @@ class Objective(nn.Module):
             if hasattr(loss, "set_progress"):
                 loss.set_progress(progress=progress, epoch=epoch)
 
-    def forward(self, student: Any, teacher: Any, target: Tensor) -> dict[str, Tensor]:
-        """Sum the terms.
+    def forward(self, student: Any, teacher: Any, target: Tensor, labelled: Tensor | None = None) -> dict[str, Tensor]:
+        """Sum the terms. Those that need labels get the rows that have one; without any they are 0, with a graph.
 
         Args:
             student: the student's logits [N, C], or its Features when a term needs them.
             teacher: the same of the teacher; None when no term looks at it.
             target: [N] class indices or [N, C] probabilities.
+            labelled: [L] positions of the rows that have a label; None: all have one.
 
         Returns:
             "loss" with a graph, and "loss/NAME" for every term: its unweighted value, detached.
@@ -121,10 +123,12 @@ class Objective(nn.Module):
 
         def value_of(term: Term) -> Tensor:
             labels = target if term.needs.labels else None
-            if term.kind == "features":
-                value: Tensor = term.loss(student, teacher, labels)
-            else:
-                value = term.loss(student_logits, teacher_logits, labels)
+            pair = (student, teacher) if term.kind == "features" else (student_logits, teacher_logits)
+            if labels is not None and labelled is not None:
+                if len(labelled) == 0:
+                    return student_logits[:0].sum()
+                pair, labels = (rows_of(pair[0], labelled), rows_of(pair[1], labelled)), labels[labelled]
+            value: Tensor = term.loss(*pair, labels)
             return value
 
         def places_of(term: Term) -> list[Tensor]:
@@ -133,7 +137,10 @@ class Objective(nn.Module):
             return [*student.maps, *(student.pre_activations or ()), student.pooled]
 
         def labels_alone() -> Tensor:
-            return F.cross_entropy(student_logits, target)
+            if labelled is None:
+                return F.cross_entropy(student_logits, target)
+            # The sum by hand: the mean over no rows is no number.
+            return F.cross_entropy(student_logits[labelled], target[labelled], reduction="sum") / max(len(labelled), 1)
 
         return self.weigh(value_of, Pull(places_of, labels_alone))
 
@@ -231,19 +238,21 @@ def _strength(term: TermConfig, needs: Needs, where: str) -> Strength | None:
 def at_strength(recipe: Recipe, strength: float) -> Recipe | None:
     """The recipe with every term that compares with the teacher at this strength, and the labels at weight 1.
 
-    No term is warmed up: a strength already keeps a steep loss from pulling too hard at the start.
+    Several such terms share the strength as they shared the weight. No term is warmed up: a strength already keeps a
+    steep loss from pulling too hard at the start.
 
     None where there is nothing to weigh: no teacher, or a term that stands for the labels' loss too.
     """
-    terms, compared = [], False
-    for i, term in enumerate(recipe.losses):
-        needs = term_needs(term, f"losses.{i}")
-        if needs.replaces_labels:
-            return None
-        compared |= needs.teacher
-        own = strength if needs.teacher else None
-        terms.append(replace(term, weight=1.0, weight_to=None, warmup_epochs=0.0, strength=own))
-    return replace(recipe, losses=tuple(terms)) if compared else None
+    needs = [term_needs(term, f"losses.{i}") for i, term in enumerate(recipe.losses)]
+    whole = sum(term.weight for term, need in zip(recipe.losses, needs, strict=True) if need.teacher)
+    if whole == 0 or any(need.replaces_labels for need in needs):
+        return None
+    terms = []
+    for term, need in zip(recipe.losses, needs, strict=True):
+        own = strength * term.weight / whole if need.teacher and term.weight > 0 else None
+        weight = 0.0 if need.teacher and own is None else 1.0
+        terms.append(replace(term, weight=weight, weight_to=None, warmup_epochs=0.0, strength=own))
+    return replace(recipe, losses=tuple(terms))
 
 
 def build_loss(

@@ -48,7 +48,7 @@ class Taps:
         self._wanted = None if names is None else tuple(names)
         self._plan: _Plan | None = None
         self._handles: list[RemovableHandle] = []
-        self._seen: dict[str, Tensor] = {}
+        self.seen: dict[str, Tensor] = {}  # what the hooks saw; empty but within a run
         self._running = False
         self._removed = False
 
@@ -72,14 +72,14 @@ class Taps:
         if self._plan is None:
             self._plan = _observe(self._inner, images, self._wanted)
             self._install(self._plan)
-        self._seen.clear()
+        self.seen.clear()
         self._running = True
         try:
             logits = logits_of(self.model(images))
         finally:
             self._running = False
-        seen = dict(self._seen)
-        self._seen.clear()
+        seen = dict(self.seen)
+        self.seen.clear()
         return self._collect(self._plan, seen, images, logits, index)
 
     def remove(self) -> None:
@@ -101,7 +101,7 @@ class Taps:
         def keep_output(key: str) -> Any:
             def hook(module: nn.Module, args: Any, output: Any) -> None:
                 if self._running:
-                    self._seen[key] = tensor_of(output)
+                    self.seen[key] = tensor_of(output)
 
             return hook
 
@@ -109,7 +109,7 @@ class Taps:
             def hook(module: nn.Module, args: Any) -> None:
                 if self._running:
                     # an activation that works in place is about to write over it
-                    self._seen[key] = args[0].clone() if getattr(module, "inplace", False) else args[0]
+                    self.seen[key] = args[0].clone() if getattr(module, "inplace", False) else args[0]
 
             return hook
 
@@ -169,8 +169,27 @@ class _Call:
     output: Tensor
 
 
+def classifier_of(model: nn.Module, images: Tensor) -> nn.Linear | None:
+    """The linear layer that makes the model's logits, as one pass over two images shows it; None if there is none."""
+    inner = unwrap(model)
+    calls, logits = _watch(inner, images)
+    name = _find_classifier(inner, calls, logits)
+    found = None if name is None else inner.get_submodule(name)
+    return found if isinstance(found, nn.Linear) else None
+
+
 def _observe(model: nn.Module, images: Tensor, wanted: tuple[str, ...] | None) -> _Plan:
-    """Look at one pass in eval mode; batch statistics and random numbers are left as they are."""
+    """What one pass shows of the stages to tap."""
+    calls, logits = _watch(model, images)
+    layout = Layout(prefix_tokens(model), getattr(model, "output_fmt", None) == "NHWC")
+    names = wanted or _choose(model, calls, images)
+    return _Plan(
+        tuple(_stage(name, calls, images, layout) for name in names), _find_classifier(model, calls, logits), layout
+    )
+
+
+def _watch(model: nn.Module, images: Tensor) -> tuple[list[_Call], Tensor]:
+    """The calls of one pass in eval mode, and its logits; batch statistics and random numbers are left as they are."""
     calls: list[_Call] = []
     handles = []
     for name, module in model.named_modules():
@@ -191,11 +210,7 @@ def _observe(model: nn.Module, images: Tensor, wanted: tuple[str, ...] | None) -
             module.training = training
         for handle in handles:
             handle.remove()
-    layout = Layout(prefix_tokens(model), getattr(model, "output_fmt", None) == "NHWC")
-    names = wanted or _choose(model, calls, images)
-    return _Plan(
-        tuple(_stage(name, calls, images, layout) for name in names), _find_classifier(model, calls, logits), layout
-    )
+    return calls, logits
 
 
 def _stage(name: str, calls: Sequence[_Call], images: Tensor, layout: Layout) -> _Stage:

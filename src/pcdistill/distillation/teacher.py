@@ -101,6 +101,47 @@ class Teacher(nn.Module):
         return self.select(logits_of(self.model(self.prepare(images))))
 
 
+class TeacherEnsemble(nn.Module):
+    """Several teachers that teach as one: the weighted mean of their probabilities, or of their logits.
+
+    Args:
+        members: over the same classes, in the same order.
+        weights: one > 0 for each; only their shares of the sum count.
+        combine: "probabilities": logits are the logarithm of the mean of the probabilities at temperature 1, so that
+            their softmax is that mean; "logits": the mean of the logits.
+    """
+
+    def __init__(self, members: Sequence[Teacher], weights: Sequence[float], combine: str = "probabilities") -> None:
+        super().__init__()
+        if combine not in ("probabilities", "logits"):
+            raise ValueError(f'combine must be "probabilities" or "logits", got {combine!r}')
+        self.members = nn.ModuleList(members)
+        self.shares = [weight / sum(weights) for weight in weights]
+        self.combine = combine
+
+    def train(self, mode: bool = True) -> "TeacherEnsemble":
+        """Stay in eval mode, whatever is asked."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [N, C] over the student's classes, without a graph."""
+        return self.together([member(images) for member in self.members])
+
+    def together(self, logits: Sequence[Tensor]) -> Tensor:
+        """One teacher's logits [N, C] from those of each, in float32 or better."""
+        stacked = torch.stack([z if z.dtype == torch.float64 else z.float() for z in logits])
+        shares = torch.tensor(self.shares, dtype=stacked.dtype, device=stacked.device)[:, None, None]
+        if self.combine == "logits":
+            return (shares * stacked).sum(0)
+        return (stacked.log_softmax(2) + shares.log()).logsumexp(0)
+
+
+def members_of(teacher: "Teacher | TeacherEnsemble") -> list[Teacher]:
+    """The teachers that teach as one: itself, if it is one."""
+    return list(teacher.members) if isinstance(teacher, TeacherEnsemble) else [teacher]  # type: ignore[arg-type]
+
+
 def logits_of(output: Any) -> Tensor:
     """Logits out of what a model returned: a tensor, an object with `.logits`, or the first of a tuple."""
     if isinstance(output, Tensor):

@@ -38,6 +38,20 @@ class Features(NamedTuple):
     projected: Tensor | None = None
 
 
+def rows_of(found: "Features | Tensor", rows: Tensor) -> "Features | Tensor":
+    """The samples at these positions [L], of tensors [N, ...] or of all tensors of Features."""
+    if isinstance(found, Tensor):
+        return found[rows]
+    return found._replace(
+        maps=[part[rows] for part in found.maps],
+        pooled=found.pooled[rows],
+        logits=found.logits[rows],
+        pre_activations=None if found.pre_activations is None else [part[rows] for part in found.pre_activations],
+        index=None if found.index is None else found.index[rows],
+        projected=None if found.projected is None else found.projected[rows],
+    )
+
+
 def check_map_pair(student_map: Tensor, teacher_map: Tensor, *, same_width: bool = False) -> None:
     """Raise unless both are floating-point [N, D, H, W] with one N on one device (and one D, if asked)."""
     for name, x in (("student", student_map), ("teacher", teacher_map)):
