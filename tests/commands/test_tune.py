@@ -102,8 +102,8 @@ def test_the_search_never_evaluates_on_the_test_set_and_ends_in_a_recipe(monkeyp
     trial = yaml.safe_load((out / "trials" / "000" / "recipe.yaml").read_text())
     assert trial["teacher"]["cache"] == str(out / "cache")
     assert trial["train"]["seed"] == 0
-    final = {(path.parts[-3], path.parts[-2]) for path in out.glob("*/seed-*/result.json")}
-    assert final == {(name, f"seed-{seed}") for name in ("default", "tuned") for seed in (1, 2)}
+    final = {(path.parts[-3].rstrip("0123456789"), path.parts[-2]) for path in out.glob("*/seed-*/result.json")}
+    assert final == {(name, f"seed-{seed}") for name in ("default", "trial-") for seed in (1, 2)}
 
     text = (out / "best.yaml").read_text()
     header = [line for line in text.splitlines() if line.startswith("#")]

@@ -90,8 +90,10 @@ def tune(recipe: Recipe, plan: TunePlan, out: Path, *, console: Console, command
     limits: dict[str, Any] = {"trials": plan.trials, "seconds": plan.seconds}
     search = Search(study, space, cached, out=out, metric=task.metric, console=console, **limits)
     _search(search, plan, console)
-    tuned = space.recipe(search.best().params, base)
-    text, verdict = _compare({DEFAULT: base, TUNED: tuned}, plan, out, console=console, command=command)
+    best = search.best()
+    tuned = space.recipe(best.params, base)
+    pair = {DEFAULT: base, f"trial-{best.number}": tuned}
+    text, verdict = _compare(pair, plan, out, console=console, command=command)
     kept = base if verdict.kind == "worse" else tuned
     found = search.best_described()
     notes = [
@@ -144,7 +146,7 @@ def _search(search: "Search", plan: TunePlan, console: Console) -> None:
 def _compare(
     recipes: Mapping[str, Recipe], plan: TunePlan, out: Path, *, console: Console, command: str | None
 ) -> tuple[str, Verdict]:
-    """Both recipes on seeds that follow the search's, in pairs: the table's text, and the verdict.
+    """The default and another recipe on seeds that follow the search's, in pairs: the table's text, and the verdict.
 
     Raises:
         InputError: a recipe has no run that ended.
@@ -157,14 +159,15 @@ def _compare(
     }
     made = Plan(list(recipes), plan.final_seeds, jobs=plan.jobs, threads=plan.threads)
     found = carry_out(runs, made, out, console=console, command=command)
-    # Named as they are compared; the strength of one of them is no axis of the comparison.
+    named = {key: DEFAULT if key.method == DEFAULT else TUNED for key in runs if key in found}
+    # The strength of one of them is no axis of the comparison.
     results = [
-        {**{name: value for name, value in found[key].items() if name != "strength"}, "method": key.method}
-        for key in runs
-        if key in found
+        {**{key: value for key, value in found[run].items() if key != "strength"}, "method": name}
+        for run, name in named.items()
     ]
-    curves = {(key.method, key.seed): read_metrics(key.folder(out) / "metrics.csv") for key in runs if key in found}
-    task_of(recipes[DEFAULT]).draw_comparison(out, {key.method: key.folder(out) for key in found if key.seed == first})
+    curves = {(name, run.seed): read_metrics(run.folder(out) / "metrics.csv") for run, name in named.items()}
+    shown = {name: run.folder(out) for run, name in named.items() if run.seed == first}
+    task_of(recipes[DEFAULT]).draw_comparison(out, shown)
     options: dict[str, Any] = {"margin": plan.margin, "baseline": DEFAULT}
     report.write_compare_report(out, results, curves, command or "", **options)
     rows = report.compare_rows(results, **options)
