@@ -173,11 +173,10 @@ def test_a_failed_trial_is_counted_and_checkpoints_go_when_a_trial_is_over(tmp_p
     assert "[2/3] trial 1" in said
 
 
-def test_half_a_line_and_a_lock_of_a_killed_process_are_taken_away(tmp_path):
+def test_half_a_line_of_a_killed_process_is_taken_away(tmp_path):
     play(make_search(tmp_path, trials=2))
     with open(tmp_path / "study.log", "ab") as file:
         file.write(b'{"op_code": 6, "wor')
-    (tmp_path / "study.log.lock").symlink_to(tmp_path / "study.log")
     assert len(play(make_search(tmp_path, trials=3))) == 1
 
 

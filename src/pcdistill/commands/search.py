@@ -14,7 +14,7 @@ import optuna
 from optuna.pruners import SuccessiveHalvingPruner
 from optuna.samplers import TPESampler
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from pcdistill.commands.jobs import Job, Outcome
@@ -266,7 +266,7 @@ def open_study(out: Path, recipe: Recipe, methods: Sequence[str]) -> optuna.Stud
     _mend(file)
     epochs, warmup = recipe.train.epochs, math.ceil(recipe.optim.warmup_epochs)
     study = optuna.create_study(
-        storage=JournalStorage(JournalFileBackend(str(file))),
+        storage=JournalStorage(JournalFileBackend(str(file), lock_obj=_NoLock(str(file)))),
         study_name="tune",
         direction="maximize",
         load_if_exists=True,
@@ -279,10 +279,19 @@ def open_study(out: Path, recipe: Recipe, methods: Sequence[str]) -> optuna.Stud
     return study
 
 
+class _NoLock(JournalFileOpenLock):
+    """One process writes; and a lock that Ctrl-C meets while it is taken raises an error of its own."""
+
+    def acquire(self) -> bool:
+        return True
+
+    def release(self) -> None:
+        pass
+
+
 def _mend(file: Path) -> None:
-    """Take away what a kill in the middle of a write leaves: half a line, and the lock."""
+    """Take away what a kill in the middle of a write leaves: half a line."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    Path(f"{file}.lock").unlink(missing_ok=True)
     if file.exists():
         text = file.read_bytes()
         whole = text[: text.rfind(b"\n") + 1]
