@@ -44,6 +44,6 @@ def adapter_of(model: nn.Module) -> Adapter:
         if isinstance(model, family.detector):
             return family.adapter(model)
     raise InputError(
-        f"{type(model).__name__} is not a detector that can be distilled; it must be torchvision's FasterRCNN, RetinaNet "
-        "or FCOS"
+        f"{type(model).__name__} is not a detector that can be distilled; it must be torchvision's FasterRCNN, "
+        "RetinaNet or FCOS"
     )
