@@ -3,6 +3,7 @@
 import ast
 import csv
 import io
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -29,8 +30,8 @@ FIRST_STRENGTH = 4.0  # where every method begins; docs/tuning.md says why
 RATES = 4.0  # the learning rate is at most so many times greater or smaller than the recipe's
 OPTIONS = {"temperature": (1.0, 8.0), "power": (0.1, 1.0)}  # of losses that have them; TTM's power is 1 / temperature
 MOST_STAGES = 5
-REDUCTION = 3  # at every rung about one trial of so many goes on
-FIRST_RUNG = 6  # the first rung is at this fraction of a run's length, 1 / 6
+REDUCTION = 2  # at every rung about one trial of so many goes on, and the next rung is so many times later
+FIRST_RUNG = 4  # the first rung is after 1 / 4 of a run; earlier ones would judge noise
 CHECKPOINTS = ("last.pt", "best.pt")
 
 
@@ -53,13 +54,13 @@ class Space:
 
     def first(self, method: str) -> dict[str, Any]:
         """What the method begins with: its own options at the recipe's rate, at one strength for all."""
-        found: dict[str, Any] = {"method": method, "rate": self.rate}
+        found: dict[str, Any] = {"method": method}
         if method in self.strong:
             found["strength"] = FIRST_STRENGTH
         for name, default in self.options[method].items():
             low, high = (1, self.stages) if name == "stages" else OPTIONS[name]
             found[f"{method}.{name}"] = min(max(default, low), high)
-        return found
+        return {**found, "rate": self.rate}
 
     def suggest(self, trial: Trial) -> dict[str, Any]:
         """A trial's settings; what it was given before it keeps."""
@@ -127,7 +128,7 @@ class Search:
         self.study, self.space, self.base, self.out = study, space, base, out
         self.metric, self.trials, self.limit, self.console = f"val/{metric}", trials, seconds, console
         self._going: dict[str, Trial] = {}
-        self._best: dict[str, float] = {}  # so far, of each trial
+        self._reported: dict[str, dict[int, float]] = {}  # by trial and epoch
         self._late: set[str] = set()  # trials that the time ran out on
         self._spent = float(self.study.user_attrs.get("seconds", 0.0))
         self._since = time.monotonic()
@@ -147,7 +148,7 @@ class Search:
                 return
             self._seed(unfinished.number)
             trial = Trial(self.study, unfinished._trial_id)
-            self._best[self._name(trial)] = max(unfinished.intermediate_values.values(), default=float("-inf"))
+            self._reported[self._name(trial)] = dict(unfinished.intermediate_values)
             yield self._job(trial)
         while self._count() < self.trials and not self._over():
             self._seed(self._count())
@@ -156,10 +157,12 @@ class Search:
     def judge(self, job: Job, row: dict[str, float]) -> bool:
         """Whether to go on with a trial after an epoch with this row."""
         trial, epoch = self._going[job.name], int(row["epoch"])
-        value = row[self.metric]
+        value, before = row[self.metric], self._reported.setdefault(job.name, {})
         if job.recipe.train.keep == "best":
-            value = self._best[job.name] = max(value, self._best.get(job.name, value))
-        trial.report(value, epoch)
+            value = max(value, *before.values()) if before else value
+        if epoch not in before:  # else it was told before a kill
+            before[epoch] = value
+            trial.report(value, epoch)
         if epoch == job.recipe.train.epochs:
             return True
         if self._over():
@@ -261,13 +264,13 @@ def open_study(out: Path, recipe: Recipe, methods: Sequence[str]) -> optuna.Stud
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     file = out / "study.log"
     _mend(file)
-    epochs, warmup = recipe.train.epochs, int(recipe.optim.warmup_epochs)
+    epochs, warmup = recipe.train.epochs, math.ceil(recipe.optim.warmup_epochs)
     study = optuna.create_study(
         storage=JournalStorage(JournalFileBackend(str(file))),
         study_name="tune",
         direction="maximize",
         load_if_exists=True,
-        pruner=SuccessiveHalvingPruner(max(epochs // FIRST_RUNG, warmup + 1), reduction_factor=REDUCTION),
+        pruner=SuccessiveHalvingPruner(max(math.ceil(epochs / FIRST_RUNG), warmup + 1), reduction_factor=REDUCTION),
     )
     own = {"recipe": recipe.digest(), "methods": list(methods)}
     if study.user_attrs.get("of", own) != own:

@@ -76,7 +76,7 @@ def tune(recipe: Recipe, plan: TunePlan, out: Path, *, console: Console, command
         raise InputError("tune needs optuna, which is not installed: pip install 'pcdistill[tune]'") from None
     from pcdistill.commands.search import Search, Space, open_study
 
-    if recipe.teacher is None:
+    if not recipe.all_teachers:
         raise InputError("tune needs a teacher (--teacher MODEL)")
     task = task_of(recipe)
     data = open_data(task, recipe, make_accelerator(recipe.train))
@@ -106,15 +106,20 @@ def tune(recipe: Recipe, plan: TunePlan, out: Path, *, console: Console, command
 
 
 def _with_cache(recipe: Recipe, methods: Sequence[str], data: Any, folder: Path, *, console: Console) -> Recipe:
-    """The recipe with a cache of its teacher, made in the folder, where all methods compare the logits of one view."""
-    assert recipe.teacher is not None
+    """The recipe with a cache of its teacher, made in the folder, where all methods compare the logits of one view.
+
+    Several teachers have no cache in common, and run themselves.
+    """
     distilling = [with_method(recipe, method, recipe.train.seed) for method in methods if method != ALONE]
-    if recipe.task != "classification" or recipe.teacher.cache is not None or not distilling:
+    if recipe.task != "classification" or recipe.teachers or recipe.teacher is None or not distilling:
+        return recipe
+    if recipe.teacher.cache is not None:
         return recipe
     logits = all(method_kind(term.method) == "logits" for one in distilling for term in one.losses)
     if not logits or any(views_of(one) != 1 for one in distilling):
         return recipe
-    size = 2.0 * recipe.train.epochs * data.train.num_samples * len(data.classes)
+    rows = len(data.train) * len(next(data.train.epoch(0)))
+    size = 2.0 * recipe.train.epochs * rows * len(data.classes)  # in float16
     if size > LARGEST_CACHE:
         console.say(f"the teacher's cache would take {size / 1e9:.0f} GB: the trials run the teacher itself")
         return recipe
