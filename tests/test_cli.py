@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import get_type_hints
 
@@ -43,6 +44,10 @@ def distill(teacher: Path, out: Path, *more: str) -> None:
     )
 
 
+def rows_of(file: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(file.read_text().splitlines()))
+
+
 def error_of(capsys, *argv: str) -> str:
     """The one sentence that a wrong input gives, with exit code 2."""
     with pytest.raises(SystemExit) as stop:
@@ -66,7 +71,7 @@ def test_distill_leaves_a_complete_folder(teacher, tmp_path, capsys):
     assert {"best", "last"} <= set(summary)
     for which in ("best", "last"):
         assert 0 <= summary[which]["test"]["top1"] <= 100
-    rows = list(csv.DictReader((out / "metrics.csv").open()))
+    rows = rows_of(out / "metrics.csv")
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert {"train/ce", "train/pcd", "val/top1"} <= set(rows[0])
     recipe = yaml.safe_load((out / "recipe.yaml").read_text())
@@ -116,12 +121,11 @@ def test_compare_prints_and_writes_its_table_and_repeats_it(tmp_path, capsys):
     assert "[6/6] pcd, seed 1" in again.err
     assert "left" not in again.err  # nothing was trained, so nothing is known of the time left
     assert all(method in tables[0] for method in ("none", "kd", "pcd"))
-    rows = list(csv.DictReader((tmp_path / "a" / "results.csv").open()))
+    rows = rows_of(tmp_path / "a" / "results.csv")
     assert len(rows) == 6
     assert (tmp_path / "a" / "report.html").stat().st_size > 10_000
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_bits(teacher, tmp_path):
     """SIGKILL in mid-epoch, then the same command: the same weights as the run that was left alone."""
@@ -157,6 +161,7 @@ def test_a_killed_run_resumes_to_the_same_bits(teacher, tmp_path):
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_resume(teacher, tmp_path):
     argv = [
         *(sys.executable, "-m", "pcdistill.cli", "distill", "--data", "digits", "--teacher", "cifar/resnet8"),
@@ -177,7 +182,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_resume(teacher, tmp_path):
 
 
 def test_every_flag_sets_a_key_of_the_recipe_and_is_named_by_it():
-    tree = load_recipe("default").to_dict()
+    tree = asdict(load_recipe("default"))
     found = set()
     for command in cli.COMMANDS.values():
         for hint in get_type_hints(command, include_extras=True).values():
@@ -412,5 +417,5 @@ def test_a_users_own_models_and_loss_from_a_file(tmp_path):
             "--quiet",
         ),
     )
-    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
+    rows = rows_of(tmp_path / "run" / "metrics.csv")
     assert float(rows[-1]["train/Mse"]) > 0

@@ -219,9 +219,9 @@ class Recipe:
 
     @property
     def strength(self) -> float | None:
-        """How many times as hard as the labels distillation pulls; None where weights are given, or several."""
-        found = {term.strength for term in self.losses} - {None}
-        return found.pop() if len(found) == 1 else None
+        """How many times as hard as the labels distillation pulls, all terms together; None where weights are given."""
+        found = [term.strength for term in self.losses if term.strength is not None]
+        return sum(found) if found else None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as YAML and JSON hold them; `Recipe` and back loses nothing."""

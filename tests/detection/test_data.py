@@ -69,6 +69,7 @@ def refuses(folder, pattern, name="coco:{}"):
 # digits-detection
 
 
+@pytest.mark.slow
 def test_digits_are_the_same_at_every_build_and_do_not_depend_on_the_seed():
     first, second = (detection_data("digits-detection", batch_size=8, seed=seed) for seed in (0, 1))
     assert first.fingerprint == second.fingerprint

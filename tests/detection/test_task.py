@@ -105,6 +105,7 @@ def test_a_detector_learns_and_its_folder_is_complete(squares, teacher, monkeypa
     assert "1 detections" in page
 
 
+@pytest.mark.slow
 def test_distill_evaluate_and_the_same_command_again(squares, teacher, tmp_path, capsys):
     out = tmp_path / "run"
     command = ("distill", *settings(squares, teacher), "--method", "dfmsd", "--out", out)
@@ -137,7 +138,6 @@ def test_distill_evaluate_and_the_same_command_again(squares, teacher, tmp_path,
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("student", ["retinanet/tiny4", "fcos/tiny4"])
 def test_dense_students_learn_features_of_a_teacher_of_another_family(squares, teacher, tmp_path, student, capsys):
     call("distill", *settings(squares, teacher, student, 1), "--method", "pkd", "--out", tmp_path / "run")
@@ -147,6 +147,7 @@ def test_dense_students_learn_features_of_a_teacher_of_another_family(squares, t
     assert not (tmp_path / "no" / "metrics.csv").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_bits(squares, teacher, tmp_path, monkeypatch):
     command = ("distill", *settings(squares, teacher), "--method", "pcd", "--set", PCD, "--set", "train.ema=0.5")
     command = (*command, "--set", "train.checkpoint_seconds=0")
@@ -168,7 +169,6 @@ def test_a_killed_run_resumes_to_the_same_bits(squares, teacher, tmp_path, monke
     assert all(torch.equal(whole[key], cut[key]) for key in whole)
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_two_processes_measure_what_one_does(squares, teacher, tmp_path, capsys):
     """Every process sees its share of the images; AP is of them all, and each image counts once."""
@@ -195,6 +195,7 @@ def test_two_processes_measure_what_one_does(squares, teacher, tmp_path, capsys)
     assert json.loads(capsys.readouterr().out)["map"] == pytest.approx(result["best"]["test"]["map"], abs=0.1)
 
 
+@pytest.mark.slow
 def test_compare_prints_ap_and_draws_every_method(squares, tmp_path, capsys):
     out = tmp_path / "comparison"
     call(

@@ -152,7 +152,7 @@ def test_without_names_the_last_child_of_the_trunk_at_each_resolution(name, stag
 
 
 def test_the_batch_normalisation_may_be_a_module_of_its_own():
-    model = torchvision.models.vgg11_bn(num_classes=4).eval()
+    model = torchvision.models.vgg11_bn(num_classes=4, init_weights=False).eval()
     features = Taps(model, ["features.6", "features.13"]).run(images())
     assert features.norms == [model.features[5], model.features[12]]
     torch.testing.assert_close(features.pre_activations[0].relu(), features.maps[0])
@@ -297,6 +297,7 @@ def test_inside_distributed_data_parallel(tmp_path):
         torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_inside_torch_compile():
     model = zoo().eval()
     right = Taps(copy.deepcopy(model)).run(images(3))
@@ -310,6 +311,7 @@ def test_inside_torch_compile():
         compiled(images(3))  # without taps in between
 
 
+@pytest.mark.slow
 def test_a_graph_compiled_before_the_taps_is_named():
     model = zoo().eval()
     compiled = torch.compile(model, backend="eager")

@@ -200,6 +200,7 @@ def one_of_two(rank, file, out):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_keep_the_memory_of_one(tmp_path):
     torch.multiprocessing.spawn(one_of_two, (str(tmp_path / "meet"), str(tmp_path)), nprocs=2)
     one = IKLLoss(num_classes=6).double()

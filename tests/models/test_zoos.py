@@ -62,6 +62,7 @@ def test_torchvision_weights_are_chosen_by_name(torchvision_weights):
         models.build_model("torchvision/resnet18", num_classes=3, kwargs={"weights": "IMAGENET1K_V1"})
 
 
+LONG = ("convnext_tiny", "densenet121", "googlenet", "inception_v3", "maxvit_t", "swin_t", "vgg11", "vit_b_16")
 TORCHVISION = [  # one of each family
     "alexnet",
     "convnext_tiny",
@@ -83,7 +84,9 @@ TORCHVISION = [  # one of each family
 ]
 
 
-@pytest.mark.parametrize("name", TORCHVISION)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in TORCHVISION]
+)
 def test_every_torchvision_family_is_counted_and_gets_its_head_and_input_replaced(monkeypatch, name):
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: {})
     monkeypatch.setattr(nn.Module, "load_state_dict", lambda *_, **__: None)

@@ -44,7 +44,7 @@ def test_hard_inputs_differentiated_as_a_whole(case):
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_any_input(data):
     c = data.draw(st.one_of(st.integers(2, 80), st.integers(81, 1000)), "classes")
     # Any stages, not only 1 to S: a progressive schedule sums one of them, or the first few.
@@ -77,6 +77,7 @@ def test_groups_of_one_size_and_of_two_agree(kind, dtype):
             check("eager", Case(kind, 3, c, (size,), 2.0, {}, dtype))
 
 
+@pytest.mark.slow
 def test_triton_in_its_interpreter():
     pytest.importorskip("triton")
     root = Path(__file__).resolve().parents[2]
@@ -257,6 +258,7 @@ def test_an_empty_batch_is_zero():
     assert empty.grad.shape == (0, 10)
 
 
+@pytest.mark.slow
 def test_compiled_by_the_user():
     torch._dynamo.reset()
     student, teacher = make_pair(3, 10, torch.float32)

@@ -60,7 +60,6 @@ def call(root: Path, *argv: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *argv], cwd=root, env=env, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.slow
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
     root = tmp_path_factory.mktemp("copy")
@@ -76,6 +75,7 @@ def copy(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_what_is_written_passes_its_own_tests_and_trains(copy):
     (copy / "tests" / "test_trains.py").write_text(TRAINS.lstrip())
     files = [f"tests/losses/test_{name.replace('-', '_')}.py" for name in KINDS.values()]

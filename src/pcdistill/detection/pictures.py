@@ -57,8 +57,8 @@ def _read(run_dir: Path) -> dict[str, np.ndarray] | None:
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as samples:
+            return dict(samples)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # cut off, or no archive
         return None
 

@@ -238,19 +238,21 @@ def _strength(term: TermConfig, needs: Needs, where: str) -> Strength | None:
 def at_strength(recipe: Recipe, strength: float) -> Recipe | None:
     """The recipe with every term that compares with the teacher at this strength, and the labels at weight 1.
 
-    No term is warmed up: a strength already keeps a steep loss from pulling too hard at the start.
+    Several such terms share the strength as they shared the weight. No term is warmed up: a strength already keeps a
+    steep loss from pulling too hard at the start.
 
     None where there is nothing to weigh: no teacher, or a term that stands for the labels' loss too.
     """
-    terms, compared = [], False
-    for i, term in enumerate(recipe.losses):
-        needs = term_needs(term, f"losses.{i}")
-        if needs.replaces_labels:
-            return None
-        compared |= needs.teacher
-        own = strength if needs.teacher else None
-        terms.append(replace(term, weight=1.0, weight_to=None, warmup_epochs=0.0, strength=own))
-    return replace(recipe, losses=tuple(terms)) if compared else None
+    needs = [term_needs(term, f"losses.{i}") for i, term in enumerate(recipe.losses)]
+    whole = sum(term.weight for term, need in zip(recipe.losses, needs, strict=True) if need.teacher)
+    if whole == 0 or any(need.replaces_labels for need in needs):
+        return None
+    terms = []
+    for term, need in zip(recipe.losses, needs, strict=True):
+        own = strength * term.weight / whole if need.teacher and term.weight > 0 else None
+        weight = 0.0 if need.teacher and own is None else 1.0
+        terms.append(replace(term, weight=weight, weight_to=None, warmup_epochs=0.0, strength=own))
+    return replace(recipe, losses=tuple(terms))
 
 
 def build_loss(
