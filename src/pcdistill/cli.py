@@ -253,6 +253,48 @@ class Compare(Common, Pair, SideBySide):
 
 
 @dataclass(frozen=True)
+class Tune(Common, Seeded, Pair, SideBySide):
+    """Search method, strength and learning rate on validation, then compare the winner with the recipe as it was."""
+
+    NAME = "tune"
+
+    methods: str = "kd,dist,wttm,pcd,ldrld"
+    """What to choose from: names with commas between."""
+    trials: int = 30
+    """How many settings to try."""
+    time_limit: Annotated[float | None, flag("HOURS")] = None
+    """Begin and go on with trials for so long, over all sessions."""
+    final_seeds: int = 5
+    """Fresh seeds on which the winner is compared with the recipe as it was."""
+    margin: float = 0.5
+    """Points of the metric: the verdict says whether a difference greater than this can be ruled out."""
+
+    def load(self, **forced: Any) -> "Recipe":
+        for name, value, least in (("--trials", self.trials, 1), ("--final-seeds", self.final_seeds, 2)):
+            if value < least:
+                raise InputError(f"{name} must be at least {least}, got {value}")
+        for name, limit in (("--time-limit", self.time_limit), ("--margin", self.margin)):
+            if limit is not None and not 0 < limit < math.inf:
+                raise InputError(f"{name} must be a finite number above 0, got {limit:g}")
+        return super().load(**forced)
+
+    def carry_out(self, recipe: "Recipe", out: Path, command: str) -> str:
+        from pcdistill.commands.compare import expand_methods
+        from pcdistill.commands.tune import TunePlan, tune
+
+        plan = TunePlan(
+            expand_methods(self.methods, recipe),
+            self.trials,
+            None if self.time_limit is None else self.time_limit * 3600,
+            final_seeds=self.final_seeds,
+            margin=self.margin,
+            jobs=self.at_a_time,
+            threads=self.threads,
+        )
+        return tune(recipe, plan, out, console=self.console("tune"), command=command)
+
+
+@dataclass(frozen=True)
 class Cache(Common, Seeded, OneTeacher):
     """Store a teacher's logits for some epochs of augmented batches, so that students need not run it."""
 
@@ -359,6 +401,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "train": Train,
     "distill": Distill,
     "compare": Compare,
+    "tune": Tune,
     "cache": Cache,
     "evaluate": Evaluate,
     "list": List,

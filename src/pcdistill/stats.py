@@ -253,13 +253,6 @@ class Verdict:
         return f"{name_a} against {name_b}: {self.words(unit)}."
 
 
-def verdict(
-    a: Sequence[float], b: Sequence[float], *, margin: float = MARGIN, alpha: float = 0.05, power: float = 0.8
-) -> Verdict:
-    """The verdict of one comparison; :func:`verdicts` has the arguments, errors and rules."""
-    return verdicts({"": (a, b)}, margin=margin, alpha=alpha, power=power)[""]
-
-
 def verdicts(
     pairs: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     *,

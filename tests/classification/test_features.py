@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from pcdistill import cli, models
-from pcdistill.classification.task import build_distiller, build_student, build_teacher
+from pcdistill.classification.features import select_rows, tap
+from pcdistill.classification.task import build_distiller, build_student, build_teacher, wrap_teacher
 from pcdistill.commands.evaluate import evaluate_model
 from pcdistill.commands.run import run_with_report
 from pcdistill.commands.session import run
@@ -75,7 +76,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(method, weights, tmp_path, m
     from pcdistill.engine import loop as fit
 
     steps = []
-    original = fit.Trainer._maybe_save
+    original = fit.Trainer.save_if_due
 
     def stop_after_two(self):
         steps.append(1)
@@ -83,7 +84,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(method, weights, tmp_path, m
             signal.raise_signal(signal.SIGTERM)
         original(self)
 
-    monkeypatch.setattr(fit.Trainer, "_maybe_save", stop_after_two)
+    monkeypatch.setattr(fit.Trainer, "save_if_due", stop_after_two)
     with pytest.raises(fit.Interrupted):
         run(recipe(method, weights, checkpoint_seconds=0.0), tmp_path / "cut")
     assert load_checkpoint(tmp_path / "cut" / "last.pt")["step"] == 2
@@ -190,14 +191,14 @@ def test_with_simkd_other_terms_see_the_new_logits(weights):
     tree["losses"] = [{"method": name, "weight": 1.0} for name in ("ce", "simkd", "srrl", "at")]
     chosen = make_recipe(tree)
     student = build_student(chosen.student, classes=data.classes, data=data)
-    distiller = build_distiller(
-        chosen, student, build_teacher(chosen.teacher, data=data), data=data, placement=on_cpu()
-    )
+    teacher = build_teacher(chosen.teacher, data=data)
+    distiller = build_distiller(chosen, student, teacher, data=data, placement=on_cpu())
     batch = next(iter(data.train.epoch(0)))
     distiller.eval()
     result = distiller(batch)
     torch.testing.assert_close(result["logits"], distiller.student(batch.images).detach())
-    features = distiller._hidden[1](batch.images, batch.index)
+    untouched = build_student(chosen.student, classes=data.classes, data=data)
+    features = tap(chosen, untouched, teacher, data).run_student(batch.images, batch.index)
     assert [x.shape[1] for x in features.maps] == [x.shape[1] for x in features.pre_activations] == [4, 8, 8]
     assert len(features.norms) == 3
     assert features.projected.shape == (32, 64, 2, 2)
@@ -221,9 +222,6 @@ def test_the_teachers_classifier_follows_the_order_of_the_classes(weights):
     wide = models.build_model("cifar/resnet8", num_classes=11, in_channels=1)
     chosen = recipe("srrl", weights)
     student = build_student(chosen.student, classes=data.classes, data=data)
-    from pcdistill.classification.features import tap
-    from pcdistill.classification.task import wrap_teacher
-
     teacher = wrap_teacher(wide, TeacherConfig(name="cifar/resnet8"), data=data, named=names)
     tapped = tap(chosen, student, teacher, data)
     images = next(iter(data.train.epoch(0))).images
@@ -232,10 +230,9 @@ def test_the_teachers_classifier_follows_the_order_of_the_classes(weights):
     torch.testing.assert_close(features.classifier(features.pooled), features.logits)
     torch.testing.assert_close(features.logits, wide(images)[:, :10].flip(1).detach())
     bare = nn.Linear(4, 11, bias=False)
-    from pcdistill.classification.features import _select
 
-    assert _select(bare, torch.arange(3)).bias is None
-    assert _select(bare, None) is bare
+    assert select_rows(bare, torch.arange(3)).bias is None
+    assert select_rows(bare, None) is bare
 
 
 MINE = """

@@ -15,10 +15,10 @@ from pcdistill.data.augment import (
     FLIP,
     RAND_SPACE,
     Augment,
-    _apply,
-    _boxes,
+    apply_operation,
     augment_batch,
     augment_image,
+    crop_boxes,
     make_augment,
 )
 from pcdistill.errors import InputError
@@ -105,7 +105,7 @@ def test_cutout_is_a_square_of_the_fill_cut_at_the_border():
 
 def test_the_boxes_of_a_resized_crop_are_distributed_as_torchvisions():
     n, size = 4000, 1000
-    high, wide = _boxes(uniform(n))
+    high, wide = crop_boxes(uniform(n))
     plain = v2.RandomResizedCrop(size)
     image = torch.zeros(1, size, size, dtype=torch.uint8)
     with torch.random.fork_rng():
@@ -130,7 +130,7 @@ def test_a_resized_crop_shows_its_box():
     u = uniform(50)
     image = torch.stack([y, x, y]).to(torch.uint8)[None].expand(50, -1, -1, -1)
     found = augment_batch(image, Augment(resized_crop=True), u, FILL).float()
-    high, wide = _boxes(u)
+    high, wide = crop_boxes(u)
     top, left = u[:, CROP_Y] * (1 - high) * size, u[:, CROP_X] * (1 - wide) * size
     for channel, start, side in ((0, top, high), (1, left, wide)):
         steps = start[:, None] + side[:, None] * (torch.arange(size) + 0.5) - 0.5
@@ -150,7 +150,7 @@ def test_the_operations_of_rand_augment_are_torchvisions(channels):
         expected = {plain(image).numpy().tobytes() for _ in range(1500)}
     batch = image[None].repeat(2, 1, 1, 1)
     ours = {
-        _apply(batch, name, sign)[1].numpy().tobytes() if name != "identity" else image.numpy().tobytes()
+        apply_operation(batch, name, sign)[1].numpy().tobytes() if name != "identity" else image.numpy().tobytes()
         for name, signed in RAND_SPACE.items()
         for sign in ((1.0, -1.0) if signed else (1.0,))
     }

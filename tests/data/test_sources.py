@@ -89,7 +89,6 @@ class TestDigits:
         assert sum(counts) == 1797
         batch = next(data.train.epoch(0))
         assert batch.images.shape == (32, 1, 8, 8)
-        assert data.val_from_train
 
     def test_is_normalised_by_its_training_images(self):
         data = data_of("digits")
@@ -181,7 +180,7 @@ class TestNpz:
     def test_validation_images_are_used_where_they_are(self, tmp_path):
         path = write_npz(tmp_path / "d.npz", x_val=np.zeros((5, 8, 8, 3), np.uint8), y_val=np.arange(5) % 4)
         data = data_of(str(path))
-        assert (data.train.num_samples, data.val.num_samples, data.val_from_train) == (40, 5, False)
+        assert (data.train.num_samples, data.val.num_samples) == (40, 5)
 
     def test_images_that_are_not_square_need_a_size(self, tmp_path):
         path = str(write_npz(tmp_path / "d.npz", shape=(8, 6, 3)))
@@ -245,7 +244,6 @@ class TestFolders:
         data = data_of(str(tmp_path / "d"), image_size=16, batch_size=6, val_fraction=0.25)
         assert data.classes == ["cat", "dog"]
         assert (data.train.num_samples, data.val.num_samples, data.test) == (15, 5, None)
-        assert data.val_from_train
         batch = next(data.train.epoch(0))
         assert batch.images.shape == (6, 3, 16, 16)
         assert data_of(str(tmp_path / "d")).image_size == 224
@@ -253,10 +251,10 @@ class TestFolders:
     @pytest.mark.parametrize(
         ("others", "expected"),
         [
-            ({}, (18, 2, None, True)),
-            ({"val": 3}, (18, 2, 6, True)),
-            ({"test": 3}, (18, 2, 6, True)),
-            ({"valid": 2, "test": 3}, (20, 4, 6, False)),
+            ({}, (18, 2, None)),
+            ({"val": 3}, (18, 2, 6)),
+            ({"test": 3}, (18, 2, 6)),
+            ({"valid": 2, "test": 3}, (20, 4, 6)),
         ],
     )
     def test_train_with_or_without_val_and_test(self, tmp_path, others, expected):
@@ -264,7 +262,7 @@ class TestFolders:
             class_folders(tmp_path / split, {"cat": count, "dog": count})
         data = data_of(str(tmp_path), image_size=16)
         test = None if data.test is None else data.test.num_samples
-        assert (data.train.num_samples, data.val.num_samples, test, data.val_from_train) == expected
+        assert (data.train.num_samples, data.val.num_samples, test) == expected
 
     def test_a_class_may_be_called_train(self, tmp_path):
         class_folders(tmp_path, {"bus": 8, "car": 8, "train": 8})

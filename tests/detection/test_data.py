@@ -93,6 +93,7 @@ def test_digits_have_tight_boxes_inside_the_image_and_some_images_have_none():
     assert sorted(set(np.concatenate(digits).tolist())) == list(range(10))
 
 
+@pytest.mark.slow
 def test_digits_of_another_size():
     data = detection_data("digits-detection", batch_size=4, image_size=64)
     assert next(data.val.epoch(0)).images[0].shape == (3, 64, 64)

@@ -53,8 +53,8 @@ def test_a_run_gets_its_detections_and_masks(tmp_path):
 
 
 def test_boxes_stand_in_their_columns_and_weak_ones_are_left_out(tmp_path):
-    samples = pictures._read(make_samples(tmp_path / "run"))
-    figure = pictures._detections({who: (samples, who) for who in ("truth", "teacher", "student")})
+    samples = pictures.read_samples(make_samples(tmp_path / "run"))
+    figure = pictures.draw_detections({who: (samples, who) for who in ("truth", "teacher", "student")})
     axes = np.array(figure.axes).reshape(2, 3)
     assert [ax.get_title() for ax in axes[0]] == ["truth", "teacher", "student"]
     assert [len(boxes_of(ax)) for ax in axes[0]] == [1, 2, 1]  # the student's second has a score of 0.2
@@ -64,8 +64,8 @@ def test_boxes_stand_in_their_columns_and_weak_ones_are_left_out(tmp_path):
 
 
 def test_masks_lie_on_the_part_of_the_image_that_they_are_about(tmp_path):
-    samples = pictures._read(make_samples(tmp_path / "run"))
-    figure = pictures._masks(samples)
+    samples = pictures.read_samples(make_samples(tmp_path / "run"))
+    figure = pictures.draw_masks(samples)
     axes = np.array(figure.axes).reshape(4, 3)
     assert [ax.get_title() for ax in axes[0]] == ["truth", "stride 8", "stride 16"]
     _, shade = axes[0][1].images
@@ -83,8 +83,8 @@ def test_a_comparison_has_a_column_for_every_method(tmp_path, monkeypatch):
         "gone": tmp_path / "gone",
     }
     drawn = []
-    whole = pictures._detections
-    monkeypatch.setattr(pictures, "_detections", lambda columns: drawn.append(list(columns)) or whole(columns))
+    whole = pictures.draw_detections
+    monkeypatch.setattr(pictures, "draw_detections", lambda columns: drawn.append(list(columns)) or whole(columns))
     (path,) = write_compare_pictures(tmp_path / "out", runs)
     assert drawn == [["truth", "teacher", "none", "kd"]]
     assert imread(path).shape[2] in (3, 4)
@@ -108,6 +108,7 @@ def test_an_image_on_which_nothing_was_found_is_drawn(tmp_path):
     assert len(write_run_pictures(run)) == 2
 
 
+@pytest.mark.slow
 def test_samples_hold_what_was_found_and_masked(tmp_path):
     from pcdistill.data.loader import Stream
     from pcdistill.detection.data import build_detection_data

@@ -152,14 +152,14 @@ def test_a_killed_run_resumes_to_the_same_bits(squares, teacher, tmp_path, monke
     command = ("distill", *settings(squares, teacher), "--method", "pcd", "--set", PCD, "--set", "train.ema=0.5")
     command = (*command, "--set", "train.checkpoint_seconds=0")
     call(*command, "--out", tmp_path / "whole")
-    calm = Trainer._maybe_save
+    calm = Trainer.save_if_due
 
     def die(self):
         calm(self)
         if self.step == 8:  # in the second epoch
             raise RuntimeError("killed")
 
-    monkeypatch.setattr(Trainer, "_maybe_save", die)
+    monkeypatch.setattr(Trainer, "save_if_due", die)
     with pytest.raises(RuntimeError, match="killed"):
         call(*command, "--out", tmp_path / "cut")
     monkeypatch.undo()

@@ -241,10 +241,10 @@ def test_outside_of_run_the_hooks_keep_nothing_and_remove_takes_them_out():
     with Taps(model) as taps:
         taps.run(images())
         model(images())
-        assert taps._seen == {}
+        assert taps.seen == {}
         twin = copy.deepcopy(model)
         twin(images())
-        assert taps._seen == {}
+        assert taps.seen == {}
     assert all(not module._forward_hooks and not module._forward_pre_hooks for module in model.modules())
     with pytest.raises(PcdistillError, match="removed"):
         taps.run(images())
@@ -257,7 +257,7 @@ def test_a_model_that_raises_leaves_the_taps_usable():
     with pytest.raises(RuntimeError):
         taps.run(images(channels=1))
     model(images())
-    assert taps._seen == {}
+    assert taps.seen == {}
     assert taps.run(images()).logits.shape == (2, 5)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from pcdistill.losses.crd import CRDLoss, _random, crd_loss
+from pcdistill.losses.crd import CRDLoss, crd_loss, splitmix64
 from tests.losses.feature_checks import (
     DTYPES,
     HALF,
@@ -165,7 +165,7 @@ def test_draws_differ_between_rows_and_steps_and_are_repeated_from_the_state():
 def test_random_numbers_are_splitmix64():
     """Against Python's integers, which do not overflow."""
     seed, mask = 1234567890123456789, 2**64 - 1
-    for k, ours in enumerate(_random(torch.tensor(seed), torch.arange(20)).tolist()):
+    for k, ours in enumerate(splitmix64(torch.tensor(seed), torch.arange(20)).tolist()):
         x = (seed + k * 0x9E3779B97F4A7C15) & mask
         x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
         x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from pcdistill.models.cifar import MODELS, Bottleneck, CifarNet, ShuffleV2Block, _shuffle, resnet
+from pcdistill.models.cifar import MODELS, Bottleneck, CifarNet, ShuffleV2Block, resnet, shuffle_channels
 
 PARAMETERS_M = {  # millions for 100 classes, as the distillation literature prints them
     "resnet20": 0.28,
@@ -147,7 +147,7 @@ def test_wide_resnet_is_the_pre_activation_network_of_the_paper():
 
 def test_shuffle_interleaves_the_groups():
     x = torch.arange(6).reshape(1, 6, 1, 1)
-    assert _shuffle(x, 2).flatten().tolist() == [0, 3, 1, 4, 2, 5]
+    assert shuffle_channels(x, 2).flatten().tolist() == [0, 3, 1, 4, 2, 5]
 
 
 def test_shufflenetv2_passes_half_of_an_activated_input_unchanged():

@@ -62,7 +62,7 @@ def test_torchvision_weights_are_chosen_by_name(torchvision_weights):
         models.build_model("torchvision/resnet18", num_classes=3, kwargs={"weights": "IMAGENET1K_V1"})
 
 
-LONG = ("convnext_tiny", "densenet121", "googlenet", "inception_v3", "maxvit_t", "swin_t", "vgg11", "vit_b_16")
+QUICK = ("alexnet", "mobilenet_v2", "resnet18", "shufflenet_v2_x0_5", "squeezenet1_1")
 TORCHVISION = [  # one of each family
     "alexnet",
     "convnext_tiny",
@@ -85,7 +85,7 @@ TORCHVISION = [  # one of each family
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in TORCHVISION]
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in TORCHVISION]
 )
 def test_every_torchvision_family_is_counted_and_gets_its_head_and_input_replaced(monkeypatch, name):
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: {})

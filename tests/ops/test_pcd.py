@@ -307,6 +307,7 @@ def test_unknown_and_unavailable_backends_are_named(monkeypatch):
     assert pcd_loss(zeros, zeros) == 0
 
 
+@pytest.mark.slow
 def test_imports_and_runs_without_triton():
     code = (
         "import sys; sys.modules['triton'] = None\n"

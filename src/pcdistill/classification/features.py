@@ -88,7 +88,7 @@ def _run_teacher(teacher: Teacher, names: Sequence[str] | None) -> Callable[[Ten
     def run(images: Tensor) -> Features:
         with torch.no_grad():
             features = taps.run(teacher.prepare(images))
-        classifier = _select(features.classifier, teacher.class_map)
+        classifier = select_rows(features.classifier, teacher.class_map)
         return features._replace(logits=teacher.select(features.logits), classifier=classifier)
 
     return run
@@ -126,7 +126,7 @@ def _with_new_head(student: nn.Module, taps: Taps, loss: GivesHead) -> tuple[nn.
     return headed, run
 
 
-def _select(classifier: nn.Module | None, class_map: Tensor | None) -> nn.Module | None:
+def select_rows(classifier: nn.Module | None, class_map: Tensor | None) -> nn.Module | None:
     """The rows of a linear classifier that belong to the data's classes, in their order."""
     if class_map is None or not isinstance(classifier, nn.Linear):
         return classifier

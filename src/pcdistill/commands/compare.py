@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from pcdistill import report
 from pcdistill.commands.folder import read_metrics, recorded_summary
@@ -23,6 +23,7 @@ from pcdistill.recipe import ALONE, Recipe, TeacherConfig, with_method
 from pcdistill.report.strengths import best_strengths
 from pcdistill.stats import MARGIN
 
+K = TypeVar("K")
 GROUPS = {"all-logit": "logits", "all-feature": "features", "all-detection": "pyramids"}
 
 
@@ -125,8 +126,8 @@ def compare(recipe: Recipe, plan: Plan, out: Path, *, console: Console, command:
     """
     recipes = _recipes(recipe, plan)
     if any(one.distils for one in recipes.values()):
-        recipes = _with_teachers(recipe, recipes, out, console=console, command=command)
-    results = _carry_out(recipes, plan, out, console=console, command=command)
+        recipes = with_teachers(recipe, recipes, out, console=console, command=command)
+    results = carry_out(recipes, plan, out, console=console, command=command)
     task, done = task_of(recipe), [key for key in recipes if key in results]
     ordered = [results[key] for key in done]
     chosen = best_strengths(ordered)
@@ -150,7 +151,7 @@ def _recipes(recipe: Recipe, plan: Plan) -> dict[Key, Recipe]:
     return found
 
 
-def _carry_out(
+def carry_out(
     recipes: dict[Key, Recipe], plan: Plan, out: Path, *, console: Console, command: str | None
 ) -> dict[Key, dict[str, Any]]:
     """The summaries of all runs: those that are there, then the others side by side; without those that failed."""
@@ -188,14 +189,14 @@ def _carry_out(
     return results
 
 
-def _with_teachers(
+def with_teachers(
     recipe: Recipe,
-    recipes: dict[Key, Recipe],
+    recipes: dict[K, Recipe],
     out: Path,
     *,
     console: Console,
     command: str | None,
-) -> dict[Key, Recipe]:
+) -> dict[K, Recipe]:
     """The recipes, with teachers that are trained once, in `out`, where they have no weights for the classes."""
     for number, config in enumerate(recipe.all_teachers):
         trained = None if _knows_classes(recipe, config) else teacher_recipe(recipe, number)

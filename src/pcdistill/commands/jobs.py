@@ -7,10 +7,10 @@ its own. On a CPU it does depend, in rounding, on the number of threads, which r
 import os
 import signal
 import traceback
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -36,12 +36,14 @@ class Job:
         recipe: what to do.
         out: the run's folder.
         command: what the user typed, for the record.
+        trial: only to be trained, and judged after every epoch; what it did is told by its history alone.
     """
 
     name: str
     recipe: Recipe
     out: Path
     command: str | None = None
+    trial: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,13 @@ class Outcome:
     """How a job ended.
 
     Attributes:
-        status: "done"; "stopped" by itself, as when it diverges; "failed" by wrong input or a fault.
+        status: "done"; "stopped" by itself, as when it diverges; "failed" by wrong input or a fault; "abandoned", a
+            trial that was judged not worth going on with.
         text: why, where it is not done.
-        summary: what result.json holds, where it was written.
+        summary: what result.json holds, where it was written; of a trial, its rows as "history".
     """
 
-    status: Literal["done", "stopped", "failed"]
+    status: Literal["done", "stopped", "failed", "abandoned"]
     text: str = ""
     summary: dict[str, Any] | None = None
 
@@ -91,44 +94,60 @@ def shares(jobs: int | Literal["auto"], runs: int, *, threads: int | None = None
     return [Share(each, i % gpus if gpus > 1 else None) for i in range(count)]
 
 
-def run_jobs(jobs: Sequence[Job], places: Sequence[Share], *, console: Console) -> Iterator[tuple[Job, Outcome]]:
+Judge = Callable[[Job, dict[str, float]], bool]
+
+
+def run_jobs(
+    jobs: Iterable[Job],
+    places: Sequence[Share],
+    *,
+    console: Console,
+    total: int | None = None,
+    judge: Judge | None = None,
+) -> Iterator[tuple[Job, Outcome]]:
     """Carry out jobs, as many at a time as there are places; each is yielded when it ends, in order of ending.
 
     A job that fails does not end the others. Ctrl-C and SIGTERM end all of them after their next checkpoint.
 
     Args:
-        jobs: in the order in which they are begun.
+        jobs: in the order in which they are begun. Each is asked for when a place is free, after what was yielded
+            before was dealt with: a job may depend on the outcomes so far.
         places: from :func:`shares`.
         console: progress of all.
+        total: how many jobs there are, for the progress; by default the length of `jobs`.
+        judge: of a trial, takes the job and every epoch's row, and says whether to go on.
 
     Raises:
         Interrupted: stopped by a signal; the same call continues.
     """
+    shown = _Progress(console, len(jobs) if isinstance(jobs, Sequence) else total or 1)
     if len(places) == 1 and places[0].gpu is None:
-        yield from _one_by_one(jobs, places[0], console)
+        yield from _one_by_one(jobs, places[0], shown, judge)
         return
-    waiting = deque(jobs)
+    waiting = iter(jobs)
     workers: list[_Worker] = []
-    progress: dict[str, float] = {}
     try:
         with _sigterm_as_interrupt():
-            workers = [_Worker(place) for place in places]
+            for place in places:
+                workers.append(_Worker(place))
             for worker in workers:
-                worker.give(waiting.popleft() if waiting else None)
+                worker.give(next(waiting, None))
             while any(worker.job for worker in workers):
                 for worker in _ready(workers):
                     job, message = worker.job, worker.receive()
                     if isinstance(message, float):
-                        progress[job.name] = message
-                        _draw(console, progress, len(jobs))
+                        shown.draw(job, message)
                     elif isinstance(message, str):
                         console.warn(f"{job.name}: {message}")
+                    elif isinstance(message, dict):
+                        worker.answer(judge is None or judge(job, message))
                     else:
-                        progress[job.name] = 1.0
+                        shown.draw(job, 1.0)
                         if not worker.process.is_alive():
                             worker.start()
-                        worker.give(waiting.popleft() if waiting else None)
+                        worker.job = None
                         yield job, message
+                        worker.give(next(waiting, None))
     except KeyboardInterrupt:
         raise Interrupted("interrupted; the runs under way have checkpoints: the same command continues") from None
     finally:
@@ -137,19 +156,28 @@ def run_jobs(jobs: Sequence[Job], places: Sequence[Share], *, console: Console) 
         console.close()
 
 
-def _one_by_one(jobs: Sequence[Job], share: Share, console: Console) -> Iterator[tuple[Job, Outcome]]:
+class Abandoned(Exception):
+    """A trial that its judge gave up."""
+
+
+def _one_by_one(
+    jobs: Iterable[Job], share: Share, shown: "_Progress", judge: Judge | None
+) -> Iterator[tuple[Job, Outcome]]:
     """In this process: another would only cost its start."""
     threads = torch.get_num_threads()
     torch.set_num_threads(share.threads)
     try:
         for job in jobs:
-            yield job, _carry_out(job, Console(quiet=True, stream=console.stream))
+            outcome = _carry_out(job, _HereConsole(shown, job), partial(judge, job) if judge else lambda row: True)
+            shown.draw(job, 1.0)
+            yield job, outcome
     finally:
         torch.set_num_threads(threads)
+        shown.console.close()
 
 
-def _carry_out(job: Job, console: Console) -> Outcome:
-    """A run, and how it ended.
+def _carry_out(job: Job, console: Console, go_on: Callable[[dict[str, float]], bool]) -> Outcome:
+    """A run, and how it ended; `go_on` is asked after every epoch of a trial.
 
     Raises:
         Interrupted: stopped by a signal.
@@ -157,12 +185,16 @@ def _carry_out(job: Job, console: Console) -> Outcome:
     from pcdistill.commands.run import run_with_report
 
     try:
+        if job.trial:
+            return Outcome("done", summary={"history": _train_only(job, console, go_on)})
         return Outcome(
             "done", summary=run_with_report(job.recipe, job.out, console=console, command=job.command).summary
         )
+    except Abandoned:
+        return Outcome("abandoned")
     except TrainingStopped as stop:
         return Outcome("stopped", str(stop))
-    except (Interrupted, BrokenPipeError, ConnectionResetError):
+    except (Interrupted, BrokenPipeError, ConnectionResetError, EOFError):
         raise
     except PcdistillError as error:
         return Outcome("failed", str(error))
@@ -171,9 +203,36 @@ def _carry_out(job: Job, console: Console) -> Outcome:
         return Outcome("failed", f"{type(error).__name__}: {error}")
 
 
-def _draw(console: Console, progress: dict[str, float], total: int) -> None:
-    going = [f"{name} {100 * value:.0f} %" for name, value in progress.items() if value < 1]
-    console.overall(sum(progress.values()) / total, ", ".join(going))
+def _train_only(job: Job, console: Console, go_on: Callable[[dict[str, float]], bool]) -> list[dict[str, float]]:
+    """A trial's rows. It is never concluded, and only that step looks at the test set.
+
+    Raises:
+        Abandoned: an epoch's answer was not to go on; its checkpoint is there.
+    """
+    from pcdistill.commands.session import Session
+
+    def track(row: dict[str, float], step: int) -> None:
+        if not go_on(row):
+            raise Abandoned
+
+    session = Session(job.recipe, job.out, console=console, command=job.command, trackers=(track,))
+    session.prepare()
+    session.train()
+    return session.fit.history
+
+
+class _Progress:
+    """The bar of all jobs; its console is the command's."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        self.console, self.total = console, total
+        self.done: dict[str, float] = {}
+
+    def draw(self, job: Job, fraction: float) -> None:
+        """A job is at this fraction of its length, 1 when it has ended."""
+        self.done[job.name] = fraction
+        going = [f"{name} {100 * value:.0f} %" for name, value in self.done.items() if value < 1]
+        self.console.overall(sum(self.done.values()) / self.total, ", ".join(going))
 
 
 class _Worker:
@@ -190,7 +249,7 @@ class _Worker:
     def start(self) -> None:
         context = get_context("spawn")  # a fork of a process that has used threads or a GPU may hang
         self.pipe, other = context.Pipe()
-        with _environment(self.share):
+        with environment_of(self.share):
             self.process = context.Process(target=_work, args=(other, self.share.threads), daemon=True)
             self.process.start()
         other.close()
@@ -200,10 +259,15 @@ class _Worker:
         with suppress(BrokenPipeError):  # a process that has died is found when it is read
             self.pipe.send(job)
 
-    def receive(self) -> float | str | Outcome:
+    def answer(self, go_on: bool) -> None:
+        """To the row of an epoch, for which a trial waits."""
+        with suppress(BrokenPipeError):
+            self.pipe.send(go_on)
+
+    def receive(self) -> float | str | dict[str, float] | Outcome:
         """The process's next message; its death is an outcome too."""
         try:
-            message: float | str | Outcome = self.pipe.recv()
+            message: float | str | dict[str, float] | Outcome = self.pipe.recv()
             return message
         except (EOFError, ConnectionResetError):
             self.process.join()
@@ -214,8 +278,9 @@ class _Worker:
     def end(self) -> None:
         """Ask for a checkpoint and an end; a second Ctrl-C while waiting ends it at once."""
         try:
-            if self.process.is_alive():
-                self.process.terminate() if self.job else self.pipe.close()
+            if self.process.is_alive() and self.job:
+                self.process.terminate()
+            self.pipe.close()  # a trial that waits for an answer gets none
             self.process.join()
         except KeyboardInterrupt:
             self.process.kill()
@@ -233,7 +298,30 @@ def _work(pipe: Connection, threads: int) -> None:
     # A parent that is gone wants no result, and the run's checkpoint is kept.
     with suppress(EOFError, BrokenPipeError, ConnectionResetError, Interrupted):
         while (job := pipe.recv()) is not None:
-            pipe.send(_carry_out(job, _PipeConsole(pipe)))
+            pipe.send(_carry_out(job, _PipeConsole(pipe), partial(_ask, pipe)))
+
+
+def _ask(pipe: Connection, row: dict[str, float]) -> bool:
+    pipe.send(row)
+    answer: bool = pipe.recv()
+    return answer
+
+
+class _HereConsole(Console):
+    """Draws the run's fraction as one of many, shows its warnings, and nothing else."""
+
+    def __init__(self, shown: _Progress, job: Job) -> None:
+        super().__init__(quiet=True, stream=shown.console.stream)
+        self._shown, self._job = shown, job
+
+    def labelled(self, label: str) -> Console:
+        return Console(quiet=True, stream=self.stream)
+
+    def epoch(self, epoch: int, epochs: int, text: str) -> None:
+        self._shown.draw(self._job, min((epoch + 1) / epochs, 0.999))
+
+    def warn(self, text: str) -> None:
+        self._shown.console.warn(text)
 
 
 class _PipeConsole(Console):
@@ -254,7 +342,7 @@ class _PipeConsole(Console):
 
 
 @contextmanager
-def _environment(share: Share) -> Iterator[None]:
+def environment_of(share: Share) -> Iterator[None]:
     """The variables that a process must find when it starts: torch reads them on import."""
     wanted = {name: str(share.threads) for name in THREADS}
     if share.gpu is not None:

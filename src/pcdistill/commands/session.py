@@ -22,7 +22,7 @@ from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.console import Console, duration
 from pcdistill.engine.loop import Fit, Interrupted, Record, Trainer
 from pcdistill.engine.placement import Placement, make_accelerator, make_placement, tell_unused
-from pcdistill.engine.tracking import check_trackers, make_trackers
+from pcdistill.engine.tracking import Tracker, check_trackers, make_trackers
 from pcdistill.errors import InputError, TrainingStopped
 from pcdistill.models.heads import head_metadata
 from pcdistill.models.names import is_user_code
@@ -61,6 +61,7 @@ class Session:
         data: already built data, for runs that share it.
         console: progress.
         command: what the user typed, for the record.
+        trackers: called with (row, step) after every epoch, beside the recipe's own.
     """
 
     accelerator: Accelerator
@@ -79,12 +80,13 @@ class Session:
         data: Any = None,
         console: Console | None = None,
         command: str | None = None,
+        trackers: tuple[Tracker, ...] = (),
     ) -> None:
         self.recipe, self.out = recipe, out
         self.task = task or task_of(recipe)
         self.data = data
         self.console = console or Console(quiet=True)
-        self.command = command
+        self.command, self.trackers = command, trackers
         self.teacher: Any = None
         self.models: dict[str, dict[str, Any] | None] = {"teacher": None, "student": None}
         self.seconds = 0.0
@@ -251,7 +253,7 @@ class Session:
             train=self.task.train_config(self.recipe),
             placement=self.placement,
             metric=self.task.watch(self.recipe, self.data),
-            record=Record(self.out, self.recipe.digest(), self.console, trackers),
+            record=Record(self.out, self.recipe.digest(), self.console, (*trackers, *self.trackers)),
         )
 
     def _find_unused(self) -> None:

@@ -143,7 +143,7 @@ def _shifted_crop(images: Tensor, padding: int, u: Tensor) -> Tensor:
 
 def _resized_crop(images: Tensor, u: Tensor) -> Tensor:
     """A random box, resized to the whole."""
-    high, wide = _boxes(u)
+    high, wide = crop_boxes(u)
     theta = torch.zeros(len(u), 2, 3)
     theta[:, 0, 0], theta[:, 1, 1] = wide, high
     theta[:, 0, 2] = (2 * u[:, CROP_X] - 1) * (1 - wide)
@@ -153,7 +153,7 @@ def _resized_crop(images: Tensor, u: Tensor) -> Tensor:
     return sampled.round_().clamp_(0, 255).to(torch.uint8)
 
 
-def _boxes(u: Tensor) -> tuple[Tensor, Tensor]:
+def crop_boxes(u: Tensor) -> tuple[Tensor, Tensor]:
     """Heights and widths [N] of random boxes in a square of side 1: the first that fits, else the last cut to fit."""
     area = AREA_RANGE[0] + u[:, BOX : BOX + BOX_DRAWS] * (AREA_RANGE[1] - AREA_RANGE[0])
     low, high = (math.log(ratio) for ratio in RATIO_RANGE)
@@ -189,7 +189,7 @@ def _rand_op(images: Tensor, which: Tensor, sign: Tensor) -> Tensor:
     for (name, minus), rows in groups.items():
         if name != "identity":
             where = torch.tensor(rows, device=images.device)
-            result[where] = _apply(images[where], name, -1.0 if minus else 1.0)
+            result[where] = apply_operation(images[where], name, -1.0 if minus else 1.0)
     return result
 
 
@@ -212,7 +212,7 @@ RAND_SPACE = {
 }
 
 
-def _apply(images: Tensor, name: str, sign: float) -> Tensor:
+def apply_operation(images: Tensor, name: str, sign: float) -> Tensor:
     """One operation of RandAugment at the fixed magnitude on [N, C, H, W] uint8."""
     height, width = images.shape[2:]
     degrees = math.degrees(math.atan(_strength(0.0, 0.3))) * sign

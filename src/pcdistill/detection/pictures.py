@@ -24,13 +24,13 @@ SIDE = 1.75  # inches of one image
 
 def write_run_pictures(run_dir: Path) -> list[Path]:
     """Draw the pictures of a run that left samples; none for any other."""
-    samples = _read(run_dir)
+    samples = read_samples(run_dir)
     if samples is None:
         return []
     columns = {"truth": (samples, "truth"), "teacher": (samples, "teacher"), "student": (samples, "student")}
-    made = [_save(_detections(columns), run_dir / "pictures" / "1_detections.png")]
+    made = [_save(draw_detections(columns), run_dir / "pictures" / "1_detections.png")]
     if any(name.startswith("mask_0_") for name in samples):
-        made.append(_save(_masks(samples), run_dir / "pictures" / "2_masks_of_DFMSD.png"))
+        made.append(_save(draw_masks(samples), run_dir / "pictures" / "2_masks_of_DFMSD.png"))
     return made
 
 
@@ -41,7 +41,7 @@ def write_compare_pictures(out_dir: Path, runs: Mapping[str, Path]) -> list[Path
         out_dir: the comparison's folder; `pictures/` in it is written.
         runs: method to the folder of one of its runs.
     """
-    found = {name: samples for name, path in runs.items() if (samples := _read(path)) is not None}
+    found = {name: samples for name, path in runs.items() if (samples := read_samples(path)) is not None}
     if not found:
         return []
     taught = next((s for s in found.values() if "teacher_0_boxes" in s), None)
@@ -49,10 +49,10 @@ def write_compare_pictures(out_dir: Path, runs: Mapping[str, Path]) -> list[Path
     if taught is not None:
         columns["teacher"] = (taught, "teacher")
     columns.update({name: (samples, "student") for name, samples in found.items()})
-    return [_save(_detections(columns), out_dir / "pictures" / "1_detections.png")]
+    return [_save(draw_detections(columns), out_dir / "pictures" / "1_detections.png")]
 
 
-def _read(run_dir: Path) -> dict[str, np.ndarray] | None:
+def read_samples(run_dir: Path) -> dict[str, np.ndarray] | None:
     path = Path(run_dir) / "samples.npz"
     if not path.exists():
         return None
@@ -63,7 +63,7 @@ def _read(run_dir: Path) -> dict[str, np.ndarray] | None:
         return None
 
 
-def _detections(columns: Mapping[str, tuple[Mapping[str, np.ndarray], str]]) -> Figure:
+def draw_detections(columns: Mapping[str, tuple[Mapping[str, np.ndarray], str]]) -> Figure:
     """One row per image, one column per model; a column whose model left nothing is not drawn."""
     drawn = {title: value for title, value in columns.items() if f"{value[1]}_0_boxes" in value[0]}
     first = next(iter(drawn.values()))[0]
@@ -82,7 +82,7 @@ def _detections(columns: Mapping[str, tuple[Mapping[str, np.ndarray], str]]) -> 
     return figure
 
 
-def _masks(samples: Mapping[str, np.ndarray]) -> Figure:
+def draw_masks(samples: Mapping[str, np.ndarray]) -> Figure:
     """One row per image: the image with its boxes, then per level the places that are masked, and under each level the
     share of channels that are masked.
     """

@@ -48,7 +48,7 @@ class Taps:
         self._wanted = None if names is None else tuple(names)
         self._plan: _Plan | None = None
         self._handles: list[RemovableHandle] = []
-        self._seen: dict[str, Tensor] = {}
+        self.seen: dict[str, Tensor] = {}  # what the hooks saw; empty but within a run
         self._running = False
         self._removed = False
 
@@ -72,14 +72,14 @@ class Taps:
         if self._plan is None:
             self._plan = _observe(self._inner, images, self._wanted)
             self._install(self._plan)
-        self._seen.clear()
+        self.seen.clear()
         self._running = True
         try:
             logits = logits_of(self.model(images))
         finally:
             self._running = False
-        seen = dict(self._seen)
-        self._seen.clear()
+        seen = dict(self.seen)
+        self.seen.clear()
         return self._collect(self._plan, seen, images, logits, index)
 
     def remove(self) -> None:
@@ -101,7 +101,7 @@ class Taps:
         def keep_output(key: str) -> Any:
             def hook(module: nn.Module, args: Any, output: Any) -> None:
                 if self._running:
-                    self._seen[key] = tensor_of(output)
+                    self.seen[key] = tensor_of(output)
 
             return hook
 
@@ -109,7 +109,7 @@ class Taps:
             def hook(module: nn.Module, args: Any) -> None:
                 if self._running:
                     # an activation that works in place is about to write over it
-                    self._seen[key] = args[0].clone() if getattr(module, "inplace", False) else args[0]
+                    self.seen[key] = args[0].clone() if getattr(module, "inplace", False) else args[0]
 
             return hook
 

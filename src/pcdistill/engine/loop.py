@@ -239,7 +239,7 @@ class Trainer:
                 if self.step % CHECK_EVERY == 0:
                     self._check_finite()
                 if self.batch < n_batches:
-                    self._maybe_save()
+                    self.save_if_due()
             self.console.step(self.epoch, config.epochs, self.batch, n_batches)
         self.epoch_seconds = base_seconds + time.monotonic() - started
 
@@ -371,7 +371,7 @@ class Trainer:
             self.best_state = load_checkpoint(self.out / "best.pt")["student"]
         return True
 
-    def _maybe_save(self) -> None:
+    def save_if_due(self) -> None:
         """At a step's end: save when it is time, or when asked to stop. Processes decide together, and seldom."""
         if self.accelerator.num_processes > 1 and self.step % CHECK_EVERY != 0:
             return

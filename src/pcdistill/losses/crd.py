@@ -139,7 +139,7 @@ class CRDLoss(FeatureLoss):
         n = index.shape[0]
         row = torch.arange(n, device=index.device) + _rank() * n
         column = torch.arange(self.negatives, device=index.device)
-        number = _random(self.seed, (self.step << 40) + (row[:, None] << 20) + column)
+        number = splitmix64(self.seed, (self.step << 40) + (row[:, None] << 20) + column)
         first, count = self.first[index][:, None], self.count[index][:, None]
         place = number % (self.n_data - count)
         place = place + torch.where(place >= first, count, 0)  # past the sample's own class
@@ -202,7 +202,7 @@ def _groups(labels: Tensor | None, n_data: int) -> tuple[Tensor, Tensor, Tensor]
     return order, firsts[labels.cpu()], counts[labels.cpu()]
 
 
-def _random(seed: Tensor, counter: Tensor) -> Tensor:
+def splitmix64(seed: Tensor, counter: Tensor) -> Tensor:
     """Numbers in [0, 2^63) that depend on seed and counter alone, the same on every device: the SplitMix64 generator.
 
     A torch.Generator would have to be seeded by a number read back from the device.

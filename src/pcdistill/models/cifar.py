@@ -281,7 +281,7 @@ def mobilenetv2(*, factor: float = 0.5, num_classes: int = 100, in_channels: int
     return CifarNet(stem, stages, width=1280, num_classes=num_classes, head=head)
 
 
-def _shuffle(x: Tensor, groups: int) -> Tensor:
+def shuffle_channels(x: Tensor, groups: int) -> Tensor:
     n, channels, height, width = x.shape
     return x.reshape(n, groups, channels // groups, height, width).transpose(1, 2).reshape(n, channels, height, width)
 
@@ -306,7 +306,7 @@ class ShuffleBlock(nn.Module):
         self.relu_out = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        branch = self.expand(_shuffle(self.reduce(x), self.groups))
+        branch = self.expand(shuffle_channels(self.reduce(x), self.groups))
         out: Tensor = self.relu_out(branch + x if self.pool is None else torch.cat([branch, self.pool(x)], dim=1))
         return out
 
@@ -352,7 +352,9 @@ class ShuffleV2Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         kept, convolved = x.chunk(2, dim=1) if self.split else (x, x)
-        out: Tensor = self.relu_out(_shuffle(torch.cat([self.shortcut(kept), self.branch(convolved)], dim=1), 2))
+        out: Tensor = self.relu_out(
+            shuffle_channels(torch.cat([self.shortcut(kept), self.branch(convolved)], dim=1), 2)
+        )
         return out
 
 

@@ -51,7 +51,13 @@ Curves = Mapping[tuple[str, int], Sequence[Mapping[str, float]]]
 
 
 def write_compare_report(
-    out_dir: Path, results: Sequence[dict[str, Any]], curves: Curves, command: str, *, margin: float = MARGIN
+    out_dir: Path,
+    results: Sequence[dict[str, Any]],
+    curves: Curves,
+    command: str,
+    *,
+    margin: float = MARGIN,
+    baseline: str = BASELINE,
 ) -> tuple[Path, Path, Path]:
     """Write report.html, table.md and results.csv of a comparison.
 
@@ -61,6 +67,7 @@ def write_compare_report(
         curves: (method, seed) to the rows of that run's metrics.csv.
         command: what the user typed.
         margin: as in :func:`pcdistill.report.compare_rows`.
+        baseline: as there.
 
     Returns:
         Paths of the page, the table and the CSV.
@@ -68,9 +75,10 @@ def write_compare_report(
     Raises:
         ValueError: as :func:`pcdistill.report.compare_rows`.
     """
-    out_dir, rows = Path(out_dir), compare_rows(at_best(results), margin=margin)
+    out_dir, rows = Path(out_dir), compare_rows(at_best(results), margin=margin, baseline=baseline)
     page = replace_file(out_dir / "report.html", _page(out_dir, rows, results, curves, command))
-    table = replace_file(out_dir / "table.md", _markdown(results, command, margin))
+    text = comparison_text(results, margin=margin, baseline=baseline)
+    table = replace_file(out_dir / "table.md", _markdown(text, results, command))
     return page, table, replace_file(out_dir / "results.csv", _csv(rows, results))
 
 
@@ -90,7 +98,7 @@ def _page(out_dir: Path, rows: Sequence[Row], results: Sequence[dict[str, Any]],
         tests=test_columns(rows) if rows else [],
         kept=kept_epoch(rows) if rows else "best",
         metric=f"{SPLITS[methods[0].split]} {metric_name(metric)}" if methods else "",
-        baseline=BASELINE,
+        baseline=rows[0].baseline if rows else BASELINE,
         table_notes=table_notes(rows) if rows else [],
         strengths=strength_cells(results) if has_strengths(results) else [],
         strength_notes=strength_notes(results) if has_strengths(results) else [],
@@ -166,10 +174,10 @@ def _header(results: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
     return items
 
 
-def _markdown(results: Sequence[dict[str, Any]], command: str, margin: float) -> str:
+def _markdown(text: str, results: Sequence[dict[str, Any]], command: str) -> str:
     facts = [f"- {name}: {value}" for name, value in _setting(results)]
     made = ["", "```", command, "```"] if command else []
-    return "\n".join(["# Comparison", "", *facts, "", comparison_text(results, margin=margin), *made, ""])
+    return "\n".join(["# Comparison", "", *facts, "", text, *made, ""])
 
 
 def _seed_columns(rows: Sequence[Row]) -> list[str]:

@@ -38,7 +38,7 @@ class Row:
     `best` and `last` summarise the metric at the epoch that was best on validation and at the final epoch, over the
     runs that finished; `*_values` are the same by seed. `*_difference` is method - KD over the seeds both finished, and
     `*_p_holm` its p-value corrected for the number of methods compared; `*_verdict` says in words what they allow to
-    say. Without a KD row, or for KD, they are empty.
+    say. Without a KD row, or for KD, they are empty. `baseline` is what stands in KD's place in other comparisons.
     """
 
     name: str
@@ -58,6 +58,7 @@ class Row:
     best_verdict: Verdict | None = None
     last_verdict: Verdict | None = None
     kept: str = "best"
+    baseline: str = BASELINE
     seconds: float = math.nan
     images_per_second: float = math.nan
 
@@ -67,7 +68,7 @@ class Row:
         return self.runs - len(self.failures)
 
 
-def compare_rows(results: Sequence[dict[str, Any]], *, margin: float = MARGIN) -> list[Row]:
+def compare_rows(results: Sequence[dict[str, Any]], *, margin: float = MARGIN, baseline: str = BASELINE) -> list[Row]:
     """Group runs by method: the teacher first, then none, then kd, then the others by name.
 
     Values are the test set's if every finished run has them, otherwise validation's for all: the two are never mixed.
@@ -76,6 +77,7 @@ def compare_rows(results: Sequence[dict[str, Any]], *, margin: float = MARGIN) -
     Args:
         results: what result.json holds, one per run.
         margin: the difference that the verdicts take for one that matters, above 0, in points of the metric.
+        baseline: the method that the others are tested against.
 
     Raises:
         ValueError: the runs have different metrics, a method and seed occur twice, or the margin is not above 0.
@@ -89,9 +91,10 @@ def compare_rows(results: Sequence[dict[str, Any]], *, margin: float = MARGIN) -
     groups: dict[str, list[dict[str, Any]]] = {}
     for result in results:
         groups.setdefault(str(result.get("method", "unknown")), []).append(result)
-    names = sorted(groups, key=lambda name: (name != "none", name != BASELINE, name))
+    names = sorted(groups, key=lambda name: (name != "none", name != baseline, name))
     rows = [_method_row(name, groups[name], metric, split) for name in names]
-    return _teacher_rows(results, metric, split) + _with_differences(rows, margin)
+    teachers = [replace(row, baseline=baseline) for row in _teacher_rows(results, metric, split)]
+    return teachers + _with_differences(rows, margin, baseline)
 
 
 def format_table(rows: Sequence[Row]) -> str:
@@ -102,7 +105,7 @@ def format_table(rows: Sequence[Row]) -> str:
     head, *lost = failure_notes(rows) or [""]
     if lost:
         notes += [f"- {head}", *(f"  - {note}" for note in lost)]
-    found = [f"- {one.sentence(name, BASELINE)}" for name, one in ranked_verdicts(rows)]
+    found = [f"- {one.sentence(name, rows[0].baseline)}" for name, one in ranked_verdicts(rows)]
     said = [f"Verdict, {verdict_head(rows)}:", "", *found, ""] if found else []
     return "\n".join([*said, *aligned(table_cells(rows)), "", *notes])
 
@@ -132,7 +135,7 @@ def table_cells(rows: Sequence[Row]) -> list[list[str]]:
     where = f"{'val' if first.split == 'val' else first.split} {short_metric(first.metric)}"
     kept, tests = kept_epoch(rows), test_columns(rows)
     head = ["method", "runs", f"{where}, best epoch", f"{where}, last epoch"]
-    head += [f"{kept} - {BASELINE}", *tests] if tests else []
+    head += [f"{kept} - {first.baseline}", *tests] if tests else []
     body = []
     for row in rows:
         runs = f"{row.finished}/{row.runs}" if row.failures else str(row.runs)
@@ -160,17 +163,17 @@ def table_notes(rows: Sequence[Row]) -> list[str]:
         )
     if has_differences(rows):
         notes.append(
-            f"{kept_epoch(rows)} - {BASELINE}: mean of the differences at equal seeds, in points of {name}; p: "
+            f"{kept_epoch(rows)} - {first.baseline}: mean of the differences at equal seeds, in points of {name}; p: "
             "two-sided paired t-test"
             + ("; p (Holm): corrected for the number of methods compared." if len(test_columns(rows)) > 1 else ".")
         )
         notes += _verdict_notes(rows)
         for row in methods:
             pairs = difference(row, kept_epoch(rows))[0].n
-            if row.name != BASELINE and pairs < row.finished:
-                notes.append(f"{row.name} and {BASELINE} have {pairs} seeds in common.")
+            if row.name != row.baseline and pairs < row.finished:
+                notes.append(f"{row.name} and {row.baseline} have {pairs} seeds in common.")
     elif len(methods) > 1:
-        notes.append(f"No paired test: there is no {BASELINE} among the methods.")
+        notes.append(f"No paired test: there is no {first.baseline} among the methods.")
     return notes
 
 
@@ -248,7 +251,7 @@ def test_columns(rows: Sequence[Row]) -> list[str]:
     """The p-values worth a column: none without KD, the corrected one only where there is more than one comparison."""
     if not has_differences(rows):
         return []
-    compared = [row for row in rows if row.kind == "method" and row.name != BASELINE]
+    compared = [row for row in rows if row.kind == "method" and row.name != row.baseline]
     return ["p", "p (Holm)"] if len(compared) > 1 else ["p"]
 
 
@@ -256,7 +259,7 @@ def test_cells(row: Row, epoch: str, tests: Sequence[str]) -> list[str]:
     """A row's difference to KD and its p-values; empty for the teacher and for KD."""
     if not tests:
         return []
-    if row.kind == "teacher" or row.name == BASELINE:
+    if row.kind == "teacher" or row.name == row.baseline:
         return [""] * (1 + len(tests))
     found, corrected = difference(row, epoch)
     return [difference_and_interval(found, row.metric), p_value(found.p), p_value(corrected)][: 1 + len(tests)]
@@ -377,9 +380,10 @@ def _teacher_rows(results: Sequence[dict[str, Any]], metric: str, split: str) ->
     return rows
 
 
-def _with_differences(rows: list[Row], margin: float) -> list[Row]:
-    """Add every method's paired difference to KD at both epochs, and the verdict on it."""
-    base = next((row for row in rows if row.name == BASELINE), None)
+def _with_differences(rows: list[Row], margin: float, baseline: str) -> list[Row]:
+    """Add every method's paired difference to the baseline at both epochs, and the verdict on it."""
+    rows = [replace(row, baseline=baseline) for row in rows]
+    base = next((row for row in rows if row.name == baseline), None)
     if base is None or len(rows) < 2:
         return rows
     best_pairs = {row.name: _common(row.best_values, base.best_values) for row in rows if row is not base}

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pcdistill.report._format import SPLITS, mean_and_interval, short_metric
-from pcdistill.report.rows import aligned, common_split, compare_rows, format_table, kept_epoch_of, value_at
+from pcdistill.report.rows import BASELINE, aligned, common_split, compare_rows, format_table, kept_epoch_of, value_at
 from pcdistill.stats import MARGIN, Summary, summary
 
 
@@ -65,9 +65,9 @@ def strength_cells(results: Sequence[dict[str, Any]]) -> list[list[str]]:
     return [head, *body]
 
 
-def comparison_text(results: Sequence[dict[str, Any]], *, margin: float = MARGIN) -> str:
+def comparison_text(results: Sequence[dict[str, Any]], *, margin: float = MARGIN, baseline: str = BASELINE) -> str:
     """Verdict and table of a comparison; at several strengths each method at its best, and all of them below."""
-    text = format_table(compare_rows(at_best(results), margin=margin))
+    text = format_table(compare_rows(at_best(results), margin=margin, baseline=baseline))
     if not has_strengths(results):
         return text
     notes = [f"- {note}" for note in strength_notes(results)]

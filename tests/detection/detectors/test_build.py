@@ -124,7 +124,7 @@ def test_whole_detectors_keep_all_but_their_head_for_other_classes(monkeypatch):
     name = "torchvision/fasterrcnn_mobilenet_v3_large_320_fpn"
     torch.manual_seed(1)
     state = zoo.fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None, num_classes=4).state_dict()
-    monkeypatch.setattr(detector_models, "_coco_weights", lambda _: Weights(state))
+    monkeypatch.setattr(detector_models, "coco_weights", lambda _: Weights(state))
     assert pretrained_classes(name) == ("person", "N/A 2", "cat")
     same = build_detector(name, num_classes=None, pretrained=True)
     assert all(torch.equal(value, state[key]) for key, value in same.state_dict().items())

@@ -110,7 +110,7 @@ def build_detector(
 
 def pretrained_classes(name: str) -> tuple[str, ...]:
     """Names of the foreground classes 1..K of a whole detector's COCO weights; unused ids are called "N/A <id>"."""
-    categories = _coco_weights(name.removeprefix("torchvision/")).meta["categories"]
+    categories = coco_weights(name.removeprefix("torchvision/")).meta["categories"]
     return tuple(c if c != "N/A" else f"N/A {i}" for i, c in enumerate(categories) if i > 0)
 
 
@@ -130,7 +130,7 @@ def _whole(
     assert classes is not None
     model: nn.Module = builder(weights=None, weights_backbone=None, num_classes=classes + 1, **options)
     if pretrained:
-        state = _coco_weights(name).get_state_dict(check_hash=True)
+        state = coco_weights(name).get_state_dict(check_hash=True)
         shapes = {key: value.shape for key, value in model.state_dict().items()}
         model.load_state_dict(
             {key: value for key, value in state.items() if value.shape == shapes.get(key, value.shape)},
@@ -139,7 +139,7 @@ def _whole(
     return model
 
 
-def _coco_weights(name: str) -> Any:
+def coco_weights(name: str) -> Any:
     from torchvision.models import get_model_weights
 
     return get_model_weights(name).DEFAULT

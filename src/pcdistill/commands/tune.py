@@ -1,0 +1,169 @@
+"""`pcdistill tune`: a search on validation, and the winner against the recipe as it was, on seeds that it never saw."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pcdistill import report
+from pcdistill.commands.cache import make_cache
+from pcdistill.commands.compare import Key, Plan, carry_out, with_teachers
+from pcdistill.commands.folder import read_metrics
+from pcdistill.commands.jobs import run_jobs, shares
+from pcdistill.commands.session import open_data
+from pcdistill.commands.tasks import task_of
+from pcdistill.distillation.cache_replay import resolve_cache
+from pcdistill.distillation.objective import method_kind, views_of
+from pcdistill.engine.checkpoint import atomic_write
+from pcdistill.engine.console import Console
+from pcdistill.engine.placement import make_accelerator
+from pcdistill.errors import InputError
+from pcdistill.recipe import ALONE, Recipe, with_method
+from pcdistill.report.rows import kept_epoch, verdict_of
+from pcdistill.stats import MARGIN, Verdict
+
+if TYPE_CHECKING:
+    from pcdistill.commands.search import Search
+
+DEFAULT, TUNED = "default", "tuned"
+LARGEST_CACHE = 8e9  # bytes; of more, the trials run the teacher itself
+
+
+@dataclass(frozen=True)
+class TunePlan:
+    """What is searched, and how it is carried out.
+
+    Attributes:
+        methods: names to choose from.
+        trials: begun in all.
+        seconds: for trials, over all sessions; None for no limit.
+        final_seeds: on which winner and default are trained anew.
+        margin: points of the metric; a difference below it may pass for none.
+        jobs: runs at a time (see :func:`pcdistill.commands.jobs.shares`).
+        threads: of each run; None divides the cores among the runs.
+    """
+
+    methods: Sequence[str]
+    trials: int
+    seconds: float | None = None
+    final_seeds: int = 5
+    margin: float = MARGIN
+    jobs: int | Literal["auto"] = "auto"
+    threads: int | None = None
+
+
+def tune(recipe: Recipe, plan: TunePlan, out: Path, *, console: Console, command: str | None = None) -> str:
+    """Search, compare the winner with the recipe as it was, and write the better one; the same call continues.
+
+    Args:
+        recipe: data, models, schedule, and the default that the winner must beat.
+        plan: what is searched.
+        out: folder of the search: best.yaml, trials.csv, the comparison's report.html, and a folder for every run.
+        console: progress.
+        command: what the user typed.
+
+    Returns:
+        Verdict, table and what was found, as text.
+
+    Raises:
+        InputError: wrong input, no optuna, or no trial that came to its end.
+        Interrupted: stopped by a signal; the same call continues.
+    """
+    try:
+        import optuna  # noqa: F401
+    except ImportError:
+        raise InputError("tune needs optuna, which is not installed: pip install 'pcdistill[tune]'") from None
+    from pcdistill.commands.search import Search, Space, open_study
+
+    if recipe.teacher is None:
+        raise InputError("tune needs a teacher (--teacher MODEL)")
+    task = task_of(recipe)
+    data = open_data(task, recipe, make_accelerator(recipe.train))
+    space = Space(recipe, plan.methods, len(data.classes))
+    for method in plan.methods:
+        task.check(space.recipe(space.first(method), recipe), data)
+    task.check(recipe, data)
+    study = open_study(out, recipe, plan.methods)
+    (base,) = with_teachers(recipe, {DEFAULT: recipe}, out.resolve(), console=console, command=command).values()
+    cached = _with_cache(base, plan.methods, data, (out / "cache").resolve(), console=console)
+    limits: dict[str, Any] = {"trials": plan.trials, "seconds": plan.seconds}
+    search = Search(study, space, cached, out=out, metric=task.metric, console=console, **limits)
+    _search(search, plan, console)
+    tuned = space.recipe(search.best().params, base)
+    text, verdict = _compare({DEFAULT: base, TUNED: tuned}, plan, out, console=console, command=command)
+    kept = base if verdict.kind == "worse" else tuned
+    found = search.best_described()
+    notes = [
+        *(f"Made by: {line}" for line in (command or "pcdistill tune").splitlines()),
+        f"Found: {found}",
+        f"On {plan.final_seeds} fresh seeds, {verdict.sentence(TUNED, DEFAULT)}",
+        *(["So this is the recipe as it was."] if kept is base else []),
+    ]
+    atomic_write(out / "best.yaml", "".join(f"# {note}\n" for note in notes) + resolve_cache(kept).to_yaml())
+    last = "the recipe as it was, for what was found is worse" if kept is base else "what was found"
+    return f"{text}\nfound: {found}\nwritten: {out / 'best.yaml'} ({last}), {out / 'trials.csv'}, {out / 'report.html'}"
+
+
+def _with_cache(recipe: Recipe, methods: Sequence[str], data: Any, folder: Path, *, console: Console) -> Recipe:
+    """The recipe with a cache of its teacher, made in the folder, where all methods compare the logits of one view."""
+    assert recipe.teacher is not None
+    distilling = [with_method(recipe, method, recipe.train.seed) for method in methods if method != ALONE]
+    if recipe.task != "classification" or recipe.teacher.cache is not None or not distilling:
+        return recipe
+    logits = all(method_kind(term.method) == "logits" for one in distilling for term in one.losses)
+    if not logits or any(views_of(one) != 1 for one in distilling):
+        return recipe
+    size = 2.0 * recipe.train.epochs * data.train.num_samples * len(data.classes)
+    if size > LARGEST_CACHE:
+        console.say(f"the teacher's cache would take {size / 1e9:.0f} GB: the trials run the teacher itself")
+        return recipe
+    with closing(console.labelled("cache")) as progress:
+        make_cache(distilling[0], folder, epochs=recipe.train.epochs, console=progress)
+    return replace(recipe, teacher=replace(recipe.teacher, cache=str(folder)))
+
+
+def _search(search: "Search", plan: TunePlan, console: Console) -> None:
+    """All trials; how many go at a time, and with how many threads, is the same in every session."""
+    places = shares(plan.jobs, plan.trials, threads=plan.threads, device=search.base.train.device)
+    console.start()
+    try:
+        for job, outcome in run_jobs(
+            search.jobs(), places, console=console, total=max(search.left, 1), judge=search.judge
+        ):
+            search.take(job, outcome)
+    finally:
+        search.write_table()
+
+
+def _compare(
+    recipes: Mapping[str, Recipe], plan: TunePlan, out: Path, *, console: Console, command: str | None
+) -> tuple[str, Verdict]:
+    """Both recipes on seeds that follow the search's, in pairs: the table's text, and the verdict.
+
+    Raises:
+        InputError: a recipe has no run that ended.
+    """
+    first = recipes[DEFAULT].train.seed + 1
+    runs = {
+        Key(name, None, seed): resolve_cache(replace(one, train=replace(one.train, seed=seed)))
+        for seed in range(first, first + plan.final_seeds)
+        for name, one in recipes.items()
+    }
+    made = Plan(list(recipes), plan.final_seeds, jobs=plan.jobs, threads=plan.threads)
+    found = carry_out(runs, made, out, console=console, command=command)
+    # Named as they are compared; the strength of one of them is no axis of the comparison.
+    results = [
+        {**{name: value for name, value in found[key].items() if name != "strength"}, "method": key.method}
+        for key in runs
+        if key in found
+    ]
+    curves = {(key.method, key.seed): read_metrics(key.folder(out) / "metrics.csv") for key in runs if key in found}
+    task_of(recipes[DEFAULT]).draw_comparison(out, {key.method: key.folder(out) for key in found if key.seed == first})
+    options: dict[str, Any] = {"margin": plan.margin, "baseline": DEFAULT}
+    report.write_compare_report(out, results, curves, command or "", **options)
+    rows = report.compare_rows(results, **options)
+    verdict = next((verdict_of(row, kept_epoch(rows)) for row in rows if row.name == TUNED), None)
+    if verdict is None:
+        raise InputError("the runs on fresh seeds allow no comparison; the lines above say why")
+    return report.comparison_text(results, **options), verdict
