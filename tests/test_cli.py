@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import get_type_hints
 
@@ -181,7 +182,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_resume(teacher, tmp_path):
 
 
 def test_every_flag_sets_a_key_of_the_recipe_and_is_named_by_it():
-    tree = load_recipe("default").to_dict()
+    tree = asdict(load_recipe("default"))
     found = set()
     for command in cli.COMMANDS.values():
         for hint in get_type_hints(command, include_extras=True).values():

@@ -11,17 +11,13 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign
 
 from pcdistill.detection.data import DetectionBatch
-from pcdistill.detection.detectors.adapters import (
-    Dense,
-    TeacherDetector,
-    TwoStage,
-    adapter_of,
-    label_of_centres,
-    pyramid_strides,
-    with_background,
-)
+from pcdistill.detection.detectors.base import pyramid_strides
 from pcdistill.detection.detectors.build import build_detector
+from pcdistill.detection.detectors.dense import Dense, label_of_centres, with_background
+from pcdistill.detection.detectors.table import adapter_of
+from pcdistill.detection.detectors.two_stage import TwoStage
 from pcdistill.detection.distiller import DetectionDistiller, DetectionObjective
+from pcdistill.detection.teacher import TeacherDetector
 from pcdistill.distillation.objective import Term, build_loss
 from pcdistill.errors import InputError
 from pcdistill.losses._pyramid import Pyramid

@@ -112,10 +112,10 @@ def test_an_image_on_which_nothing_was_found_is_drawn(tmp_path):
 def test_samples_hold_what_was_found_and_masked(tmp_path):
     from pcdistill.data.loader import Stream
     from pcdistill.detection.data import build_detection_data
-    from pcdistill.detection.detectors.adapters import TeacherDetector
     from pcdistill.detection.detectors.build import build_detector
     from pcdistill.detection.distiller import DetectionDistiller, DetectionObjective
     from pcdistill.detection.samples import write_samples
+    from pcdistill.detection.teacher import TeacherDetector
     from pcdistill.distillation.objective import Term
     from pcdistill.losses.detector import DetectorLoss
     from pcdistill.losses.dfmsd import DFMSDLoss

@@ -6,14 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from pcdistill.detection.data import DetectionBatch
-from pcdistill.detection.detectors.adapters import (
-    Adapter,
-    Pairing,
-    StudentPass,
-    TeacherDetector,
-    TwoStage,
-    adapter_of,
-)
+from pcdistill.detection.detectors.base import Adapter, Pairing, StudentPass
+from pcdistill.detection.detectors.table import adapter_of
+from pcdistill.detection.teacher import TeacherDetector
 from pcdistill.distillation.objective import Objective, Pull, Term
 from pcdistill.errors import InputError
 from pcdistill.losses._pyramid import Pyramid
@@ -112,7 +107,7 @@ class DetectionDistiller(nn.Module):
                 f"logits of a {type(teacher.model).__name__} and of a {type(student).__name__} cannot be compared: one "
                 "has regions and the other anchors; use a loss on features (dfmsd, pkd, ...), or a teacher of its kind"
             )
-        self._pair_options = {} if isinstance(adapter, TwoStage) else {"top_k": top_k, "threshold": threshold}
+        self._top_k, self._threshold = top_k, threshold
         self._hidden = (teacher, adapter)  # a tuple: nn.Module registers nothing of it
 
     @property
@@ -133,7 +128,7 @@ class DetectionDistiller(nn.Module):
         pyramid = teacher.adapter.pyramid(features, seen.batch) if self.objective.needs_pyramid else None
         pairing = None
         if self.objective.needs_pairing:
-            pairing = adapter.pair(seen, teacher, features, **self._pair_options)  # type: ignore[arg-type]
+            pairing = adapter.pair(seen, teacher, features, top_k=self._top_k, threshold=self._threshold)
         return Compared(seen, pairing, pyramid)
 
     def forward(self, batch: DetectionBatch) -> dict[str, Tensor]:

@@ -13,11 +13,12 @@ from pcdistill import models
 from pcdistill.data.loader import Stream
 from pcdistill.detection import pictures
 from pcdistill.detection.data import DetectionData, build_detection_data
-from pcdistill.detection.detectors.adapters import TeacherDetector, adapter_of
 from pcdistill.detection.detectors.build import build_detector, list_detectors, pretrained_classes
+from pcdistill.detection.detectors.table import adapter_of
 from pcdistill.detection.distiller import DetectionDistiller, DetectionObjective
 from pcdistill.detection.metrics import evaluate_detection
 from pcdistill.detection.samples import write_samples
+from pcdistill.detection.teacher import TeacherDetector
 from pcdistill.distillation.objective import build_objective, check_losses, import_user_object, method_kind, views_of
 from pcdistill.engine.console import Console
 from pcdistill.engine.loop import Metric

@@ -18,13 +18,9 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 from torchvision.ops.misc import FrozenBatchNorm2d
 
+from pcdistill.detection.detectors.table import FAMILIES
 from pcdistill.errors import InputError, nearest
 
-FAMILIES: dict[str, Callable[..., nn.Module]] = {
-    "fasterrcnn": zoo.FasterRCNN,
-    "retinanet": zoo.RetinaNet,
-    "fcos": zoo.FCOS,
-}
 WHOLE = (
     "fasterrcnn_resnet50_fpn",
     "fasterrcnn_resnet50_fpn_v2",
@@ -104,7 +100,7 @@ def build_detector(
         )
     if num_classes is None:
         raise InputError(f"{name}: only torchvision/NAME detectors have classes of their own; give num_classes")
-    _check_options(name, options, [*_arguments(FAMILIES[family]), *OWN_OPTIONS])
+    _check_options(name, options, [*_arguments(FAMILIES[family].detector), *OWN_OPTIONS])
     return _assembled(family, backbone, num_classes, image_size, pretrained, options)
 
 
@@ -122,7 +118,7 @@ def _whole(
     if num_classes is None and not pretrained:
         raise InputError(f"torchvision/{name}: num_classes must be given unless pretrained")
     builder = getattr(zoo, name)
-    family = next(c for f, c in FAMILIES.items() if name.startswith(f))
+    family = next(one.detector for key, one in FAMILIES.items() if name.startswith(key))
     _check_options(f"torchvision/{name}", options, [*_arguments(family), *_arguments(builder)])
     options = {**_sizes(image_size), **options}
     own = len(pretrained_classes(name)) if pretrained else num_classes
@@ -174,14 +170,16 @@ def _assembled(
             "box_predictor": FastRCNNPredictor(head_width, num_classes + 1),
             **options,
         }
-        return FAMILIES[family](backbone, **options)
+        return FAMILIES[family].detector(backbone, **options)
     if family == "retinanet":
         octaves = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
         sizes = tuple(tuple(round(anchor_scale * stride * o) for o in octaves) for stride in strides)
         generator = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
     else:  # a point of FCOS is an anchor of its level's stride
         generator = AnchorGenerator(tuple((stride,) for stride in strides), ((1.0,),) * len(strides))
-    built: nn.Module = FAMILIES[family](backbone, num_classes + 1, **{"anchor_generator": generator, **options})
+    built: nn.Module = FAMILIES[family].detector(
+        backbone, num_classes + 1, **{"anchor_generator": generator, **options}
+    )
     return built
 
 
