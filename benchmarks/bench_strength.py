@@ -2,9 +2,9 @@
 
 python benchmarks/bench_strength.py --json benchmarks/results/strength--MACHINE.json
 
-A step is the student's forward pass, the objective, the backward pass and SGD, in float32; the teacher's output is given,
-as from a cache: the case in which the measurement weighs most. A round is 20 steps of each, of which one measures, as
-after the first 20 steps of a run; the ratio is the median over rounds.
+A step is the student's forward pass, the objective, the backward pass and SGD, in float32. The teacher's output is given,
+as from a cache: the case in which the measurement weighs most. A round is 20 steps of each, of which one measures, as it
+is after the first 20 steps of a run; the ratio is the median over rounds.
 """
 
 import argparse
@@ -31,11 +31,11 @@ def rounds_of(method: str, features: bool, rounds: int) -> dict[str, Any]:
     torch.manual_seed(0)
     student = build_model("cifar/resnet20", num_classes=100, in_channels=3, image_size=32).train()
     teacher = build_model("cifar/resnet56", num_classes=100, in_channels=3, image_size=32)
-    images, target = torch.randn(64, 3, 32, 32), torch.arange(64)
+    images, target = torch.randn(32, 3, 32, 32), torch.arange(32)
     student_taps, teacher_taps = Taps(student), Taps(teacher.eval())
     with torch.no_grad():
         seen, given = student_taps.run(images), teacher_taps.run(images)
-    context = {"student": seen, "teacher": given, "n_data": 64, "labels": None, "num_classes": 100}
+    context = {"student": seen, "teacher": given, "n_data": 32, "labels": None, "num_classes": 100}
     optimizer = torch.optim.SGD(student.parameters(), lr=1e-4)
 
     def objective(**options: Any) -> Any:
@@ -60,7 +60,7 @@ def rounds_of(method: str, features: bool, rounds: int) -> dict[str, Any]:
         "method": method,
         "place": "feature maps" if features else "logits",
         "ms_a_step": 1e3 * statistics.median(a for a, _ in pairs) / EVERY,
-        "x_with_strength": ratio,
+        "x_weight_step": ratio,
     }
 
 
