@@ -2,9 +2,9 @@
 
 python benchmarks/bench_strength.py --json benchmarks/results/strength--MACHINE.json
 
-A step is the student's forward pass, the objective, the backward pass and SGD, in float32. The teacher's output is given,
-as from a cache: the case in which the measurement weighs most. A round is 20 steps of each, of which one measures, as it
-is after the first 20 steps of a run; the ratio is the median over rounds.
+A step is the student's forward pass, the objective, the backward pass and SGD, in float32. The teacher's output is
+given, as from a cache: the case in which the measurement weighs most. A round is 20 steps of each, of which one
+measures, as it is after the first 20 steps of a run. The ratio is the median over rounds.
 """
 
 import argparse

@@ -127,6 +127,41 @@ def test_compare_prints_and_writes_its_table_and_repeats_it(tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_compare_at_equal_strengths_trains_every_method_at_each(tmp_path, capsys):
+    argv = ["compare", "--data", "digits", "--methods", "none,kd,pld", "--seeds", "1", "--student", "cifar/resnet8"]
+    call(*argv, "--equal-strength", "4,1", *QUICK, "--out", tmp_path)
+    shown = capsys.readouterr().out
+    assert "| method | strength 1 | strength 4 |" in shown
+    rows = rows_of(tmp_path / "results.csv")
+    assert [(row["method"], row["strength"]) for row in rows] == [
+        ("none", ""),
+        ("kd", "1.0"),
+        ("kd", "4.0"),
+        ("pld", ""),  # it stands for the labels too: trained once, as it is
+    ]
+    assert (tmp_path / "kd" / "strength-4" / "seed-0" / "student.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--equal-strength", "1,0"], 'finite numbers above 0, as in 1,4,16; got "0"'),
+        (["--equal-strength", "1,,4"], "finite numbers above 0"),
+        (["--equal-strength", "many"], 'got "many"'),
+        (["--jobs", "many"], "--jobs must be auto or a number, got many"),
+        (["--jobs", "0"], "--jobs must be auto or at least 1, got 0"),
+        (["--threads", "0"], "--threads must be at least 1, got 0"),
+    ],
+)
+def test_wrong_numbers_of_a_comparison_are_refused(flags, says, tmp_path, capsys):
+    argv = ["compare", "--data", "digits", "--methods", "none", "--seeds", "1", "--epochs", "1", "--limit", "64"]
+    with pytest.raises(SystemExit) as stop:
+        call(*argv, *flags, "--out", tmp_path)
+    assert stop.value.code == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_bits(teacher, tmp_path):
     """SIGKILL in mid-epoch, then the same command: the same weights as the run that was left alone."""
     base = [

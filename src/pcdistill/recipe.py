@@ -221,7 +221,7 @@ class Recipe:
     def strength(self) -> float | None:
         """How many times as hard as the labels distillation pulls, all terms together; None where weights are given."""
         found = [term.strength for term in self.losses if term.strength is not None]
-        return sum(found) if found else None
+        return round(sum(found), 9) if found else None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as YAML and JSON hold them; `Recipe` and back loses nothing."""

@@ -249,7 +249,7 @@ def at_strength(recipe: Recipe, strength: float) -> Recipe | None:
         return None
     terms = []
     for term, need in zip(recipe.losses, needs, strict=True):
-        own = strength * term.weight / whole if need.teacher and term.weight > 0 else None
+        own = strength * (term.weight / whole) if need.teacher and term.weight > 0 else None
         weight = 0.0 if need.teacher and own is None else 1.0
         terms.append(replace(term, weight=weight, weight_to=None, warmup_epochs=0.0, strength=own))
     return replace(recipe, losses=tuple(terms))
