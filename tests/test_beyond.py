@@ -73,14 +73,14 @@ def assert_same(one, other):
 
 
 def killed_and_continued(made, out, monkeypatch, step):
-    calm = Trainer._maybe_save
+    calm = Trainer.save_if_due
 
     def die(self):
         calm(self)
         if self.step == step:
             raise RuntimeError("killed")
 
-    monkeypatch.setattr(Trainer, "_maybe_save", die)
+    monkeypatch.setattr(Trainer, "save_if_due", die)
     with pytest.raises(RuntimeError, match="killed"):
         run(made, out)
     monkeypatch.undo()

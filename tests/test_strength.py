@@ -161,6 +161,7 @@ def test_metrics_csv_shows_the_weight_and_an_interrupted_run_goes_on_with_it(tmp
     assert any("log_ratio" in key for key in state["objective"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["fasterrcnn", "retinanet"])
 @pytest.mark.parametrize("method", ["kd", "pkd"])
 def test_detectors_terms_are_measured_at_their_logits_and_levels(family, method, tmp_path):
