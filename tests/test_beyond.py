@@ -117,6 +117,7 @@ def test_patient_shows_teacher_and_student_one_view_and_reads_no_label():
 LONG = [pytest.param({"method": method}, marks=pytest.mark.slow) for method in ("mlkd", "crd")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", [{}, {"data__mixup": 1.0}, *LONG], ids=str)
 def test_a_run_with_unlabelled_images_is_repeated_and_resumed_to_the_bit(extra, weights, tmp_path, monkeypatch):
     made = recipe(
@@ -209,6 +210,7 @@ def test_several_teachers_are_trained_apart_and_teach_together(tmp_path):
     assert (tmp_path / "compare" / "teacher-2" / "student.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_several_teachers_with_caches_teach_as_they_do_live(weights, others, tmp_path, monkeypatch):
     for i, one in enumerate((weights, others)):
         make_cache(recipe(method="kd", teacher__weights=one), tmp_path / f"cache-{i}", epochs=2 + i)

@@ -23,6 +23,7 @@ def test_every_shipped_recipe_resolves_and_survives_a_round_trip():
         assert [line.split(":")[0] for line in head[1:]] == ["# Run", "# Try", "# Cost", "# Expect"], file.name
 
 
+@pytest.mark.slow
 def test_the_detectors_of_every_shipped_recipe_can_be_built():
     found = 0
     for name in recipe_names():

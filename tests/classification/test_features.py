@@ -70,6 +70,7 @@ def test_every_method_trains_and_keeps_its_parts_apart_from_the_student(method, 
         models.load_weights(plain, tmp_path / "run" / "student.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["crd", "simkd", "reviewkd"])
 def test_an_interrupted_run_ends_with_the_same_bits(method, weights, tmp_path, monkeypatch):
     whole = run(recipe(method, weights, checkpoint_seconds=0.0), tmp_path / "whole")

@@ -158,6 +158,7 @@ def test_the_operations_of_rand_augment_are_torchvisions(channels):
     assert len(RAND_SPACE) == len(plain._AUGMENTATION_SPACE)
 
 
+@pytest.mark.slow
 def test_rand_augment_draws_every_operation_equally_often():
     n = 14000
     image = noise(1, size=8).expand(n, -1, -1, -1)

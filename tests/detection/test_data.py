@@ -104,6 +104,7 @@ def test_digits_of_another_size():
 # batches
 
 
+@pytest.mark.slow
 def test_batches_follow_from_seed_epoch_and_index_alone():
     data, again = (detection_data("digits-detection", batch_size=8, limit=40, seed=5) for _ in range(2))
     whole = list(data.train.epoch(2))

@@ -235,6 +235,7 @@ def ratings(family, outputs):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["retinanet", "fcos"])
 @pytest.mark.parametrize(("top_k", "above"), [(7, None), (100, 40), (10**6, None)])
 def test_dense_logits_are_those_of_the_anchors_that_the_teacher_rates_highest(family, top_k, above):

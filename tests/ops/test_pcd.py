@@ -43,6 +43,7 @@ def test_hard_inputs_differentiated_as_a_whole(case):
     assert (slope - gradient).abs().max() <= 1e-5 * gradient.abs().max()
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=30, deadline=None)
 def test_any_input(data):
