@@ -344,8 +344,17 @@ class Demo(SideBySide):
 
         out = self.out or Path("runs/demo-detection" if self.task == "detection" else "runs/demo")
         console = Console("demo", quiet=self.quiet)
-        jobs = self.at_a_time
-        print(demo(self.task, self.seeds, out, overrides=self.set, jobs=jobs, console=console, command=command))
+        table = demo(
+            self.task,
+            self.seeds,
+            out,
+            overrides=self.set,
+            jobs=self.at_a_time,
+            threads=self.threads,
+            console=console,
+            command=command,
+        )
+        print(table)
         print(f"report: {out / 'report.html'}")
 
 

@@ -20,6 +20,7 @@ def demo(
     *,
     overrides: Sequence[str],
     jobs: int | Literal["auto"],
+    threads: int | None,
     console: Console,
     command: str | None,
 ) -> str:
@@ -31,9 +32,10 @@ def demo(
         out: folder of the comparison.
         overrides: `KEY=VALUE` of the demo's recipe.
         jobs: runs at a time.
+        threads: of each run.
         console: progress.
         command: what the user typed.
     """
     recipe = load_recipe(RECIPE_OF[task], overrides)
-    plan = Plan(METHODS_OF[task], seeds or SEEDS_OF[task], jobs=jobs)
+    plan = Plan(METHODS_OF[task], seeds or SEEDS_OF[task], jobs=jobs, threads=threads)
     return compare(recipe, plan, out, console=console, command=command)
