@@ -3,9 +3,10 @@
 import json
 import math
 import os
+import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,6 +45,33 @@ def keys_of(command: Any) -> dict[str, Any]:
             if isinstance(key, Key) and value is not None and value != ():
                 found[key.name] = list(value) if isinstance(value, tuple) else value
     return found
+
+
+def words_of(command: Any) -> dict[str, str]:
+    """Recipe keys to the flags that set them."""
+    return {
+        key.name: f"--{name.replace('_', '-')}"
+        for name, hint in get_type_hints(type(command), include_extras=True).items()
+        for key in getattr(hint, "__metadata__", ())
+        if isinstance(key, Key) and key.name in keys_of(command)
+    }
+
+
+def refuse_keys(overrides: Iterable[str], refused: Mapping[str, str]) -> None:
+    """Refuse `--set` of keys that the command itself decides.
+
+    Args:
+        overrides: strings KEY=VALUE.
+        refused: dotted keys, with all below them, to what would be right.
+
+    Raises:
+        InputError: naming the key.
+    """
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        for name, right in refused.items():
+            if key == name or key.startswith(f"{name}."):
+                raise InputError(f"--set {key} has no effect on this command: {right}")
 
 
 @dataclass(frozen=True)
@@ -108,8 +136,9 @@ class Common:
         """The recipe of these flags; `forced` are dotted keys that the command itself decides."""
         from pcdistill.recipe import load_recipe, recipe_for
 
-        values = {**keys_of(self), **forced}
-        return load_recipe(self.recipe or recipe_for(values.get("data.name", "digits")), self.set, values=values)
+        values, words = {**keys_of(self), **forced}, words_of(self)
+        source = self.recipe or recipe_for(values.get("data.name", "digits"))
+        return load_recipe(source, self.set, values=values, words=words)
 
     def carry_out(self, recipe: "Recipe", out: Path, command: str) -> str:
         """Do it, and say what came out; `command` is what the user typed."""
@@ -173,6 +202,8 @@ class Train(Common, Seeded):
     """Start from the zoo's pretrained weights."""
 
     def load(self, **forced: Any) -> "Recipe":
+        alone = "it trains without a teacher; `pcdistill distill` has one"
+        refuse_keys(self.set, dict.fromkeys(("method", "losses", "teacher", "teachers", "teachers_combine"), alone))
         return replace(super().load(method="none"), teacher=None, teachers=())
 
     def carry_out(self, recipe: "Recipe", out: Path, command: str) -> str:
@@ -197,6 +228,14 @@ class Distill(Common, Seeded, Pair):
         return result_text(run_with_report(recipe, out, console=console, command=command).summary, out)
 
 
+MOST_SEEDS = 1000
+OF_COMPARE = {
+    "method": "name the methods with --methods",
+    "losses": "every method has its own terms; define a method with others in the recipe, under `methods`",
+    "train.seed": "the seeds are 0 to N - 1; give their number with --seeds",
+}
+
+
 @dataclass(frozen=True)
 class SideBySide:
     """How many runs go at a time."""
@@ -210,7 +249,7 @@ class SideBySide:
     def at_a_time(self) -> "int | Literal['auto']":
         if self.jobs == "auto":
             return "auto"
-        if not self.jobs.isdigit():
+        if not re.fullmatch("[0-9]{1,6}", self.jobs):
             raise InputError(f"--jobs must be auto or a number, got {self.jobs}")
         return int(self.jobs)
 
@@ -233,8 +272,11 @@ class Compare(Common, Pair, SideBySide):
     def load(self, **forced: Any) -> "Recipe":
         if self.seeds < 1:
             raise InputError(f"--seeds must be at least 1, got {self.seeds}")
+        if self.seeds > MOST_SEEDS:
+            raise InputError(f"--seeds must be at most {MOST_SEEDS}, got {self.seeds}")
         if not 0 < self.margin < math.inf:
             raise InputError(f"--margin must be a finite number above 0, got {self.margin:g}")
+        refuse_keys(self.set, OF_COMPARE)
         return super().load(**forced)
 
     def carry_out(self, recipe: "Recipe", out: Path, command: str) -> str:
@@ -273,6 +315,8 @@ class Tune(Common, Seeded, Pair, SideBySide):
         for name, value, least in (("--trials", self.trials, 1), ("--final-seeds", self.final_seeds, 2)):
             if value < least:
                 raise InputError(f"{name} must be at least {least}, got {value}")
+        if self.final_seeds > MOST_SEEDS:
+            raise InputError(f"--final-seeds must be at most {MOST_SEEDS}, got {self.final_seeds}")
         for name, limit in (("--time-limit", self.time_limit), ("--margin", self.margin)):
             if limit is not None and not 0 < limit < math.inf:
                 raise InputError(f"{name} must be a finite number above 0, got {limit:g}")
@@ -304,16 +348,28 @@ class Cache(Common, Seeded, OneTeacher):
     """Views of each image: 2 for mlkd and cskd."""
     top_k: Annotated[int | None, flag("N")] = None
     """Store only so many logits of each image, and one value for the rest: smaller, not exact."""
-    temperature: float = 4.0
-    """With --top-k: where the probability of the rest is kept."""
+    temperature: Annotated[float | None, flag("T")] = None
+    """With --top-k: where the probability of the rest is kept (default: 4)."""
 
     def load(self, **forced: Any) -> "Recipe":
+        if self.top_k is not None and self.top_k < 1:
+            raise InputError(f"--top-k must be at least 1, got {self.top_k}")
+        if self.temperature is not None and self.top_k is None:
+            raise InputError("--temperature has no effect without --top-k: every logit is stored")
+        if self.temperature is not None and not 0 < self.temperature < math.inf:
+            raise InputError(f"--temperature must be a finite number above 0, got {self.temperature:g}")
+        of_student = "a cache has no student; give it to the command that trains with the cache"
+        refuse_keys(self.set, dict.fromkeys(("method", "losses", "student", "optim"), of_student))
+        if self.lr is not None:
+            raise InputError(f"--lr has no effect on this command: {of_student}")
         return super().load(method="kd", **forced)
 
     def carry_out(self, recipe: "Recipe", out: Path, command: str) -> str:
         from pcdistill.commands.cache import make_cache
 
-        options: dict[str, Any] = {"top_k": self.top_k, "temperature": self.temperature}
+        options: dict[str, Any] = {"top_k": self.top_k}
+        if self.temperature is not None:
+            options["temperature"] = self.temperature
         with closing(self.console("cache")) as console:
             info = make_cache(recipe, out, epochs=recipe.train.epochs, console=console, **options)
         size = info.epochs * info.batches * info.rows * info.row.itemsize / 1e6
@@ -339,6 +395,9 @@ class Demo(SideBySide):
     def run(self, command: str) -> None:
         if self.seeds is not None and self.seeds < 1:
             raise InputError(f"--seeds must be at least 1, got {self.seeds}")
+        if self.seeds is not None and self.seeds > MOST_SEEDS:
+            raise InputError(f"--seeds must be at most {MOST_SEEDS}, got {self.seeds}")
+        refuse_keys(self.set, OF_COMPARE)
         from pcdistill.commands.demo import demo
         from pcdistill.engine.console import Console
 
@@ -382,7 +441,7 @@ class Evaluate:
     def run(self, command: str) -> None:
         from pcdistill.commands.evaluate import evaluate_model, evaluation_recipe
 
-        recipe = evaluation_recipe(self.folder, keys_of(self))
+        recipe = evaluation_recipe(self.folder, keys_of(self), words_of(self))
         kept = None if self.folder is None else str(self.folder / "student.safetensors")
         print(json.dumps(evaluate_model(recipe, self.weights or kept, split=self.split), indent=2))
 
@@ -401,6 +460,8 @@ class List:
     def run(self, command: str) -> None:
         from pcdistill.commands.listing import listed, options_listed
 
+        if self.options is not None and self.what != "methods":
+            raise InputError(f"--options is of a method; leave {self.what} out")
         for name, text in listed(self.what) if self.options is None else options_listed(self.options):
             if self.search.lower() in name.lower():
                 print(f"{name:<24} {text}".rstrip())

@@ -9,25 +9,42 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError
 
 from pcdistill.errors import InputError, nearest
 from pcdistill.methods import METHODS
 from pcdistill.models.names import has_zoo_weights, is_user_code
+from pcdistill.plain import parse_yaml, read_text, shown, structure_faults, value_faults, write_yaml
 
 RECIPES = Path(__file__).parent / "recipes"
 ALONE = "none"  # the method that trains the student without a teacher
 LOADERS = "loaders"  # the data of a run from Python, on the caller's own loaders and modules
 FORBID = ConfigDict(extra="forbid")
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+LARGEST_SEED = 2**32 - 1  # of NumPy's generators
+
+
+def _no_truth(value: Any) -> Any:
+    """Python takes true for 1; a person who wrote it meant something else."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("number", "input should be a number")
+    return value
+
+
+NUMBER = BeforeValidator(_no_truth)
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), NUMBER]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), NUMBER]
+Share = Annotated[float, Field(ge=0, lt=1), NUMBER]
+Finite = Annotated[float, Field(allow_inf_nan=False), NUMBER]
+Count = Annotated[int, Field(ge=1, lt=2**31), NUMBER]
+FromZero = Annotated[int, Field(ge=0, lt=2**31), NUMBER]
+Pixels = Annotated[int, Field(ge=1, le=16384), NUMBER]
+Name = Annotated[str, Field(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -41,20 +58,20 @@ class DataConfig:
     """
 
     __pydantic_config__ = FORBID
-    name: str = "digits"
+    name: Name = "digits"
     batch_size: Count = 64
     eval_batch_size: Count = 256
-    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    image_size: Count | None = None
+    val_fraction: Annotated[float, Field(gt=0, lt=1), NUMBER] = 0.1
+    image_size: Pixels | None = None
     augment: str = "auto"
     mixup: NotNegative = 0.0
     cutmix: NotNegative = 0.0
-    views: Annotated[int, Field(ge=1, le=2)] | None = None
-    workers: Annotated[int, Field(ge=0)] | None = None
+    views: Annotated[int, Field(ge=1, le=2), NUMBER] | None = None
+    workers: Annotated[int, Field(ge=0, le=1024), NUMBER] | None = None
     limit: Count | None = None
     download: bool = False
     root: str | None = None
-    seed: Annotated[int, Field(ge=0)] | None = None
+    seed: Annotated[int, Field(ge=0), NUMBER] | None = None
     unlabelled: str | None = None
     unlabelled_batch: Count | None = None
 
@@ -68,7 +85,7 @@ class ModelConfig:
     """
 
     __pydantic_config__ = FORBID
-    name: str = "cifar/resnet8"
+    name: Name = "cifar/resnet8"
     weights: str | None = None
     pretrained: bool = False
     kwargs: dict[str, Any] = field(default_factory=dict)
@@ -91,12 +108,12 @@ class TeacherConfig(ModelConfig):
     among several. `pretrained` of `file.py:function` says that the function gives a trained model.
     """
 
-    name: str = "cifar/resnet20"
-    epochs: Annotated[int, Field(ge=0)] = 0
+    name: Name = "cifar/resnet20"
+    epochs: FromZero = 0
     classes: tuple[str, ...] | None = None
-    mean: tuple[float, ...] | None = None
+    mean: tuple[Finite, ...] | None = None
     std: tuple[Positive, ...] | None = None
-    image_size: Count | None = None
+    image_size: Pixels | None = None
     cache: str | None = None
     weight: Positive = 1.0
 
@@ -108,11 +125,11 @@ class OptimConfig:
     __pydantic_config__ = FORBID
     name: Literal["sgd", "adamw"] = "sgd"
     lr: Positive = 0.05
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    momentum: Share = 0.9
     nesterov: bool = False
     weight_decay: NotNegative = 5e-4
     schedule: Literal["cosine", "multistep", "constant"] = "cosine"
-    milestones: tuple[int, ...] = ()
+    milestones: tuple[FromZero, ...] = ()
     gamma: Positive = 0.1
     warmup_epochs: NotNegative = 0.0
     clip_norm: Positive | None = 5.0
@@ -129,10 +146,10 @@ class TrainConfig:
 
     __pydantic_config__ = FORBID
     epochs: Count = 30
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED), NUMBER] = 0
     accumulate: Count = 1
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    ema: Share = 0.0
     keep: Literal["best", "last"] = "best"
     compile: bool = False
     channels_last: bool | None = None
@@ -151,7 +168,7 @@ class DetectionConfig:
 
     __pydantic_config__ = FORBID
     top_k: Count = 100
-    threshold: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    threshold: Share = 0.0
 
 
 @dataclass(frozen=True)
@@ -166,7 +183,7 @@ class TermConfig:
     """
 
     __pydantic_config__ = FORBID
-    method: str
+    method: Name
     weight: NotNegative = 1.0
     weight_to: NotNegative | None = None
     temperature_to: Positive | None = None
@@ -188,7 +205,7 @@ class Recipe:
 
     __pydantic_config__ = FORBID
     task: Literal["classification", "detection"] = "classification"
-    method: str = "pcd"
+    method: Name = "pcd"
     losses: tuple[TermConfig, ...] = ()
     methods: dict[str, tuple[TermConfig, ...]] = field(default_factory=dict)
     data: DataConfig = field(default_factory=DataConfig)
@@ -233,7 +250,7 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """The resolved recipe as YAML."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, width=120)
+        return write_yaml(self.to_dict())
 
     def digest(self) -> str:
         """Twelve hexadecimal digits that change with any value that can change a run's result."""
@@ -262,14 +279,24 @@ class _Mistakes:
 
     Args:
         where: the file or call that they are in.
+        words: what the user typed for a dotted key, such as "--lr"; it is named in place of file and key.
     """
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, words: Mapping[str, str] | None = None) -> None:
         self.where = where
+        self.words = dict(words or {})
         self.found: list[tuple[str, str]] = []
 
     def add(self, sentence: str, where: str | None = None) -> None:
         self.found.append((where or self.where, sentence))
+
+    def add_of(self, key: str, sentence: str) -> None:
+        """A mistake in the value of a dotted key, which a sentence that does not name it gets in front."""
+        parts = key.split(".")
+        above = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
+        typed = next((one for one in above if one in self.words), None)
+        named = typed == key or f'"{key}"' in sentence or sentence.startswith(f"{key} ")
+        self.add(sentence if named else f"{key}: {sentence}", None if typed is None else self.words[typed])
 
     def raise_if_any(self) -> None:
         """One mistake is one sentence; several are a list under the name of the file.
@@ -301,6 +328,7 @@ def load_recipe(
     overrides: Iterable[str] = (),
     *,
     values: Mapping[str, Any] | None = None,
+    words: Mapping[str, str] | None = None,
 ) -> Recipe:
     """Build a recipe from a name or file, then dotted `values`, then `key=value` overrides, in this order.
 
@@ -308,6 +336,7 @@ def load_recipe(
         source: a shipped recipe's name, a YAML file, or None for the schema's defaults.
         overrides: strings `dotted.key=value`, the value in YAML; a term of `losses` is addressed by position or method.
         values: dotted keys to values, as the command line's flags give them; None values are passed over.
+        words: dotted keys of `values` to what the user typed, which messages name.
 
     Raises:
         InputError: naming the file and every wrong key, with the nearest valid one.
@@ -316,6 +345,7 @@ def load_recipe(
     mistakes = _Mistakes(where)
     given = {key: value for key, value in (values or {}).items() if value is not None}
     text = _parse_overrides(overrides, mistakes)
+    mistakes.words = {**(words or {}), **{key: f"--set {key}" for key in text}}
     method = text.get("method", given.get("method"))
     if method is not None and "losses" not in text:
         tree.pop("losses", None)  # a method that is asked for brings its own terms
@@ -332,36 +362,68 @@ def load_recipe(
         elif of_one:
             mistakes.add(f"{of_one[0]}: this recipe has several teachers; set it in each of `teachers`")
     of_terms = {key: value for key, value in text.items() if key.startswith("losses.")}
+    asked = _asked(tree, {**given, **text})
     for key, value in {**given, **text}.items():
         if key not in of_terms:
-            _put(tree, key, value, mistakes, "--set" if key in text else None)
-    return _make(tree, mistakes, of_terms)
+            _put(tree, key, value, mistakes)
+    _check_structure(tree, mistakes)
+    _check_structure(of_terms, mistakes)
+    return _make(tree, mistakes, of_terms, asked)
 
 
-def make_recipe(tree: Mapping[str, Any], where: str = "recipe") -> Recipe:
+def make_recipe(tree: Mapping[str, Any], where: str = "recipe", *, words: Mapping[str, str] | None = None) -> Recipe:
     """Check a tree of plain values against the schema, and fill in the terms that the method's name stands for.
+
+    Args:
+        tree: keys to values, as a recipe's file holds them.
+        where: what to name in messages.
+        words: dotted keys to what the user typed, which messages name in place of `where` and key.
 
     Raises:
         InputError: naming `where` and every wrong key, with the nearest valid one.
     """
-    return _make(copy.deepcopy(dict(tree)), _Mistakes(where), {})
+    mistakes = _Mistakes(where, words)
+    if not isinstance(tree, Mapping):
+        raise InputError(f"{where}: a recipe must be a mapping of keys to values, got {type(tree).__name__}")
+    _check_structure(tree, mistakes)
+    return _make(copy.deepcopy(dict(tree)), mistakes, {})
 
 
-def _make(tree: dict[str, Any], mistakes: _Mistakes, of_terms: Mapping[str, Any]) -> Recipe:
-    """The recipe of a tree, which is changed; `of_terms` are overrides of single terms."""
+def _check_structure(tree: Mapping[str, Any], mistakes: _Mistakes) -> None:
+    """Refuse at once what the other checks could not walk through."""
+    faults = list(structure_faults(tree))
+    for key, fault in faults:
+        if key:
+            mistakes.add_of(key, fault)
+        else:
+            mistakes.add(fault)
+    if faults:
+        mistakes.raise_if_any()
+
+
+def _make(tree: dict[str, Any], mistakes: _Mistakes, of_terms: Mapping[str, Any], asked: Iterable[str] = ()) -> Recipe:
+    """The recipe of a tree of sound structure, which is changed.
+
+    Args:
+        tree: keys to values.
+        mistakes: where they are told.
+        of_terms: overrides of single terms.
+        asked: keys of IDLE that must have an effect.
+    """
     tree.setdefault("method", Recipe.method)
-    named = tree.get("methods") or {}
-    if not isinstance(named, Mapping) or not all(isinstance(terms, list | tuple) for terms in named.values()):
-        mistakes.add(f"methods: must map names to lists of terms, got {named!r}")
-        named = {}
-    if not tree.get("losses") and isinstance(tree["method"], str):
+    for key in ("losses", "methods", "teachers"):
+        if tree.get(key, ()) is None:
+            del tree[key]
+    named = _named_methods(tree.get("methods", {}), mistakes)
+    terms = tree.get("losses", [])
+    if terms in ([], ()) and isinstance(tree["method"], str):
         try:
-            tree["losses"] = method_terms(tree["method"], named, task=tree.get("task", Recipe.task))
+            terms = method_terms(tree["method"], named, task=tree.get("task", Recipe.task))
         except InputError as error:
-            mistakes.add(str(error))
-    terms = tree.get("losses") or []
+            mistakes.add_of("method", str(error).removeprefix("method: "))
     if isinstance(terms, list | tuple):
-        tree["losses"] = _nested_terms(_with_overrides(list(terms), of_terms, mistakes), "losses", mistakes)
+        terms = _nested_terms(_with_overrides(list(terms), of_terms, mistakes), "losses", mistakes)
+    tree["losses"] = terms
     tree["methods"] = {name: _nested_terms(terms, f"methods.{name}", mistakes) for name, terms in named.items()}
     several = tree.get("teachers")
     if several:
@@ -369,10 +431,72 @@ def _make(tree: dict[str, Any], mistakes: _Mistakes, of_terms: Mapping[str, Any]
     for teacher in [tree.get("teacher"), *(several if isinstance(several, list | tuple) else ())]:
         if isinstance(teacher, dict) and "pretrained" not in teacher and teacher.get("weights") is None:
             teacher["pretrained"] = has_zoo_weights(str(teacher.get("name", TeacherConfig.name)))
+    _check_arguments(tree, mistakes)
     recipe = _validated(tree, mistakes)
+    if recipe is not None:
+        _check_together(recipe, asked, mistakes)
     mistakes.raise_if_any()
     assert recipe is not None
     return recipe
+
+
+def _asked(tree: Mapping[str, Any], typed: Mapping[str, Any]) -> list[str]:
+    """Keys of IDLE that somebody wants an effect of: typed, or in a file that says nothing of what they depend on.
+
+    A run's recipe.yaml holds every key, so it says something of all.
+    """
+
+    def stands(key: str) -> bool:
+        group, _, name = key.rpartition(".")
+        at = tree.get(group, {}) if group else tree
+        return isinstance(at, Mapping) and name in at
+
+    def is_typed(key: str) -> bool:
+        return any(one == key or one.startswith(f"{key}.") for one in typed)
+
+    return [
+        key
+        for key, (depends_on, _, _) in IDLE.items()
+        if is_typed(key) or (stands(key) and not stands(depends_on) and not is_typed(depends_on))
+    ]
+
+
+def _check_together(recipe: Recipe, asked: Iterable[str], mistakes: _Mistakes) -> None:
+    """What values of several keys must be to each other."""
+    for key in asked:
+        _, idle, sentence = IDLE[key]
+        if idle(recipe):
+            mistakes.add_of(key, sentence)
+    for i, teacher in enumerate(recipe.all_teachers):
+        owner = f"teachers.{i}" if recipe.teachers else "teacher"
+        if (teacher.mean is None) != (teacher.std is None):
+            given = "mean" if teacher.std is None else "std"
+            mistakes.add_of(f"{owner}.{given}", "mean and std must be given together")
+        elif teacher.mean is not None and teacher.std is not None and len(teacher.mean) != len(teacher.std):
+            mistakes.add_of(f"{owner}.std", f"must have as many numbers as mean, {len(teacher.mean)}")
+    if recipe.optim.nesterov and recipe.optim.name == "sgd" and recipe.optim.momentum == 0:
+        mistakes.add_of("optim.nesterov", "needs optim.momentum above 0")
+
+
+def _named_methods(named: Any, mistakes: _Mistakes) -> dict[str, Any]:
+    """The recipe's own methods that are lists of terms."""
+    if not isinstance(named, Mapping):
+        mistakes.add_of("methods", f"must map names to lists of terms, got {shown(named)}")
+        return {}
+    for name, terms in named.items():
+        if not isinstance(terms, list | tuple) or not terms:
+            mistakes.add_of(f"methods.{name}", f"must be a list of terms, got {shown(terms)}")
+    return {name: terms for name, terms in named.items() if isinstance(terms, list | tuple) and terms}
+
+
+def _check_arguments(tree: Mapping[str, Any], mistakes: _Mistakes) -> None:
+    """Arguments of models, which the schema leaves free."""
+    several = tree.get("teachers")
+    owners = {"student": tree.get("student"), "teacher": tree.get("teacher")}
+    owners |= {f"teachers.{i}": one for i, one in enumerate(several if isinstance(several, list | tuple) else ())}
+    for owner, group in owners.items():
+        for key, fault in value_faults(group.get("kwargs") if isinstance(group, Mapping) else None, f"{owner}.kwargs"):
+            mistakes.add_of(key, fault)
 
 
 def _parse_overrides(overrides: Iterable[str], mistakes: _Mistakes) -> dict[str, Any]:
@@ -381,12 +505,12 @@ def _parse_overrides(overrides: Iterable[str], mistakes: _Mistakes) -> dict[str,
     for override in overrides:
         key, sign, value = override.partition("=")
         if not sign or not key:
-            mistakes.add(f"must be KEY=VALUE, got {override!r}", "--set")
+            mistakes.add(f"must be KEY=VALUE, got {shown(override)}", "--set")
             continue
         try:
-            found[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            mistakes.add(f"the value is not valid YAML: {value!r}", f"--set {key}")
+            found[key.strip()] = parse_yaml(value, shown(value))
+        except InputError as error:
+            mistakes.add(f"the value {error}", f"--set {key}")
     return found
 
 
@@ -428,6 +552,8 @@ def _read(source: str | Path) -> tuple[dict[str, Any], str]:
     tree, path = _read_file(source)
     base = tree.pop("base", None)
     if base is not None:
+        if not isinstance(base, str):
+            raise InputError(f"{path.name}: base: must be a recipe's name or a .yaml file, got {shown(base)}")
         below, _ = _read_file(path.parent / base if str(base).endswith((".yaml", ".yml")) else str(base))
         if "base" in below:
             raise InputError(f"{path.name}: base: {base} has a base of its own; one level is the most")
@@ -438,21 +564,20 @@ def _read(source: str | Path) -> tuple[dict[str, Any], str]:
 def _read_file(source: str | Path) -> tuple[dict[str, Any], Path]:
     path = Path(source)
     if path.suffix not in (".yaml", ".yml"):
-        path = RECIPES / f"{source}.yaml"
-        if not path.exists():
-            known = recipe_names()
+        known = recipe_names()
+        if str(source) not in known:
             raise InputError(
-                f'unknown recipe "{source}"{nearest(str(source), known)}; it must be a .yaml file or one of: '
+                f'unknown recipe "{str(source)[:80]}"{nearest(str(source), known)}; it must be a .yaml file or one of: '
                 + ", ".join(known)
             )
-    if not path.is_file():
-        raise InputError(f"recipe file {path} does not exist")
+        path = RECIPES / f"{source}.yaml"
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise InputError(f"{path.name}{line}: not valid YAML: {getattr(error, 'problem', error)}") from error
+        found = path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        found = False
+    if not found:
+        raise InputError(f"recipe file {path} does not exist")
+    tree = parse_yaml(read_text(path), path.name)
     if not isinstance(tree, dict):
         raise InputError(f"{path.name}: a recipe must be a mapping of keys to values, got {type(tree).__name__}")
     return tree, path
@@ -467,14 +592,14 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _put(tree: dict[str, Any], dotted: str, value: Any, mistakes: _Mistakes, where: str | None) -> None:
+def _put(tree: dict[str, Any], dotted: str, value: Any, mistakes: _Mistakes) -> None:
     *parents, last = dotted.split(".")
     for name in parents:
         below = tree.get(name)
         if below is None:
             below = tree[name] = {}
         if not isinstance(below, dict):
-            mistakes.add(f"{dotted}: {name} is not a group of keys", where)
+            mistakes.add_of(dotted, f"{name} is not a group of keys")
             return
         tree = below
     tree[last] = value
@@ -490,13 +615,15 @@ def _with_overrides(terms: list[Any], of_terms: Mapping[str, Any], mistakes: _Mi
             mistakes.add(f"must be losses.TERM.KEY, where TERM is a position or one of: {shown}", f"--set {dotted}")
             continue
         _, name, key = parts
-        if name not in names and not (name.isdecimal() and int(name) < len(terms)):
+        places = [str(i) for i in range(len(terms))]
+        if name not in names and name not in places:
             hint = nearest(name, names) or f"; the terms are: {shown}"
             mistakes.add(f"no such term{hint}", f"--set {dotted}")
             continue
         index = names.index(name) if name in names else int(name)
         if isinstance(terms[index], Mapping):
             terms[index] = {**terms[index], key: value}
+            mistakes.words[f"losses.{index}.{key}"] = f"--set {dotted}"
     return terms
 
 
@@ -504,18 +631,62 @@ def _nested_terms(terms: Iterable[Any], key: str, mistakes: _Mistakes) -> list[d
     """Terms as the schema has them, each loss's options apart; what is no term is named and left out."""
     found = []
     for i, term in enumerate(terms):
+        here = f"{key}.{i}"
         if not isinstance(term, Mapping) or "method" not in term:
-            mistakes.add(f'{key}.{i}: a term must be a mapping with "method", got {term!r}')
+            mistakes.add_of(here, f'a term must be a mapping with "method", got {shown(term)}')
             continue
-        method = str(term["method"])
-        if method not in METHODS and not is_user_code(method):
-            mistakes.add(f'{key}.{i}.method: unknown method "{method}"{nearest(method, METHODS)}')
+        method = term["method"]
+        if not isinstance(method, str) or (method not in METHODS and not is_user_code(method)):
+            hint = nearest(method, METHODS) if isinstance(method, str) else ""
+            mistakes.add_of(f"{here}.method", f'unknown method "{method}"{hint}')
             continue
         known = {name: term[name] for name in TERM_KEYS if name in term}
         options = {name: value for name, value in term.items() if name not in TERM_KEYS}
         nested = term.get("options", {})
-        found.append({**known, "options": {**nested, **options} if isinstance(nested, Mapping) else nested})
+        if isinstance(nested, Mapping):
+            for name in [name for name in nested if name in options or name in TERM_KEYS]:
+                other = "is given twice" if name in options else "is a key of the term, not of its options"
+                mistakes.add_of(f"{here}.options.{name}", other)
+            nested = {**nested, **options}
+        for place, fault in value_faults(nested, here):
+            mistakes.add_of(place, fault)
+        found.append({**known, "options": nested})
     return found
+
+
+# Keys without effect in some recipes: what that depends on, when it is so, and what to say.
+IDLE: dict[str, tuple[str, Callable[[Recipe], bool], str]] = {
+    "optim.milestones": (
+        "optim.schedule",
+        lambda recipe: recipe.optim.schedule != "multistep",
+        "has no effect unless optim.schedule is multistep",
+    ),
+    "optim.gamma": (
+        "optim.schedule",
+        lambda recipe: recipe.optim.schedule != "multistep",
+        "has no effect unless optim.schedule is multistep",
+    ),
+    "optim.momentum": ("optim.name", lambda recipe: recipe.optim.name == "adamw", "has no effect on adamw"),
+    "optim.nesterov": ("optim.name", lambda recipe: recipe.optim.name == "adamw", "has no effect on adamw"),
+    "data.unlabelled_batch": (
+        "data.unlabelled",
+        lambda recipe: recipe.data.unlabelled is None,
+        "has no effect without data.unlabelled",
+    ),
+    "data.unlabelled": (
+        "method",
+        lambda recipe: recipe.data.unlabelled is not None and not recipe.distils,
+        "images without labels have no effect on a student that is trained alone",
+    ),
+    "student.head": (
+        "method",
+        lambda recipe: recipe.student.head == "teacher" and not recipe.distils,
+        "there is no teacher whose head could be copied",
+    ),
+    "teachers_combine": ("teachers", lambda recipe: not recipe.teachers, "has no effect on one teacher"),
+    "teacher.weight": ("teachers", lambda recipe: not recipe.teachers, "has no effect on one teacher"),
+    "detection": ("task", lambda recipe: recipe.task != "detection", "has no effect unless task is detection"),
+}
 
 
 # Keys that came later, by group, with their defaults: recipes without them keep their digests.
@@ -553,18 +724,24 @@ def _validated(tree: dict[str, Any], mistakes: _Mistakes) -> Recipe | None:
     try:
         return _schema().validate_python(tree)
     except ValidationError as error:
-        for found in error.errors():
-            path = [str(part) for part in found["loc"]]
-            key = ".".join(path)
-            if found["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-                known = _keys_at(path[:-1])
-                hint = nearest(path[-1], known) or f"; known keys: {', '.join(known)}"
-                mistakes.add(f'unknown key "{key}"{hint}')
-            elif found["type"] == "dataclass_type":
-                mistakes.add(f"{key} must be a group of keys, got {found['input']!r}")
-            else:
-                mistakes.add(f"{key}: {found['msg'].lower()}, got {found['input']!r}")
+        for key, message in dict.fromkeys(_told(found) for found in error.errors()):
+            mistakes.add_of(key, message)
     return None
+
+
+def _told(found: Any) -> tuple[str, str]:
+    """One of the schema's errors: the dotted key, and a sentence."""
+    path, kind, given = [str(part) for part in found["loc"]], found["type"], shown(found["input"])
+    if path[-2:-1] == ["entropy_weighting"]:  # one error for each type that it may have
+        return ".".join(path[:-1]), f"must be true, false or a number, got {given}"
+    key = ".".join(path)
+    if kind in ("unexpected_keyword_argument", "extra_forbidden"):
+        known = _keys_at(path[:-1])
+        return key, f'unknown key "{key}"' + (nearest(path[-1], known) or f"; known keys: {', '.join(known)}")
+    if kind == "dataclass_type":
+        return key, f"{key} must be a group of keys, got {given}"
+    quoted = "; put it in quotes" if kind == "string_type" and isinstance(found["input"], int | float) else ""
+    return key, f"{found['msg'].lower()}, got {given}{quoted}"
 
 
 def _keys_at(path: list[str]) -> list[str]:

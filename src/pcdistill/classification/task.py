@@ -197,7 +197,7 @@ def build_teacher(config: TeacherConfig, *, data: Any, allow: Iterable[str] = ()
         model, named = _pretrained(config, data)
     else:
         if named is None and config.weights is not None:
-            named = models.read_metadata(config.weights).get("classes")
+            named = models.read_classes(config.weights)
         num_classes = len(named) if named is not None else len(data.classes)
         model = models.build_model(
             config.name,
@@ -230,9 +230,7 @@ def wrap_teacher(
             stats = (found[0], found[1])
             image_size = image_size or found[2]
     elif config.weights is not None:
-        metadata = models.read_metadata(config.weights)  # our own files say how their images were normalised
-        if "mean" in metadata and "std" in metadata and len(metadata["mean"]) == data.in_channels:
-            stats = (metadata["mean"], metadata["std"])
+        stats = models.read_stats(config.weights, data.in_channels)  # our own files say how images were normalised
     return Teacher(
         model,
         class_map=class_map,
@@ -365,5 +363,5 @@ def stream_seed(recipe: Recipe) -> int:
         return recipe.data.seed
     cache = next((teacher.cache for teacher in recipe.all_teachers if teacher.cache is not None), None)
     if recipe.distils and cache is not None:
-        return int(read_state(Path(cache))["info"]["seed"])
+        return read_state(Path(cache)).info.seed
     return recipe.train.seed

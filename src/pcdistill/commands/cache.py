@@ -1,6 +1,7 @@
 """Making a teacher's cache: one pass of the teacher over some epochs of a run's own batches."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -54,6 +55,8 @@ def make_cache(
     classes = len(data.classes)
     if top_k is not None and not 1 <= top_k < classes:
         raise InputError(f"top_k must be from 1 to {classes - 1} for {classes} classes, got {top_k}")
+    if not 0 < temperature < math.inf:
+        raise InputError(f"temperature must be a finite number above 0, got {temperature:g}")
     teacher = _checked_teacher(recipe, data, placement, console)
     info = CacheInfo(
         teacher=fingerprint(teacher),
@@ -127,12 +130,12 @@ class _Writer:
             self._save()
             return
         state = read_state(out)
-        if state["info"] != json.loads(json.dumps(asdict(info))):
-            different = [key for key, value in asdict(info).items() if state["info"].get(key) != value]
+        if state.info != info:
+            different = [key for key, value in asdict(info).items() if getattr(state.info, key) != value]
             raise InputError(
                 f"{out} holds another cache ({', '.join(different)} differ); name another --out, or delete it"
             )
-        self.checksums, self.rows = state["checksums"], state["rows"]
+        self.checksums, self.rows = state.checksums, state.rows
 
     def finish(self, logits: Callable[[int, int], Iterator[Tensor]]) -> None:
         """Write the epochs that are missing; `logits(epoch, start)` gives an epoch's [N, C] from batch `start` on."""

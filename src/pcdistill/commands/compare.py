@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from pcdistill import report
-from pcdistill.commands.folder import read_metrics, recorded_summary
+from pcdistill.commands.folder import recorded_summary
 from pcdistill.commands.jobs import Job, run_jobs, shares
 from pcdistill.commands.run import run_with_report
 from pcdistill.commands.session import open_data, teacher_folder, teacher_recipe
@@ -132,7 +132,7 @@ def compare(recipe: Recipe, plan: Plan, out: Path, *, console: Console, command:
     ordered = [results[key] for key in done]
     chosen = best_strengths(ordered)
     shown = [key for key in done if key.strength is None or key.strength == chosen.get(key.method)]
-    curves = {(key.method, key.seed): read_metrics(key.folder(out) / "metrics.csv") for key in shown}
+    curves = {(key.method, key.seed): report.read_metrics(key.folder(out) / "metrics.csv") for key in shown}
     task.draw_comparison(out, {key.method: key.folder(out) for key in shown if key.seed == 0})
     report.write_compare_report(out, ordered, curves, command or "", margin=plan.margin)
     return report.comparison_text(ordered, margin=plan.margin)

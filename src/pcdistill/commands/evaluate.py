@@ -15,12 +15,13 @@ from pcdistill.models.heads import with_head
 from pcdistill.recipe import ALONE, LOADERS, Recipe, load_recipe, make_recipe, recipe_for
 
 
-def evaluation_recipe(run: Path | None, values: Mapping[str, Any]) -> Recipe:
+def evaluation_recipe(run: Path | None, values: Mapping[str, Any], words: Mapping[str, str] | None = None) -> Recipe:
     """Model and data to evaluate: a run's, or those that are named.
 
     Args:
         run: a run's folder.
         values: dotted keys of a recipe that stand for the run's.
+        words: those keys to what the user typed, which messages name.
 
     Raises:
         InputError: the folder holds no run, or without a folder, model or data are not named.
@@ -28,14 +29,14 @@ def evaluation_recipe(run: Path | None, values: Mapping[str, Any]) -> Recipe:
     if run is None:
         if "student.name" not in values or "data.name" not in values:
             raise InputError("name a run's folder, or --data and --model (with --weights)")
-        return load_recipe(recipe_for(values["data.name"]), values={**values, "method": ALONE})
+        return load_recipe(recipe_for(values["data.name"]), values={**values, "method": ALONE}, words=words)
     tree = read_recipe(run).to_dict()
     if tree["data"]["name"] == LOADERS:
         raise InputError(f"{run} was made from Python, with modules and loaders that a command cannot build again")
     for key, value in values.items():
         group, name = key.split(".")
         tree[group][name] = value
-    return make_recipe(tree)
+    return make_recipe(tree, words=words)
 
 
 def evaluate_model(recipe: Recipe, weights: str | None, *, split: str = "test") -> dict[str, Any]:

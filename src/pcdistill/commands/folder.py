@@ -1,14 +1,12 @@
 """The files of a run's folder: whose they are, and reading them back."""
 
-import csv
-import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pcdistill.errors import InputError
+from pcdistill.plain import parse_yaml, read_text
 from pcdistill.recipe import Recipe, make_recipe
+from pcdistill.report import read_summary
 
 
 def default_folder(recipe: Recipe, command: str) -> Path:
@@ -41,27 +39,18 @@ def recorded_summary(out: Path, recipe: Recipe) -> dict[str, Any] | None:
 def _read_summary(out: Path) -> dict[str, Any]:
     """What result.json holds; {} if it is not there or damaged."""
     try:
-        found = json.loads((out / "result.json").read_text())
-    except (OSError, ValueError):
+        return read_summary(out / "result.json")
+    except InputError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def read_recipe(out: Path) -> Recipe:
     """The recipe of an existing run's folder.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or it is damaged.
     """
     path = out / "recipe.yaml"
     if not path.is_file():
         raise InputError(f"{out} is not a run's folder: it has no recipe.yaml")
-    return make_recipe(yaml.safe_load(path.read_text()), str(path))
-
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a metrics.csv; empty cells are left out."""
-    if not path.exists():
-        return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+    return make_recipe(parse_yaml(read_text(path), str(path)), str(path))

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from pcdistill import report
 from pcdistill.commands.cache import make_cache
 from pcdistill.commands.compare import Key, Plan, carry_out, with_teachers
-from pcdistill.commands.folder import read_metrics
 from pcdistill.commands.jobs import run_jobs, shares
 from pcdistill.commands.session import open_data
 from pcdistill.commands.tasks import task_of
@@ -165,7 +164,7 @@ def _compare(
         {**{key: value for key, value in found[run].items() if key != "strength"}, "method": name}
         for run, name in named.items()
     ]
-    curves = {(name, run.seed): read_metrics(run.folder(out) / "metrics.csv") for run, name in named.items()}
+    curves = {(name, run.seed): report.read_metrics(run.folder(out) / "metrics.csv") for run, name in named.items()}
     shown = {name: run.folder(out) for run, name in named.items() if run.seed == first}
     task_of(recipes[DEFAULT]).draw_comparison(out, shown)
     options: dict[str, Any] = {"margin": plan.margin, "baseline": DEFAULT}

@@ -3,6 +3,7 @@
 import inspect
 import os
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from pcdistill.data import DATASETS
 from pcdistill.data.download import CIFAR, read_cifar
 from pcdistill.data.readers import Items
 from pcdistill.errors import InputError, nearest
+from pcdistill.plain import shown
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}
 VAL_NAMES = ("val", "valid", "validation")
@@ -48,7 +50,8 @@ def open_source(name: str, *, root: str | Path | None = None, download: bool = F
     Raises:
         InputError: an unknown name, a missing file or folder, or one that does not hold what it should.
     """
-    base = Path(root or os.environ.get("PCDISTILL_DATA") or Path.home() / ".cache" / "pcdistill" / "data").expanduser()
+    given = root or os.environ.get("PCDISTILL_DATA") or Path.home() / ".cache" / "pcdistill" / "data"
+    base = path_of(given, "data.root")
     if name == "digits":
         return _digits()
     if name in CIFAR:
@@ -62,7 +65,7 @@ def open_source(name: str, *, root: str | Path | None = None, download: bool = F
         return _folders(folder)
     if name.startswith("torchvision/"):
         return _torchvision(name.removeprefix("torchvision/"), base, download)
-    path = Path(name).expanduser()
+    path = path_of(name, "data")
     if path.suffix == ".npz":
         return _npz(path)
     if path.is_dir():
@@ -75,6 +78,25 @@ def open_source(name: str, *, root: str | Path | None = None, download: bool = F
     raise InputError(
         f'data: unknown name "{name}"{nearest(name, known)}, and no such folder; known: {", ".join(DATASETS)}'
     )
+
+
+def path_of(name: str | Path, key: str) -> Path:
+    """The path that a name stands for, ~ followed.
+
+    Args:
+        name: as the user gave it.
+        key: of the recipe, to name in messages.
+
+    Raises:
+        InputError: no file can have this name.
+    """
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{key}: no file or folder can be called {shown(str(name))}: {reason}") from None
+    return path
 
 
 def stratified(labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -133,12 +155,17 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise InputError(f"data: the file {path} does not exist")
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
+        with path.open("rb") as file:
+            found = np.load(file, allow_pickle=False)
+            if isinstance(found, np.ndarray):
+                raise InputError(f"{path} is one array (.npy) under the name of an .npz file; numpy.savez makes those")
             return {key: _array(found, key, path) for key in found.files}
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} is not a readable .npz file: {error}") from None
+    except InputError:
+        raise
+    except _UNREADABLE as error:
+        raise InputError(f"{path} is not a readable .npz file: {str(error) or type(error).__name__}") from None
+    except MemoryError:
+        raise InputError(f"{path} holds arrays that are larger than the memory") from None
 
 
 def _npz(path: Path) -> Source:
@@ -153,10 +180,9 @@ def _npz(path: Path) -> Source:
     if missing:
         raise InputError(f"{path} must hold {', '.join(missing)}; it holds {', '.join(arrays) or 'nothing'}")
     y_train = arrays["y_train"]
-    classes = [str(name) for name in arrays["classes"].ravel()] if "classes" in arrays else None
+    classes = _class_names(arrays["classes"], path) if "classes" in arrays else None
     if classes is None:
-        top = int(y_train.max()) if y_train.size and y_train.dtype.kind in "iu" else 0
-        classes = [str(i) for i in range(top + 1)]
+        classes = _numbered_classes(y_train, f"{path.name}: y_train")
     splits = {
         part: _array_split(arrays[f"x_{part}"], arrays[f"y_{part}"], len(classes), f"{path.name}: x_{part}")
         for part in ("train", "val", "test")
@@ -169,15 +195,50 @@ def _npz(path: Path) -> Source:
     return Source(classes, splits["train"], splits.get("val"), splits.get("test"))
 
 
+# What numpy, zipfile and zlib raise on files that are cut, damaged, encrypted or none of theirs.
+_UNREADABLE = (
+    *(zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, TypeError, KeyError, SyntaxError, RuntimeError),
+    *(OverflowError, AttributeError),
+)
+
+
 def _array(found: Any, key: str, path: Path) -> np.ndarray:
     try:
-        array: np.ndarray = found[key]
-    except ValueError:
+        array = found[key]
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise
         raise InputError(
             f"{path}: {key} holds Python objects, which are not loaded; save it as an array of numbers or text "
             "(numpy.asarray(names, dtype=str))"
         ) from None
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{path}: {key} is no array; numpy.savez makes such files")
     return array
+
+
+def _class_names(names: np.ndarray, path: Path) -> list[str]:
+    if names.dtype.kind not in "USiu":
+        raise InputError(f"{path.name}: classes must be text, got {names.dtype}")
+    try:
+        return [name.decode() if isinstance(name, bytes) else str(name) for name in names.ravel()]
+    except UnicodeDecodeError:
+        raise InputError(f"{path.name}: classes must be text in UTF-8") from None
+
+
+def _numbered_classes(labels: np.ndarray, where: str) -> list[str]:
+    """Names "0" to "C - 1" for labels of training images, each of which must have an image.
+
+    Raises:
+        InputError: the labels leave some out for certain.
+    """
+    top = int(labels.max()) if labels.size and labels.dtype.kind in "iu" else 0
+    if top >= max(labels.size, 1):
+        raise InputError(
+            f"{where}: there is a label {top}, and {labels.size} images cannot have {top + 1} classes; labels must be "
+            "0 to the number of classes - 1"
+        )
+    return [str(i) for i in range(top + 1)]
 
 
 def images_of(x: np.ndarray, where: str) -> Tensor:
@@ -193,6 +254,8 @@ def images_of(x: np.ndarray, where: str) -> Tensor:
     if x.ndim != 4 or x.shape[3] > 4:
         turned = "; move the channels last" if x.ndim == 4 and x.shape[1] <= 4 else ""
         raise InputError(f"{where} must be [N, H, W, C] or [N, H, W], got {list(x.shape)}{turned}")
+    if 0 in x.shape[1:]:
+        raise InputError(f"{where} has images without pixels: {list(x.shape)}")
     return torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
 
 
@@ -349,8 +412,8 @@ def _torchvision(name: str, root: Path, download: bool) -> Source:
     if parts["test"] is None:
         parts["val"], parts["test"] = None, parts["val"]
     labels = {part: _labels(found, name) for part, found in parts.items() if found is not None}
-    count = int(labels["train"].max()) + 1
-    classes = [_class_name(c) for c in getattr(parts["train"], "classes", None) or range(count)]
+    numbered = _numbered_classes(labels["train"].numpy(), f"torchvision/{name}")
+    classes = [_class_name(c) for c in getattr(parts["train"], "classes", None) or numbered]
     splits = {part: _dataset_split(parts[part], labels[part], f"torchvision/{name}") for part in labels}
     stats = IMAGENET_STATS if splits["train"].images is None else None
     return Source(classes, splits["train"], splits.get("val"), splits.get("test"), stats)

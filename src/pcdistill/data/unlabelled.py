@@ -2,13 +2,12 @@
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from pcdistill.data.loader import UNLABELLED, Batch, Batches, Feed, Job, Reader, SplitBatches, digest_of, generator_of
-from pcdistill.data.sources import EXTENSIONS, ImageFiles, Split, images_of, read_npz
+from pcdistill.data.sources import EXTENSIONS, ImageFiles, Split, images_of, path_of, read_npz
 from pcdistill.errors import InputError
 
 REST = "rest"  # data.unlabelled: the training images that data.limit leaves out
@@ -21,7 +20,7 @@ def open_unlabelled(name: str) -> Split:
     Raises:
         InputError: there is no such folder or file, or no image in it.
     """
-    path = Path(name).expanduser()
+    path = path_of(name, "data.unlabelled")
     if path.suffix == ".npz":
         arrays = read_npz(path)
         key = next((key for key in ARRAYS if key in arrays), None)

@@ -2,7 +2,6 @@
 
 import io
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from pcdistill.data.sources import read_npz
+from pcdistill.errors import InputError
 from pcdistill.report.plots import BLUE, GREEN, INK, LIGHT, ORANGE, PURPLE, SKY, STYLE, VERMILION
 
 SHOWN_SCORE = 0.3  # detections below it are not drawn
@@ -57,9 +58,8 @@ def read_samples(run_dir: Path) -> dict[str, np.ndarray] | None:
     if not path.exists():
         return None
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as samples:
-            return dict(samples)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # cut off, or no archive
+        return read_npz(path)
+    except InputError:  # cut off, or no archive
         return None
 
 

@@ -192,7 +192,7 @@ def build_teacher_detector(
     if named is None and whole:
         named = list(pretrained_classes(config.name))
     if named is None and config.weights is not None:
-        named = models.read_metadata(config.weights).get("classes")
+        named = models.read_classes(config.weights)
     count = None if whole else len(named if named is not None else data.classes)
     size = config.image_size or data.image_size
     model = make_detector(config, num_classes=count, image_size=size, pretrained=whole)

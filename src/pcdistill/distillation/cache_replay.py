@@ -79,12 +79,12 @@ def resolve_cache(recipe: Recipe) -> Recipe:
     first = next((path for path in paths if path), None)
     if first is None:
         return recipe
-    info = read_state(Path(first))["info"]
-    fits = recipe.distils and views_of(recipe) == info["views"] and not _features(recipe)
+    info = read_state(Path(first)).info
+    fits = recipe.distils and views_of(recipe) == info.views and not _features(recipe)
     teachers = [
         replace(teacher, cache=path if fits else None) for teacher, path in zip(recipe.all_teachers, paths, strict=True)
     ]
-    return replace(recipe.with_teachers(teachers), data=replace(recipe.data, seed=info["seed"]))
+    return replace(recipe.with_teachers(teachers), data=replace(recipe.data, seed=info.seed))
 
 
 def replayed(recipe: Recipe, teacher: Teacher | TeacherEnsemble, data: Any, accelerator: Accelerator) -> Any:

@@ -4,20 +4,23 @@ A cache is a folder: cache.json says what made it, epoch-0000.bin and so on hold
 """
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import ConfigDict, Field, TypeAdapter
 from torch import Tensor
 
 from pcdistill.distillation.teacher import Teacher
 from pcdistill.errors import InputError
+from pcdistill.plain import checked_json, parse_json, read_text
 
 FORMAT = "pcdistill-cache-1"
 LARGEST = 65504.0  # of float16
+STRICT = ConfigDict(strict=True, extra="forbid")
+Count = Annotated[int, Field(ge=1, lt=2**40)]
 
 
 @dataclass(frozen=True)
@@ -37,16 +40,17 @@ class CacheInfo:
         temperature: at which the mass of the logits that top_k leaves out is kept.
     """
 
+    __pydantic_config__ = STRICT
     teacher: str
     stream: str
-    seed: int
-    epochs: int
-    batches: int
-    rows: int
-    classes: int
-    views: int
-    top_k: int | None = None
-    temperature: float = 4.0
+    seed: Annotated[int, Field(ge=0)]
+    epochs: Count
+    batches: Count
+    rows: Count
+    classes: Count
+    views: Annotated[int, Field(ge=1, le=2)]
+    top_k: Count | None = None
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 4.0
 
     @property
     def row(self) -> np.dtype[Any]:
@@ -83,6 +87,23 @@ class CacheInfo:
         return rest[:, None].repeat(1, self.classes).scatter_(1, places, values)
 
 
+@dataclass(frozen=True)
+class CacheState:
+    """What cache.json holds.
+
+    Attributes:
+        info: what made the cache.
+        checksums: of the finished epochs.
+        rows: that are written of the epoch under way.
+    """
+
+    __pydantic_config__ = STRICT
+    format: Literal["pcdistill-cache-1"]
+    info: CacheInfo
+    checksums: list[str]
+    rows: Annotated[int, Field(ge=0)]
+
+
 class TeacherCache:
     """A complete cache, memory-mapped. Each epoch's checksum is verified when the epoch is first read.
 
@@ -93,8 +114,8 @@ class TeacherCache:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         state = read_state(self.path)
-        self.info = CacheInfo(**state["info"])
-        self.checksums: list[str] = state["checksums"]
+        self.info = state.info
+        self.checksums = state.checksums
         if len(self.checksums) < self.info.epochs:
             raise InputError(
                 f"the cache {self.path} is not finished: {len(self.checksums)} of {self.info.epochs} epochs; the "
@@ -162,8 +183,8 @@ def checksum(file: Path) -> str:
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    """cache.json: "info", "checksums" of the finished epochs, "rows" written of the one under way.
+def read_state(path: Path) -> CacheState:
+    """What cache.json holds.
 
     Raises:
         InputError: there is none, or it is not one of ours.
@@ -171,11 +192,18 @@ def read_state(path: Path) -> dict[str, Any]:
     file = path / "cache.json"
     if not file.is_file():
         raise InputError(f"{path} is not a teacher cache: it has no cache.json; `pcdistill cache` makes one")
+    text = read_text(file)
+    found = parse_json(text, str(file))
+    form = found.get("format") if isinstance(found, dict) else None
+    if isinstance(form, str) and form != FORMAT:
+        raise InputError(f"{file} has the format {form!r}; this version reads {FORMAT!r}")
     try:
-        state: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        if state["format"] != FORMAT:
-            raise InputError(f"{file} has the format {state['format']!r}; this version reads {FORMAT!r}")
-        CacheInfo(**state["info"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} cannot be read: it is damaged ({error})") from None
+        state = checked_json(text, TypeAdapter(CacheState), str(file))
+    except InputError as error:
+        raise InputError(f"{error}; it is damaged: make the cache again") from None
+    info = state.info
+    if info.top_k is not None and info.top_k >= info.classes:
+        raise InputError(f"{file}: info.top_k must be below info.classes; it is damaged: make the cache again")
+    if len(state.checksums) > info.epochs or state.rows > info.rows * info.batches:
+        raise InputError(f"{file} tells of more than a whole cache; it is damaged: make the cache again")
     return state

@@ -6,7 +6,7 @@ Importing this package is cheap: torch and the model libraries are imported by t
 from pcdistill.models.build import build_model
 from pcdistill.models.facts import class_names, input_stats, model_info
 from pcdistill.models.names import list_models, resolve_name
-from pcdistill.models.weights import WeightReport, load_weights, read_classes, read_metadata, save_weights
+from pcdistill.models.weights import WeightReport, load_weights, read_classes, read_metadata, read_stats, save_weights
 
 __all__ = [
     "WeightReport",
@@ -18,6 +18,7 @@ __all__ = [
     "model_info",
     "read_classes",
     "read_metadata",
+    "read_stats",
     "resolve_name",
     "save_weights",
 ]

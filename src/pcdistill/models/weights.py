@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import pickle
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pcdistill.errors import InputError
+from pcdistill.plain import parse_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -227,8 +229,8 @@ def read_metadata(path: PathLike) -> dict[str, Any]:
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is not a complete safetensors file: {first_line(error)}") from error
     try:
-        ours = json.loads(raw["pcdistill"])
-    except (KeyError, ValueError):
+        ours = parse_json(raw["pcdistill"], str(path))
+    except (KeyError, InputError):
         return dict(raw)
     return ours if isinstance(ours, dict) else dict(raw)
 
@@ -237,3 +239,19 @@ def read_classes(path: PathLike) -> list[str] | None:
     """The class names, in the order of the logits, in the metadata of a weights file; None if it has none."""
     classes = read_metadata(path).get("classes")
     return [str(name) for name in classes] if isinstance(classes, list) and classes else None
+
+
+def read_stats(path: PathLike, channels: int) -> tuple[list[float], list[float]] | None:
+    """Mean and std by channel, with which a model's images were normalised, in the metadata of its weights file; None
+    if it has none for so many channels.
+    """
+    metadata = read_metadata(path)
+    found = []
+    for name, least in (("mean", -math.inf), ("std", 0.0)):
+        values = metadata.get(name)
+        if not isinstance(values, list) or len(values) != channels:
+            return None
+        if not all(isinstance(value, int | float) and least < value < math.inf for value in values):
+            return None
+        found.append([float(value) for value in values])
+    return found[0], found[1]

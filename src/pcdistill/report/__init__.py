@@ -1,5 +1,6 @@
 """Runs -> pages, tables and model cards; reads files only, and never imports torch."""
 
+from pcdistill.report._folder import read_metrics, read_summary
 from pcdistill.report.compare_page import write_compare_report
 from pcdistill.report.model_card import write_model_card
 from pcdistill.report.rows import Failure, Row, compare_rows, format_table
@@ -12,6 +13,8 @@ __all__ = [
     "compare_rows",
     "comparison_text",
     "format_table",
+    "read_metrics",
+    "read_summary",
     "write_compare_report",
     "write_model_card",
     "write_run_report",

@@ -1,14 +1,50 @@
 """Reading a run's folder: whatever is there is taken, whatever is missing or broken is named."""
 
 import csv
-import json
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
+from pydantic import ConfigDict, TypeAdapter
+
+from pcdistill.errors import InputError
+from pcdistill.plain import checked_json, parse_json, parse_yaml, read_text
+
+LENIENT = ConfigDict(strict=True, extra="ignore")
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """What result.json says of one epoch."""
+
+    __pydantic_config__ = LENIENT
+    epoch: int
+    val: dict[str, Any] | None = None
+    test: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class _Summary:
+    """What the commands read of a result.json; there is more in it."""
+
+    __pydantic_config__ = LENIENT
+    status: str
+    digest: str
+    metric: str
+    method: str = ""
+    seed: int = 0
+    kept: str = "best"
+    best: _Epoch | None = None
+    last: _Epoch | None = None
+    teacher: dict[str, Any] | None = None
+    student: dict[str, Any] | None = None
+    epochs: int = 0
+    seconds: float = 0.0
+    strength: float | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -31,13 +67,35 @@ def read_run(path: Path) -> Run:
     if text is not None:
         run.recipe_text = text
         try:
-            run.recipe = _mapping(yaml.safe_load(text))
-        except yaml.YAMLError:
+            run.recipe = _mapping(parse_yaml(text, "recipe.yaml"))
+        except InputError:
             run.problems.append("recipe.yaml is not valid YAML.")
     run.environment = _read_json(path / "environment.json", run)
     run.result = _read_json(path / "result.json", run)
-    run.rows = _read_metrics(path / "metrics.csv", run)
+    run.rows = _rows(path / "metrics.csv", run)
     return run
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """What a result.json holds.
+
+    Raises:
+        InputError: it is not there, or not what a run writes.
+    """
+    text = read_text(path)
+    summary = checked_json(text, TypeAdapter(_Summary), str(path))
+    for name, at in (("best", summary.best), ("last", summary.last)):
+        values = None if at is None else at.test or at.val
+        if values is None and summary.status == "done":
+            raise InputError(f"{path}: {name}: a run that is done has values here")
+        if values is not None and not isinstance(values.get(summary.metric), int | float):
+            raise InputError(f"{path}: {name}: {summary.metric} must be a number")
+    return dict(parse_json(text, str(path)))
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The rows of a metrics.csv, as far as they can be read; empty cells are left out."""
+    return _rows(path, Run(path.parent))
 
 
 def replace_file(path: Path, text: str) -> Path:
@@ -64,21 +122,21 @@ def _read_json(path: Path, run: Run) -> dict[str, Any]:
     if text is None:
         return {}
     try:
-        return _mapping(json.loads(text))
-    except ValueError:
+        return _mapping(parse_json(text, path.name))
+    except InputError:
         run.problems.append(
             f"{path.name} is not valid JSON; the run was cut off while it was written, or it was edited."
         )
         return {}
 
 
-def _read_metrics(path: Path, run: Run) -> list[dict[str, float]]:
+def _rows(path: Path, run: Run) -> list[dict[str, float]]:
     """Rows of numbers; an empty cell is absent, one that is no number is NaN and named."""
     text = _read(path, run)
     if text is None:
         return []
     rows, bad = [], set()
-    for position, cells in enumerate(csv.DictReader(text.splitlines()), start=1):
+    for position, cells in enumerate(_cells(text), start=1):
         row: dict[str, float] = {}
         for key, cell in cells.items():
             if not isinstance(key, str) or not isinstance(cell, str) or not cell.strip():
@@ -95,6 +153,14 @@ def _read_metrics(path: Path, run: Run) -> list[dict[str, float]]:
     if bad:
         run.problems.append(f"metrics.csv has values that are not finite numbers, in: {', '.join(sorted(bad))}.")
     return rows
+
+
+def _cells(text: str) -> Iterator[dict[Any, Any]]:
+    """Rows of a CSV file up to one that cannot be read, such as a cell of megabytes."""
+    try:
+        yield from csv.DictReader(text.splitlines())
+    except csv.Error:
+        return
 
 
 def _mapping(value: Any) -> dict[str, Any]:

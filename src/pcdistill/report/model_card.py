@@ -8,6 +8,8 @@ from typing import Any
 import yaml
 
 from pcdistill.engine.console import duration
+from pcdistill.errors import InputError
+from pcdistill.plain import parse_json
 from pcdistill.recipe import LOADERS
 from pcdistill.report._folder import Run, read_run
 from pcdistill.report._format import SPLITS, count, metric_name, number, shown
@@ -188,9 +190,9 @@ def _weights_metadata(path: Path) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
             length = struct.unpack("<Q", file.read(8))[0]
-            metadata = _dict(_dict(json.loads(file.read(min(length, 100_000_000)))).get("__metadata__"))
-        return _dict(json.loads(metadata.get("pcdistill", "{}")))
-    except (OSError, ValueError, struct.error):
+            header = _dict(parse_json(file.read(min(length, 100_000_000)), path.name))
+        return _dict(parse_json(_dict(header.get("__metadata__")).get("pcdistill", "{}"), path.name))
+    except (OSError, InputError, struct.error):
         return {}
 
 
