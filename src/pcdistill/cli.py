@@ -74,6 +74,16 @@ def refuse_keys(overrides: Iterable[str], refused: Mapping[str, str]) -> None:
                 raise InputError(f"--set {key} has no effect on this command: {right}")
 
 
+def check_early(recipe: "Recipe") -> None:
+    """Refuse terms that do not fit the number of classes, where it is known before the data is opened."""
+    from pcdistill.data import CLASSES
+
+    if recipe.task == "classification" and recipe.data.name in CLASSES:
+        from pcdistill.distillation.objective import check_losses
+
+        check_losses(recipe, CLASSES[recipe.data.name])
+
+
 @dataclass(frozen=True)
 class Common:
     """Flags that every training command has; all else of a recipe by --set."""
@@ -125,6 +135,7 @@ class Common:
     def run(self, command: str) -> None:
         recipe = self.load()
         if self.print_config:
+            check_early(recipe)
             print(recipe.to_yaml(), end="")
             return
         from pcdistill.commands.folder import default_folder

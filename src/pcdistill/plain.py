@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
-from pydantic_core import from_json
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError, from_json
 
 from pcdistill.errors import InputError
 
@@ -27,6 +27,16 @@ _PLAIN = ("null", "bool", "int", "float", "str", "seq", "map")
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 _SHORT.maxlevel = 3
+
+
+def _no_truth(value: Any) -> Any:
+    """Python takes true for 1; a person who wrote it meant something else."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("number", "input should be a number")
+    return value
+
+
+NUMBER = BeforeValidator(_no_truth)  # of types that take no true or false
 
 
 def shown(value: Any) -> str:

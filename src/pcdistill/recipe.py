@@ -14,13 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic_core import PydanticCustomError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from pcdistill.errors import InputError, nearest
 from pcdistill.methods import METHODS
 from pcdistill.models.names import has_zoo_weights, is_user_code
-from pcdistill.plain import parse_yaml, read_text, shown, structure_faults, value_faults, write_yaml
+from pcdistill.plain import NUMBER, parse_yaml, read_text, shown, structure_faults, value_faults, write_yaml
 
 RECIPES = Path(__file__).parent / "recipes"
 ALONE = "none"  # the method that trains the student without a teacher
@@ -29,14 +28,6 @@ FORBID = ConfigDict(extra="forbid")
 LARGEST_SEED = 2**32 - 1  # of NumPy's generators
 
 
-def _no_truth(value: Any) -> Any:
-    """Python takes true for 1; a person who wrote it meant something else."""
-    if isinstance(value, bool):
-        raise PydanticCustomError("number", "input should be a number")
-    return value
-
-
-NUMBER = BeforeValidator(_no_truth)
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), NUMBER]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), NUMBER]
 Share = Annotated[float, Field(ge=0, lt=1), NUMBER]

@@ -47,7 +47,9 @@ class Tally:
         return ", ".join(f"{self.counts[name]} {name}" for name in ("tried", "refused", "worked"))
 
 
-def throw(inputs: SearchStrategy[Any], check: Callable[[Any, Tally], None], count: int, *, seeded: bool = True) -> Tally:
+def throw(
+    inputs: SearchStrategy[Any], check: Callable[[Any, Tally], None], count: int, *, seeded: bool = True
+) -> Tally:
     """Check so many inputs; the first that breaks the check is shrunk and raised.
 
     Args:

@@ -13,3 +13,5 @@ DATASETS: dict[str, str] = {
     "voc:FOLDER": "images with boxes in Pascal VOC's layout, one year or several",
     "torchvision/NAME": "a classification data set of torchvision by its class name, such as torchvision/SVHN",
 }
+
+CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100}  # where the number is known before the data is opened

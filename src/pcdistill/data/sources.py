@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import tokenize
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -163,7 +164,8 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     except InputError:
         raise
     except _UNREADABLE as error:
-        raise InputError(f"{path} is not a readable .npz file: {str(error) or type(error).__name__}") from None
+        reason = "it is no archive of arrays" if "pickle" in str(error) else str(error) or type(error).__name__
+        raise InputError(f"{path} is not a readable .npz file: {reason}") from None
     except MemoryError:
         raise InputError(f"{path} holds arrays that are larger than the memory") from None
 
@@ -198,7 +200,7 @@ def _npz(path: Path) -> Source:
 # What numpy, zipfile and zlib raise on files that are cut, damaged, encrypted or none of theirs.
 _UNREADABLE = (
     *(zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, TypeError, KeyError, SyntaxError, RuntimeError),
-    *(OverflowError, AttributeError),
+    *(OverflowError, AttributeError, tokenize.TokenError),
 )
 
 

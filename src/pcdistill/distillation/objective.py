@@ -18,7 +18,7 @@ from pcdistill.losses._features import rows_of
 from pcdistill.losses.base import Features, Kind, Needs, Shapes, check_fit, check_needs, kind_of, needs_of
 from pcdistill.losses.eakd import EntropyWeightedLoss
 from pcdistill.losses.lskd import StandardizedLoss
-from pcdistill.losses.options import Option, options_of
+from pcdistill.losses.options import Option, fitted, options_of
 from pcdistill.methods import METHODS
 from pcdistill.models.names import is_user_code
 from pcdistill.recipe import Recipe, TermConfig
@@ -281,7 +281,7 @@ def build_loss(
     accepted = _check_options(loss_class, method, options, where)
     offered = {name: value for name, value in (context or {}).items() if name in accepted}
     try:
-        loss = loss_class(**offered, **options)
+        loss = loss_class(**offered, **fitted(loss_class, options))
         kind = kind_of(loss)
         needs_of(loss)
     except (TypeError, ValueError) as error:
@@ -321,6 +321,10 @@ def _check_options(
             if name not in known:
                 hint = nearest(name, known) or f"; its options: {', '.join(known) or 'none'}"
                 raise InputError(f'{where}: {method} has no option "{name}"{hint}')
+    try:
+        fitted(loss_class, options)
+    except ValueError as error:
+        raise InputError(f"{where}: {method}: {error}") from None
     return accepted
 
 

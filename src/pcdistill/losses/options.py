@@ -4,9 +4,13 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from pcdistill.plain import NUMBER, shown
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -64,6 +68,47 @@ def options_of(loss_class: Callable[..., Any], without: Sequence[str] = ()) -> l
         for name, parameter in inspect.signature(loss_class).parameters.items()
         if name not in without and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
     ]
+
+
+def fitted(loss_class: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as their types: text that is a number becomes one, as everywhere in a recipe.
+
+    Options whose type is no plain one, such as a user's own, are left as they are.
+
+    Raises:
+        ValueError: naming the option whose value is of another type.
+    """
+    try:
+        hints = _hints(loss_class)
+    except (NameError, TypeError, AttributeError):  # a user's annotation that cannot be looked up
+        return dict(options)
+    found = {}
+    for name, value in options.items():
+        form = _form(hints.get(name, Any))
+        try:
+            made = value if form is None else TypeAdapter(form).validate_python(value)
+        except ValidationError:
+            raise ValueError(f"{name} must be {words_of(hints[name])}, got {shown(value)}") from None
+        found[name] = value if made == value else made
+    return found
+
+
+def _form(hint: Any) -> Any:
+    """A type whose numbers take no true or false; None if it is no plain one."""
+    if hint in (bool, str, type(None)):
+        return hint
+    if hint in (float, int):
+        return Annotated[hint, NUMBER]
+    origin, inside = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return hint
+    if origin in (types.UnionType, typing.Union):
+        forms = [_form(part) for part in inside]
+        return None if None in forms else typing.Union[tuple(forms)]  # noqa: UP007
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        form = _form(inside[0])
+        return None if form is None else tuple[form, ...] if origin is tuple else list[form]  # type: ignore[valid-type]
+    return None
 
 
 def words_of(hint: Any) -> str:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter
 
@@ -27,6 +27,17 @@ class _Epoch:
 
 
 @dataclass(frozen=True)
+class _Model:
+    """What result.json says of teacher or student."""
+
+    __pydantic_config__ = LENIENT
+    name: str
+    parameters: float
+    val: dict[str, Any] | None = None
+    test: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
 class _Summary:
     """What the commands read of a result.json; there is more in it."""
 
@@ -34,13 +45,13 @@ class _Summary:
     status: str
     digest: str
     metric: str
-    method: str = ""
-    seed: int = 0
-    kept: str = "best"
+    kept: Literal["best", "last"]
+    student: _Model
+    teacher: _Model | None
     best: _Epoch | None = None
     last: _Epoch | None = None
-    teacher: dict[str, Any] | None = None
-    student: dict[str, Any] | None = None
+    method: str = ""
+    seed: int = 0
     epochs: int = 0
     seconds: float = 0.0
     strength: float | None = None
@@ -84,12 +95,17 @@ def read_summary(path: Path) -> dict[str, Any]:
     """
     text = read_text(path)
     summary = checked_json(text, TypeAdapter(_Summary), str(path))
-    for name, at in (("best", summary.best), ("last", summary.last)):
-        values = None if at is None else at.test or at.val
-        if values is None and summary.status == "done":
-            raise InputError(f"{path}: {name}: a run that is done has values here")
-        if values is not None and not isinstance(values.get(summary.metric), int | float):
-            raise InputError(f"{path}: {name}: {summary.metric} must be a number")
+    if summary.status == "done":
+        split = "test" if summary.last is not None and summary.last.test else "val"
+        parts = {
+            "best": summary.best,
+            "last": summary.last,
+            **({"teacher": summary.teacher} if summary.teacher else {}),
+        }
+        for name, part in parts.items():
+            values = None if part is None else part.test if split == "test" else part.val
+            if values is None or not isinstance(values.get(summary.metric), int | float):
+                raise InputError(f"{path}: {name}.{split}.{summary.metric} must be a number in a run that is done")
     return dict(parse_json(text, str(path)))
 
 

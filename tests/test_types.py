@@ -1,0 +1,183 @@
+"""Types before use: whatever stands in a recipe, a command line, an array file or a result is refused or works."""
+
+import json
+import resource
+from contextlib import contextmanager
+
+import pytest
+
+from pcdistill import cli
+from pcdistill.commands.folder import read_recipe
+from pcdistill.commands.run import result_text
+from pcdistill.data.unlabelled import open_unlabelled
+from pcdistill.distillation.cache_store import TeacherCache
+from pcdistill.distillation.objective import check_losses, method_options
+from pcdistill.errors import InputError
+from pcdistill.methods import METHODS
+from pcdistill.plain import parse_yaml
+from pcdistill.recipe import load_recipe, make_recipe
+from pcdistill.report import comparison_text, read_metrics, read_summary, write_model_card, write_run_report
+from tests.faults import Tally, files, recipes, throw
+from tests.helpers import data_of
+
+QUICK, MANY = 60, 3000
+COUNTS = [pytest.param(QUICK, id="quick"), pytest.param(MANY, id="many", marks=pytest.mark.slow)]
+CACHE = {
+    "format": "pcdistill-cache-1",
+    "info": {"teacher": "a", "stream": "b", "seed": 0, "epochs": 2, "batches": 3, "rows": 4, "classes": 10, "views": 1},
+    "checksums": ["a" * 32, "b" * 32],
+    "rows": 0,
+}
+VALUES = {"top1": 50.0, "top5": 90.0, "loss": 1.5}
+RESULT = {
+    **{"status": "done", "task": "classification", "method": "kd", "seed": 0, "data": "digits", "metric": "top1"},
+    **{"digest": "0" * 12, "kept": "best", "epochs": 2, "seconds": 3.0, "images_per_second": 9.0, "notes": []},
+    "teacher": {"name": "cifar/resnet20", "parameters": 10, "macs": 20, "val": VALUES, "test": VALUES},
+    "student": {"name": "cifar/resnet8", "parameters": 5, "macs": 9},
+    "best": {"epoch": 1, "val": VALUES, "test": VALUES},
+    "last": {"epoch": 2, "val": VALUES, "test": VALUES},
+}
+
+
+def works(recipe) -> None:
+    """What every accepted recipe can do."""
+    recipe.digest()
+    assert make_recipe(parse_yaml(recipe.to_yaml(), "text")) == recipe
+    if recipe.task == "classification":
+        check_losses(recipe, 10)
+
+
+def accepted(make, tally: Tally) -> None:
+    recipe = tally.judge(make)
+    if recipe is not None:
+        tally.judge(lambda: works(recipe))
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_recipe_files(count, tmp_path):
+    file = tmp_path / "mine.yaml"
+
+    def check(text, tally):
+        file.write_text(text, encoding="utf-8", errors="replace")
+        accepted(lambda: load_recipe(file), tally)
+
+    tally = throw(recipes.documents(), check, count, seeded=count == QUICK)
+    assert tally.counts["refused"] > count / 3
+
+
+@pytest.mark.parametrize("text", recipes.NASTY)
+def test_texts_that_are_no_plain_tree(text, tmp_path):
+    (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
+    Tally().judge(lambda: load_recipe(tmp_path / "mine.yaml"))
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_trees_from_python(count):
+    throw(recipes.trees(), lambda tree, tally: accepted(lambda: make_recipe(tree), tally), count, seeded=count == QUICK)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_overrides(count):
+    def check(texts, tally):
+        accepted(lambda: load_recipe("digits", texts), tally)
+
+    throw(recipes.overrides(), check, count, seeded=count == QUICK)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_command_lines(count, capsys):
+    def check(argv, tally):
+        tally.counts["tried"] += 1
+        try:
+            cli.main(argv)
+        except SystemExit as stop:
+            told = capsys.readouterr().err
+            assert stop.code == 2, told
+            assert told.strip(), argv
+            assert "Traceback" not in told
+            tally.counts["refused"] += 1
+        else:
+            tally.counts["worked"] += 1
+
+    throw(recipes.command_lines(), check, count, seeded=count == QUICK)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_options_of_a_loss_are_of_their_types(method):
+    tally = Tally()
+    for option in method_options(method):
+        for value in (0, -1, 1e300, True, None, "", "2e0", [], [1], ["a"], {}, {"a": 1}):
+            tree = {"losses": [{"method": "ce"}, {"method": method, option.name: value}]}
+            recipe = tally.judge(lambda tree=tree: make_recipe(tree))
+            if recipe is not None and METHODS[method].kind != "pyramids":
+                tally.judge(lambda recipe=recipe: check_losses(recipe, 10))
+            if value == {} or (option.type == "number" and value is True):
+                with pytest.raises(InputError, match=option.name):
+                    check_losses(recipe, 10)
+
+
+@contextmanager
+def limited_memory(size: int):
+    """No more address space than so many bytes above what is in use now."""
+    with open("/proc/self/statm") as file:
+        used = int(file.read().split()[0]) * resource.getpagesize()
+    old = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + size, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, old)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_array_files(count, tmp_path):
+    file = tmp_path / "mine.npz"
+
+    def read():
+        data = data_of(str(file), batch_size=4)
+        return next(iter(data.train.epoch(0)))
+
+    def check(raw, tally):
+        file.write_bytes(raw)
+        tally.judge(read)
+        tally.judge(lambda: open_unlabelled(str(file)))
+
+    with limited_memory(4 << 30):
+        throw(files.archives(), check, count, seeded=count == QUICK)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_cache_json(count, tmp_path):
+    def check(raw, tally):
+        (tmp_path / "cache.json").write_bytes(raw)
+        tally.judge(lambda: TeacherCache(tmp_path))
+
+    throw(files.json_texts(CACHE), check, count, seeded=count == QUICK)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_a_runs_folder(count, tmp_path):
+    """Every file of it holds something else; the pages are made of whatever can be read."""
+
+    def text():
+        summary = read_summary(tmp_path / "result.json")
+        comparison_text([summary])
+        if summary["status"] == "done":
+            result_text(summary, tmp_path)
+
+    def check(raw, tally):
+        for name in ("result.json", "environment.json", "recipe.yaml", "metrics.csv"):
+            (tmp_path / name).write_bytes(raw)
+        for call in (write_run_report, write_model_card, read_recipe):
+            tally.judge(lambda call=call: call(tmp_path))
+        tally.judge(text)
+        read_metrics(tmp_path / "metrics.csv")
+
+    throw(files.json_texts(RESULT), check, count if count == QUICK else count // 3, seeded=count == QUICK)
+
+
+def test_the_sound_files_are_accepted(tmp_path):
+    (tmp_path / "cache.json").write_text(json.dumps(CACHE))
+    assert TeacherCache(tmp_path).info.classes == 10
+    (tmp_path / "result.json").write_text(json.dumps(RESULT))
+    assert read_summary(tmp_path / "result.json") == RESULT
