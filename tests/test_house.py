@@ -32,6 +32,7 @@ OF_THE_WHOLE = {
     "test_house",
     "test_imports",
     "test_strength",
+    "test_types",
 }  # of no single file
 
 

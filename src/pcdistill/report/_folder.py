@@ -97,12 +97,8 @@ def read_summary(path: Path) -> dict[str, Any]:
     summary = checked_json(text, TypeAdapter(_Summary), str(path))
     if summary.status == "done":
         split = "test" if summary.last is not None and summary.last.test else "val"
-        parts = {
-            "best": summary.best,
-            "last": summary.last,
-            **({"teacher": summary.teacher} if summary.teacher else {}),
-        }
-        for name, part in parts.items():
+        taught = {} if summary.teacher is None else {"teacher": summary.teacher}
+        for name, part in {"best": summary.best, "last": summary.last, **taught}.items():
             values = None if part is None else part.test if split == "test" else part.val
             if values is None or not isinstance(values.get(summary.metric), int | float):
                 raise InputError(f"{path}: {name}.{split}.{summary.metric} must be a number in a run that is done")
