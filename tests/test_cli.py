@@ -454,3 +454,36 @@ def test_a_users_own_models_and_loss_from_a_file(tmp_path):
     )
     rows = rows_of(tmp_path / "run" / "metrics.csv")
     assert float(rows[-1]["train/Mse"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["distill", "--lr", "-1"], "pcdistill: --lr: input should be greater than 0, got -1.0"),
+        (["distill", "--seed", "5000000000"], "--seed: input should be less than or equal to 4294967295"),
+        (["distill", "--lr", "0", "--epochs", "0"], "  --lr: input"),
+        (["distill", "--method", "pdc"], '--method: unknown method "pdc"'),
+        (["distill", "--method", "none", "--unlabelled", "x"], "--unlabelled: images without labels have no effect"),
+        (["distill", "--set", "losses.pcd.stages=6", "--print-config"], "stages"),
+        (
+            ["train", "--set", "teacher.epochs=3"],
+            "--set teacher.epochs has no effect on this command: it trains without",
+        ),
+        (["compare", "--set", "losses.pcd.stages=2"], "--set losses.pcd.stages has no effect on this command: every"),
+        (["compare", "--set", "train.seed=2"], "--set train.seed has no effect on this command: the seeds are"),
+        (["compare", "--seeds", "1000000000"], "--seeds must be at most 1000"),
+        (["compare", "--jobs", "²"], "--jobs must be auto or a number"),
+        (["tune", "--final-seeds", "1000000"], "--final-seeds must be at most 1000"),
+        (["demo", "--set", "method=kd"], "--set method has no effect on this command"),
+        (["cache", "--temperature", "4"], "--temperature has no effect without --top-k"),
+        (["cache", "--temperature", "nan", "--top-k", "3"], "--temperature must be a finite number above 0, got nan"),
+        (["cache", "--top-k", "0"], "--top-k must be at least 1, got 0"),
+        (["cache", "--lr", "1"], "--lr has no effect on this command"),
+        (["cache", "--set", "student.name=x"], "--set student.name has no effect on this command"),
+        (["evaluate", "--data", "digits", "--model", "cifar/resnet8", "--image-size", "0"], "--image-size: input"),
+        (["list", "models", "--options", "kd"], "--options is of a method; leave models out"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_value_that_is_wrong_or_without_effect_is_refused_in_the_users_words(argv, says, capsys):
+    assert says in error_of(capsys, *argv)

@@ -1,6 +1,7 @@
 """Recipes: every shipped file resolves, overrides reach every key, and mistakes are named with file, key and remedy."""
 
 import contextlib
+import math
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pcdistill.detection.detectors.build import build_detector
+from pcdistill.distillation.objective import check_losses
 from pcdistill.errors import InputError
 from pcdistill.methods import METHODS
 from pcdistill.recipe import RECIPES, load_recipe, make_recipe, method_terms, recipe_names, with_method
@@ -241,3 +243,93 @@ def test_keys_that_came_later_are_written_only_where_they_are_set():
     changed = load_recipe("digits", ["data.unlabelled=rest", "student.head=teacher"])
     assert make_recipe(changed.to_dict()) == changed
     assert changed.digest() != load_recipe("digits").digest()
+
+
+@pytest.mark.parametrize(
+    ("tree", "says"),
+    [
+        ({"method": None}, "recipe: method: input should be a valid string, got None"),
+        ({"methods": {"mine": None}}, r"methods\.mine: must be a list of terms, got None"),
+        ({"methods": 0}, "methods: must map names to lists of terms, got 0"),
+        ({"losses": 5}, "losses: input should be a valid tuple, got 5"),
+        ({"losses": {}}, "losses: input should be a valid tuple, got {}"),
+        ({"losses": [{"method": "kd", "options": None}]}, r"losses\.0\.options: .*dictionary, got None"),
+        ({"losses": [{"method": "kd", "options": {"weight": 2}}]}, r"losses\.0\.options\.weight: is a key of the term"),
+        ({"losses": [{"method": "kd", "x": 1, "options": {"x": 2}}]}, r"losses\.0\.options\.x: is given twice"),
+        ({"losses": [{"method": "kd", "temperature": math.nan}]}, r"losses\.0\.temperature: must be a finite number"),
+        (
+            {"losses": [{"method": "kd", "entropy_weighting": "x"}]},
+            "entropy_weighting: must be true, false or a number",
+        ),
+        ({"student": {"kwargs": {"a": {1, 2}}}}, r"student\.kwargs\.a: must be a number, text, true"),
+        ({"train": {"epochs": True}}, r"train\.epochs: input should be a number, got True"),
+        ({"train": {"seed": 5_000_000_000}}, r"train\.seed: input should be less than or equal to 4294967295"),
+        ({"data": {"image_size": 10**9}}, r"data\.image_size: .*less than or equal to 16384"),
+        ({"data": {"name": 5}}, r"data\.name: input should be a valid string, got 5; put it in quotes"),
+        ({"data": {"name": ""}}, r"data\.name: string should have at least 1 character"),
+        ({"teacher": {"mean": [0.5]}}, r"teacher\.mean: mean and std must be given together"),
+        ({"teachers": [{"std": [0.5]}, {}]}, r"teachers\.0\.std: mean and std must be given together"),
+        ({"teacher": {"mean": [0.5, 0.5], "std": [1]}}, r"teacher\.std: must have as many numbers as mean, 2"),
+        ({"teacher": {"mean": [math.inf], "std": [1]}}, r"teacher\.mean\.0: input should be a finite number"),
+        ({"optim": {"nesterov": True, "momentum": 0}}, r"optim\.nesterov: needs optim\.momentum above 0"),
+        ({5: 1}, "the key 5 must be text"),
+    ],
+    ids=str,
+)
+def test_values_of_other_types_are_refused_by_key(tree, says):
+    with pytest.raises(InputError, match=says) as error:
+        make_recipe(tree)
+    assert "\n" not in str(error.value)
+
+
+def test_a_tree_that_holds_itself_is_refused():
+    tree: dict = {"student": {"kwargs": {}}}
+    tree["student"]["kwargs"]["again"] = tree
+    with pytest.raises(InputError, match="recipe: it has more than 40 levels or 100000 values, or holds itself"):
+        make_recipe(tree)
+    with pytest.raises(InputError, match="must be a mapping"):
+        make_recipe([1])
+
+
+@pytest.mark.parametrize("number", ["2e0", "2", "2.0", "'2e0'"])
+def test_a_number_is_one_in_a_losses_options_as_in_any_key(number):
+    recipe = load_recipe("digits", [f"losses.pcd.temperature={number}", f"optim.lr={number}"])
+    check_losses(recipe, 10)
+    assert recipe.optim.lr == 2.0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["optim.milestones=[3]"], "--set optim.milestones: has no effect unless optim.schedule is multistep"),
+        (["optim.gamma=0.2"], "--set optim.gamma: has no effect unless"),
+        (["optim.name=adamw", "optim.momentum=0.8"], "--set optim.momentum: has no effect on adamw"),
+        (["optim.name=adamw", "optim.nesterov=true"], "--set optim.nesterov: has no effect on adamw"),
+        (["data.unlabelled_batch=8"], "--set data.unlabelled_batch: has no effect without data.unlabelled"),
+        (["method=none", "data.unlabelled=rest"], "--set data.unlabelled: images without labels have no effect"),
+        (["method=none", "student.head=teacher"], "--set student.head: there is no teacher whose head"),
+        (["teachers_combine=logits"], "--set teachers_combine: has no effect on one teacher"),
+        (["teacher.weight=2"], "--set teacher.weight: has no effect on one teacher"),
+        (["detection.top_k=5"], "--set detection.top_k: has no effect unless task is detection"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_a_key_without_effect_is_refused(overrides, says, tmp_path):
+    with pytest.raises(InputError, match=says):
+        load_recipe("digits", overrides)
+    file = tmp_path / "mine.yaml"  # a run's own recipe has every key, and stays readable
+    recipe = make_recipe({**load_recipe("digits").to_dict(), "optim": {"milestones": [3], "schedule": "cosine"}})
+    file.write_text(recipe.to_yaml())
+    assert load_recipe(file) == recipe
+    file.write_text("optim: {milestones: [3]}\n")
+    with pytest.raises(InputError, match=r"mine\.yaml: optim\.milestones: has no effect"):
+        load_recipe(file)
+
+
+def test_what_the_user_typed_is_named():
+    with pytest.raises(InputError, match=r"^--lr: input should be greater than 0, got -1\.0$"):
+        load_recipe("default", values={"optim.lr": -1.0}, words={"optim.lr": "--lr"})
+    with pytest.raises(InputError, match=r"^--set losses\.pcd\.temperature: must be a finite number, got nan$"):
+        load_recipe("digits", ["losses.pcd.temperature=.nan"])
+    with pytest.raises(InputError, match=r"^--set optim\.lr: input should be greater than 0, got -1$"):
+        load_recipe("digits", ["optim.lr=-1"])

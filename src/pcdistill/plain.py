@@ -44,7 +44,12 @@ def shown(value: Any) -> str:
     try:
         return _SHORT.repr(value)
     except (ValueError, RecursionError):  # a number of thousands of digits, for one
-        return f"a {type(value).__name__}"
+        return f"a value of type {type(value).__name__}"
+
+
+def one_line(text: str) -> str:
+    """The text with line breaks and other characters that cannot be printed as Python writes them."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 def read_text(path: Path) -> str:
@@ -83,7 +88,7 @@ def parse_yaml(text: str, where: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or getattr(error, "context", None) or str(error).split("\n")[0]
-        raise InputError(f"{where}{line}: not valid YAML: {problem}") from None
+        raise InputError(f"{where}{line}: not valid YAML: {one_line(problem)}") from None
     except (ValueError, KeyError, IndexError):
         raise InputError(f"{where}: not valid YAML: a value does not fit the tag in front of it") from None
 

@@ -19,7 +19,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pcdistill.errors import InputError, nearest
 from pcdistill.methods import METHODS
 from pcdistill.models.names import has_zoo_weights, is_user_code
-from pcdistill.plain import NUMBER, parse_yaml, read_text, shown, structure_faults, value_faults, write_yaml
+from pcdistill.plain import NUMBER, one_line, parse_yaml, read_text, shown, structure_faults, value_faults, write_yaml
 
 RECIPES = Path(__file__).parent / "recipes"
 ALONE = "none"  # the method that trains the student without a teacher
@@ -279,7 +279,7 @@ class _Mistakes:
         self.found: list[tuple[str, str]] = []
 
     def add(self, sentence: str, where: str | None = None) -> None:
-        self.found.append((where or self.where, sentence))
+        self.found.append((one_line(where or self.where), one_line(sentence)))
 
     def add_of(self, key: str, sentence: str) -> None:
         """A mistake in the value of a dotted key, which a sentence that does not name it gets in front."""
@@ -298,8 +298,8 @@ class _Mistakes:
         if len(self.found) == 1:
             raise InputError(": ".join(self.found[0]))
         if self.found:
-            lines = [text if where == self.where else f"{where}: {text}" for where, text in self.found]
-            raise InputError("\n  ".join([f"Found {len(lines)} errors in {self.where}:", *lines]))
+            lines = [text if where == one_line(self.where) else f"{where}: {text}" for where, text in self.found]
+            raise InputError("\n  ".join([f"Found {len(lines)} errors in {one_line(self.where)}:", *lines]))
 
 
 def recipe_names() -> list[str]:
@@ -676,7 +676,14 @@ IDLE: dict[str, tuple[str, Callable[[Recipe], bool], str]] = {
     ),
     "teachers_combine": ("teachers", lambda recipe: not recipe.teachers, "has no effect on one teacher"),
     "teacher.weight": ("teachers", lambda recipe: not recipe.teachers, "has no effect on one teacher"),
-    "detection": ("task", lambda recipe: recipe.task != "detection", "has no effect unless task is detection"),
+    **{
+        f"detection.{key}": (
+            "task",
+            lambda recipe: recipe.task != "detection",
+            "has no effect unless task is detection",
+        )
+        for key in ("top_k", "threshold")
+    },
 }
 
 

@@ -460,3 +460,63 @@ def test_names_are_listed_without_torch():
     assert (
         subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2] / "src", check=False).returncode == 0
     )
+
+
+def saved(path, **arrays):
+    sound = {"x_train": np.zeros((40, 8, 8), np.uint8), "y_train": np.arange(40) % 2}
+    np.savez(path, **{**sound, **arrays})
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "says"),
+    [
+        (
+            {"y_train": np.r_[np.arange(39) % 2, 10**9]},
+            "y_train: there is a label 1000000000, and 40 images cannot have",
+        ),
+        ({"y_train": np.r_[np.arange(39) % 2, -1]}, "labels must be 0 to 1, got -1 to 1"),
+        ({"y_train": np.arange(40) % 2 * 1.0}, "labels must be 40 whole numbers, got float64"),
+        ({"y_train": np.array([0, 1] * 19)}, "labels must be 40 whole numbers, got int64 .38."),
+        ({"x_train": np.zeros((40, 0, 8), np.uint8)}, "x_train has images without pixels"),
+        ({"x_train": np.zeros(40, np.uint8)}, r"must be \[N, H, W, C\] or \[N, H, W\]"),
+        ({"x_train": np.zeros((40, 8, 8))}, r"must be uint8 \(0 to 255\), got float64"),
+        ({"x_train": np.zeros((0, 8, 8), np.uint8), "y_train": np.zeros(0, int)}, "at least 2 classes are needed"),
+        ({"classes": np.array([{"a": 1}, None])}, "classes holds Python objects"),
+        ({"classes": np.array([0.5, 1.5])}, "classes must be text, got float64"),
+        ({"classes": np.array([b"a", b"\xff"])}, "classes must be text in UTF-8"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_wrong_arrays_are_refused_in_a_sentence(tmp_path, arrays, says):
+    with pytest.raises(InputError, match=says):
+        data_of(saved(tmp_path / "a.npz", **arrays), batch_size=4)
+
+
+def test_byte_names_fortran_order_and_big_endian_labels_work(tmp_path):
+    x = np.arange(40 * 64, dtype=np.uint8).reshape(40, 8, 8)
+    plain = open_source(saved(tmp_path / "a.npz", x_train=x))
+    other = {"x_train": np.asfortranarray(x), "y_train": (np.arange(40) % 2).astype(">u8"), "classes": [b"a", b"b"]}
+    found = open_source(saved(tmp_path / "b.npz", **other))
+    assert torch.equal(found.train.images, plain.train.images)
+    assert torch.equal(found.train.labels, plain.train.labels)
+    assert found.classes == ["a", "b"]
+
+
+def test_a_file_under_another_name_is_refused(tmp_path):
+    file = tmp_path / "a.npz"
+    for array, says in ((np.zeros(3), "is one array"), (np.array([{}]), "it is no archive of arrays")):
+        with file.open("wb") as out:
+            np.save(out, array, allow_pickle=True)
+        with pytest.raises(InputError, match=says):
+            open_source(str(file))
+    saved(tmp_path / "b.npz")
+    (tmp_path / "b.npz").rename(tmp_path / "b.npy")
+    with pytest.raises(InputError, match="it must be a folder of class folders, or an .npz file"):
+        open_source(str(tmp_path / "b.npy"))
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "~nobody-of-this-name/data", "a\0b"])
+def test_a_name_that_no_file_can_have_is_refused(name):
+    with pytest.raises(InputError, match="data: "):
+        open_source(name)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from pcdistill.errors import InputError
-from pcdistill.plain import parse_yaml, read_text
+from pcdistill.plain import parse_json, parse_yaml, read_text
 from pcdistill.recipe import Recipe, make_recipe
 from pcdistill.report import read_summary
 
@@ -26,7 +26,7 @@ def refuse_another_run(out: Path, digest: str) -> None:
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; --out must name a folder")
-    if _read_summary(out).get("digest") not in (None, digest):
+    if _digest(out) not in (None, digest):
         raise InputError(f"{out} holds the result of another recipe; name another --out, or delete the folder")
 
 
@@ -42,6 +42,15 @@ def _read_summary(out: Path) -> dict[str, Any]:
         return read_summary(out / "result.json")
     except InputError:
         return {}
+
+
+def _digest(out: Path) -> Any:
+    """The digest in result.json, whatever else is in it; None if there is none."""
+    try:
+        found = parse_json(read_text(out / "result.json"), "result.json")
+    except InputError:
+        return None
+    return found.get("digest") if isinstance(found, dict) else None
 
 
 def read_recipe(out: Path) -> Recipe:

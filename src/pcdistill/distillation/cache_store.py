@@ -97,7 +97,7 @@ class CacheState:
         rows: that are written of the epoch under way.
     """
 
-    __pydantic_config__ = STRICT
+    __pydantic_config__ = ConfigDict(strict=True, extra="ignore")
     format: Literal["pcdistill-cache-1"]
     info: CacheInfo
     checksums: list[str]

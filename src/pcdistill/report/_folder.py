@@ -22,8 +22,8 @@ class _Epoch:
 
     __pydantic_config__ = LENIENT
     epoch: int
-    val: dict[str, Any] | None = None
-    test: dict[str, Any] | None = None
+    val: dict[str, Any] | None
+    test: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
