@@ -467,7 +467,7 @@ def test_a_users_own_models_and_loss_from_a_file(tmp_path):
         (["distill", "--set", "losses.pcd.stages=6", "--print-config"], "stages"),
         (
             ["train", "--set", "teacher.epochs=3"],
-            "--set teacher.epochs has no effect on this command: it trains without",
+            "--set teacher.epochs has no effect on this command: it trains",
         ),
         (["compare", "--set", "losses.pcd.stages=2"], "--set losses.pcd.stages has no effect on this command: every"),
         (["compare", "--set", "train.seed=2"], "--set train.seed has no effect on this command: the seeds are"),

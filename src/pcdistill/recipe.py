@@ -676,14 +676,10 @@ IDLE: dict[str, tuple[str, Callable[[Recipe], bool], str]] = {
     ),
     "teachers_combine": ("teachers", lambda recipe: not recipe.teachers, "has no effect on one teacher"),
     "teacher.weight": ("teachers", lambda recipe: not recipe.teachers, "has no effect on one teacher"),
-    **{
-        f"detection.{key}": (
-            "task",
-            lambda recipe: recipe.task != "detection",
-            "has no effect unless task is detection",
-        )
-        for key in ("top_k", "threshold")
-    },
+    **dict.fromkeys(
+        ("detection.top_k", "detection.threshold"),
+        ("task", lambda recipe: recipe.task != "detection", "has no effect unless task is detection"),
+    ),
 }
 
 
