@@ -86,7 +86,7 @@ def test_base_lies_below_and_flags_and_sets_lie_above():
 def test_the_digest_changes_with_results_and_not_with_bookkeeping():
     recipe = load_recipe("digits")
     assert load_recipe("digits", ["optim.lr=0.06"]).digest() != recipe.digest()
-    assert load_recipe("digits", ["losses.pcd.stages=2"]).digest() != recipe.digest()
+    assert load_recipe("digits", ["losses.dist.inter_weight=2"]).digest() != recipe.digest()
     assert load_recipe("digits", ["train.checkpoint_seconds=1"]).digest() == recipe.digest()
 
 
@@ -95,7 +95,7 @@ def test_the_digest_changes_with_results_and_not_with_bookkeeping():
     [
         (["optim.lrr=1"], 'unknown key "optim.lrr"; did you mean "lr"'),
         (["trian.epochs=1"], 'unknown key "trian"; did you mean "train"'),
-        (["losses.pdc.stages=1"], 'no such term; did you mean "pcd"'),
+        (["losses.dits.inter_weight=1"], 'no such term; did you mean "dist"'),
         (["method=pdc"], 'unknown method "pdc"; did you mean "pcd"'),
         (["optim.lr=-1"], "optim.lr: input should be greater than 0, got -1"),
         (["train.epochs=few"], "train.epochs: .*valid integer.*'few'"),
@@ -128,9 +128,18 @@ def test_files_are_named(tmp_path):
         load_recipe(tmp_path / "no.yaml")
     with pytest.raises(InputError, match='unknown recipe "digit"; did you mean "digits"'):
         load_recipe("digit")
-    file.write_text("base: cifar100-resnet56-resnet20\n")
-    with pytest.raises(InputError, match="one level is the most"):
-        load_recipe(file)
+
+
+def test_bases_lie_below_each_other_but_never_below_themselves(tmp_path):
+    file, other = tmp_path / "mine.yaml", tmp_path / "other.yaml"
+    file.write_text("base: cifar100-resnet56-resnet20\ntrain: {epochs: 3}\n")
+    other.write_text("base: mine.yaml\noptim: {lr: 0.01}\n")
+    recipe = load_recipe(other)
+    assert (recipe.optim.lr, recipe.train.epochs, recipe.teacher.name) == (0.01, 3, "cifar/resnet56")
+    assert recipe.optim.milestones == (150, 180, 210)
+    file.write_text("base: other.yaml\n")
+    with pytest.raises(InputError, match="is its own base"):
+        load_recipe(other)
 
 
 def test_nothing_in_a_recipe_is_executed(tmp_path):
@@ -293,7 +302,7 @@ def test_a_tree_that_holds_itself_is_refused():
 
 @pytest.mark.parametrize("number", ["2e0", "2", "2.0", "'2e0'"])
 def test_a_number_is_one_in_a_losses_options_as_in_any_key(number):
-    recipe = load_recipe("digits", [f"losses.pcd.temperature={number}", f"optim.lr={number}"])
+    recipe = load_recipe("digits", [f"losses.dist.temperature={number}", f"optim.lr={number}"])
     check_losses(recipe, 10)
     assert recipe.optim.lr == 2.0
 
@@ -329,7 +338,7 @@ def test_a_key_without_effect_is_refused(overrides, says, tmp_path):
 def test_what_the_user_typed_is_named():
     with pytest.raises(InputError, match=r"^--lr: input should be greater than 0, got -1\.0$"):
         load_recipe("default", values={"optim.lr": -1.0}, words={"optim.lr": "--lr"})
-    with pytest.raises(InputError, match=r"^--set losses\.pcd\.temperature: must be a finite number, got nan$"):
-        load_recipe("digits", ["losses.pcd.temperature=.nan"])
+    with pytest.raises(InputError, match=r"^--set losses\.dist\.temperature: must be a finite number, got nan$"):
+        load_recipe("digits", ["losses.dist.temperature=.nan"])
     with pytest.raises(InputError, match=r"^--set optim\.lr: input should be greater than 0, got -1$"):
         load_recipe("digits", ["optim.lr=-1"])

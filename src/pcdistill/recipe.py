@@ -25,6 +25,7 @@ RECIPES = Path(__file__).parent / "recipes"
 ALONE = "none"  # the method that trains the student without a teacher
 LOADERS = "loaders"  # the data of a run from Python, on the caller's own loaders and modules
 FORBID = ConfigDict(extra="forbid")
+MOST_BASES = 20
 LARGEST_SEED = 2**32 - 1  # of NumPy's generators
 
 
@@ -538,16 +539,19 @@ def with_method(recipe: Recipe, method: str, seed: int) -> Recipe:
     return make_recipe(tree)
 
 
-def _read(source: str | Path) -> tuple[dict[str, Any], str]:
-    """The merged tree of a recipe and its base, and the name to use in messages."""
+def _read(source: str | Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], str]:
+    """The merged tree of a recipe and the bases below it, and the name to use in messages."""
     tree, path = _read_file(source)
+    if path.resolve() in above:
+        raise InputError(f"{above[0].name}: base: {path.name} is its own base")
     base = tree.pop("base", None)
     if base is not None:
         if not isinstance(base, str):
             raise InputError(f"{path.name}: base: must be a recipe's name or a .yaml file, got {shown(base)}")
-        below, _ = _read_file(path.parent / base if str(base).endswith((".yaml", ".yml")) else str(base))
-        if "base" in below:
-            raise InputError(f"{path.name}: base: {base} has a base of its own; one level is the most")
+        if len(above) >= MOST_BASES:
+            raise InputError(f"{above[0].name}: base: more than {MOST_BASES} recipes below each other")
+        place = path.parent / base if base.endswith((".yaml", ".yml")) else base
+        below, _ = _read(place, (*above, path.resolve()))
         tree = _merge(below, tree)
     return tree, path.name
 

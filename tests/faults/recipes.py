@@ -158,7 +158,7 @@ def overrides() -> st.SearchStrategy[list[str]]:
     """Lists of `KEY=VALUE`."""
     term_keys = st.builds(
         "losses.{}.{}".format,
-        st.sampled_from(("0", "1", "9", "9" * 5000, "ce", "pcd", "kd", "²", "-1")),
+        st.sampled_from(("0", "1", "9", "9" * 5000, "ce", "dist", "kd", "²", "-1")),
         st.sampled_from(("weight", "method", "strength", "temperature_to", "entropy_weighting", "options", *OPTIONS)),
     )
     keys = st.one_of(
