@@ -1,11 +1,13 @@
 """What tune may try, and its trials: the same ones after a kill, poor ones given up; here with a made-up training."""
 
 import csv
+import json
 import math
 import os
 from dataclasses import replace
 
 import pytest
+from hypothesis import strategies as st
 from optuna.trial import TrialState
 
 from pcdistill.commands.jobs import Outcome
@@ -13,6 +15,8 @@ from pcdistill.commands.search import Search, Space, described, open_study
 from pcdistill.engine.console import Console
 from pcdistill.errors import InputError
 from pcdistill.recipe import load_recipe, make_recipe
+from tests.faults import throw
+from tests.faults.files import damaged, mutated
 
 METHODS = ["kd", "dist", "wttm", "pcd", "ldrld"]
 EPOCHS = 6  # rungs after 2 and 4
@@ -187,3 +191,29 @@ def test_the_folder_of_another_search_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a file; --out must name a folder"):
         make_search(tmp_path / "file")
+
+
+@pytest.mark.parametrize("count", [40, pytest.param(1000, marks=pytest.mark.slow)])
+def test_a_damaged_search_is_refused_or_read(tmp_path, count):
+    sound = make_search(tmp_path / "sound", trials=4)
+    play(sound, number=3)
+    next(sound.jobs())
+    lines = [json.loads(line) for line in (tmp_path / "sound" / "study.log").read_text().splitlines()]
+
+    def check(changed, tally):
+        raw, lines = changed
+        out = tmp_path / "damaged"
+        out.mkdir(exist_ok=True)
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (out / "study.log").write_bytes(text.encode() if raw is None else raw)
+
+        def go_on():
+            search = make_search(out, trials=4)
+            search.write_table()
+            search.best_described()
+
+        tally.judge(go_on)
+
+    whole = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    broken = st.builds(lambda raw: (raw, lines), st.composite(lambda draw: damaged(draw, whole))())
+    throw(st.one_of(st.tuples(st.none(), mutated(lines)), broken), check, count)

@@ -23,6 +23,7 @@ from pcdistill.distillation.objective import at_strength, method_options, term_n
 from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.console import Console
 from pcdistill.errors import InputError
+from pcdistill.plain import one_line
 from pcdistill.recipe import ALONE, Recipe, TermConfig, with_method
 
 STRENGTHS = (0.5, 32.0)
@@ -264,6 +265,7 @@ def open_study(out: Path, recipe: Recipe, methods: Sequence[str]) -> optuna.Stud
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     file = out / "study.log"
     _mend(file)
+    _check_log(file)
     epochs, warmup = recipe.train.epochs, math.ceil(recipe.optim.warmup_epochs)
     study = optuna.create_study(
         storage=JournalStorage(JournalFileBackend(str(file), lock_obj=_NoLock(str(file)))),
@@ -289,6 +291,43 @@ class _NoLock(JournalFileOpenLock):
         pass
 
 
+def _check_log(file: Path) -> None:
+    """Replay what is written of a search, and look at the types of what comes out.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    if not file.exists():
+        return
+    fault = None
+    try:
+        storage = JournalStorage(JournalFileBackend(str(file), lock_obj=_NoLock(str(file))))
+        for study in storage.get_all_studies():
+            if not _is_number(study.user_attrs.get("seconds", 0.0)):
+                fault = "the seconds are no number"
+            for trial in storage.get_all_trials(study._study_id, deepcopy=False):
+                fault = fault or _fault_of(trial)
+    except Exception as error:  # whatever optuna makes of lines that it did not write
+        fault = f"{type(error).__name__}: {one_line(str(error))[:200]}"
+    if fault is not None:
+        raise InputError(f"{file} is damaged ({fault}); name another --out, or delete the folder")
+
+
+def _fault_of(trial: FrozenTrial) -> str | None:
+    """What is wrong with a trial as it was read; None if nothing is."""
+    numbers = [value for key, value in trial.params.items() if key != "method"]
+    values = [*trial.intermediate_values.values(), *(trial.values or ())]
+    if not all(map(_is_number, [*numbers, *values])):
+        return f"trial {trial.number} has a setting or value that is no number"
+    if trial.state == TrialState.COMPLETE and not (values and {"method", "rate"} <= set(trial.params)):
+        return f"trial {trial.number} has ended without a method, a rate or a value"
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _mend(file: Path) -> None:
     """Take away what a kill in the middle of a write leaves: half a line."""
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -296,7 +335,7 @@ def _mend(file: Path) -> None:
         text = file.read_bytes()
         whole = text[: text.rfind(b"\n") + 1]
         if whole != text:
-            atomic_write(file, whole.decode())
+            atomic_write(file, whole.decode(errors="replace"))  # a line that is no text is told when it is read
 
 
 def _options(recipe: Recipe) -> dict[str, float]:
