@@ -478,8 +478,6 @@ def test_a_users_own_models_and_loss_from_a_file(tmp_path):
         (["cache", "--temperature", "4"], "--temperature has no effect without --top-k"),
         (["cache", "--temperature", "nan", "--top-k", "3"], "--temperature must be a finite number above 0, got nan"),
         (["cache", "--top-k", "0"], "--top-k must be at least 1, got 0"),
-        (["cache", "--lr", "1"], "--lr has no effect on this command"),
-        (["cache", "--set", "student.name=x"], "--set student.name has no effect on this command"),
         (["evaluate", "--data", "digits", "--model", "cifar/resnet8", "--image-size", "0"], "--image-size: input"),
         (["list", "models", "--options", "kd"], "--options is of a method; leave models out"),
     ],

@@ -369,10 +369,6 @@ class Cache(Common, Seeded, OneTeacher):
             raise InputError("--temperature has no effect without --top-k: every logit is stored")
         if self.temperature is not None and not 0 < self.temperature < math.inf:
             raise InputError(f"--temperature must be a finite number above 0, got {self.temperature:g}")
-        of_student = "a cache has no student; give it to the command that trains with the cache"
-        refuse_keys(self.set, dict.fromkeys(("method", "losses", "student", "optim"), of_student))
-        if self.lr is not None:
-            raise InputError(f"--lr has no effect on this command: {of_student}")
         return super().load(method="kd", **forced)
 
     def carry_out(self, recipe: "Recipe", out: Path, command: str) -> str:

@@ -46,7 +46,7 @@ class _Summary:
     digest: str
     metric: str
     kept: Literal["best", "last"]
-    student: _Model
+    student: _Model | None
     teacher: _Model | None
     best: _Epoch | None = None
     last: _Epoch | None = None
@@ -96,6 +96,8 @@ def read_summary(path: Path) -> dict[str, Any]:
     text = read_text(path)
     summary = checked_json(text, TypeAdapter(_Summary), str(path))
     if summary.status == "done":
+        if summary.student is None:
+            raise InputError(f"{path}: student must be told of a run that is done")
         split = "test" if summary.last is not None and summary.last.test else "val"
         taught = {} if summary.teacher is None else {"teacher": summary.teacher}
         for name, part in {"best": summary.best, "last": summary.last, **taught}.items():
