@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.report.plots import BLUE, GREEN, INK, LIGHT, ORANGE, PURPLE, SKY, STYLE, VERMILION
 
 SHOWN_SCORE = 0.3  # detections below it are not drawn
@@ -156,6 +157,6 @@ def _save(figure: Figure, path: Path) -> Path:
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)  # a figure needs a canvas to be drawn on
     figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(buffer.getvalue())
+    if not (path.exists() and path.read_bytes() == buffer.getvalue()):
+        atomic_write(path, buffer.getvalue())
     return path

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,13 @@ class Run:
     problems: list[str] = field(default_factory=list)
 
 
-def read_run(path: Path) -> Run:
-    """Read what a run's folder holds; a run that was stopped at any moment can be read."""
+def read_run(path: Path, result: dict[str, Any] | None = None) -> Run:
+    """Read what a run's folder holds; a run that was stopped at any moment can be read.
+
+    Args:
+        path: the folder.
+        result: what result.json will hold; by default what it holds.
+    """
     run = Run(path)
     text = _read(path / "recipe.yaml", run)
     if text is not None:
@@ -35,17 +41,22 @@ def read_run(path: Path) -> Run:
         except yaml.YAMLError:
             run.problems.append("recipe.yaml is not valid YAML.")
     run.environment = _read_json(path / "environment.json", run)
-    run.result = _read_json(path / "result.json", run)
+    run.result = _read_json(path / "result.json", run) if result is None else json.loads(json.dumps(result))
     run.rows = _read_metrics(path / "metrics.csv", run)
     return run
 
 
 def replace_file(path: Path, text: str) -> Path:
     """Write a file so that a reader never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, path)
+    except OSError as error:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
     return path
 
 

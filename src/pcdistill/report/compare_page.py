@@ -58,6 +58,7 @@ def write_compare_report(
     *,
     margin: float = MARGIN,
     baseline: str = BASELINE,
+    missing_only: bool = False,
 ) -> tuple[Path, Path, Path]:
     """Write report.html, table.md and results.csv of a comparison.
 
@@ -68,6 +69,7 @@ def write_compare_report(
         command: what the user typed.
         margin: as in :func:`pcdistill.report.compare_rows`.
         baseline: as there.
+        missing_only: leave the files that are there as they are.
 
     Returns:
         Paths of the page, the table and the CSV.
@@ -76,10 +78,16 @@ def write_compare_report(
         ValueError: as :func:`pcdistill.report.compare_rows`.
     """
     out_dir, rows = Path(out_dir), compare_rows(at_best(results), margin=margin, baseline=baseline)
-    page = replace_file(out_dir / "report.html", _page(out_dir, rows, results, curves, command))
     text = comparison_text(results, margin=margin, baseline=baseline)
-    table = replace_file(out_dir / "table.md", _markdown(text, results, command))
-    return page, table, replace_file(out_dir / "results.csv", _csv(rows, results))
+    made = {
+        "report.html": lambda: _page(out_dir, rows, results, curves, command),
+        "table.md": lambda: _markdown(text, results, command),
+        "results.csv": lambda: _csv(rows, results),
+    }
+    for name, content in made.items():
+        if not (missing_only and (out_dir / name).exists()):
+            replace_file(out_dir / name, content())
+    return out_dir / "report.html", out_dir / "table.md", out_dir / "results.csv"
 
 
 def _page(out_dir: Path, rows: Sequence[Row], results: Sequence[dict[str, Any]], curves: Curves, command: str) -> str:

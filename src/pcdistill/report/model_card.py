@@ -17,16 +17,17 @@ from pcdistill.report.run_page import COLUMNS, data_name, metric_of, name_of, tr
 WEIGHTS = "student.safetensors"
 
 
-def write_model_card(run_dir: Path) -> str:
+def write_model_card(run_dir: Path, result: dict[str, Any] | None = None) -> str:
     """The text of README.md for a run's folder: YAML front matter, origin, metrics best and last, how to load.
 
     Args:
         run_dir: a run's folder; what is missing in it is left out of the card.
+        result: what result.json will hold, where it is written last; by default what it holds.
 
     Returns:
         Markdown; the caller writes it.
     """
-    run = read_run(Path(run_dir))
+    run = read_run(Path(run_dir), result)
     student, teacher = name_of(run, "student") or "student", name_of(run, "teacher")
     method = str(run.result.get("method") or run.recipe.get("method") or "unknown")
     alone = trained_alone(run)

@@ -19,18 +19,19 @@ CURVE_NOTES = [
 ]
 
 
-def write_run_report(run_dir: Path) -> Path:
+def write_run_report(run_dir: Path, result: dict[str, Any] | None = None) -> Path:
     """Write report.html into a run's folder, from whatever the folder holds, finished or not.
 
     Args:
         run_dir: folder with recipe.yaml, environment.json, metrics.csv, result.json and pictures/*.png; a file that is
             missing or broken is named on the page. AP is expected in percent, as top-1 is.
+        result: what result.json will hold, where it is written last; by default what it holds.
 
     Returns:
         The page's path. It is one file, loads nothing, and everything in it is escaped.
     """
     run_dir = Path(run_dir)
-    run = read_run(run_dir)
+    run = read_run(run_dir, result)
     page = render("run.html.j2", **_values(run), **_result_table(run), **pictures_of(run_dir))
     return replace_file(run_dir / "report.html", page)
 
