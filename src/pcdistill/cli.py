@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_type_hints
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_type_hi
 import tyro
 from tyro.conf import Positional, UseAppendAction, arg
 
-from pcdistill.errors import InputError, PcdistillError
+from pcdistill.errors import WORDS, InputError, PcdistillError, os_sentence
 
 if TYPE_CHECKING:
     from pcdistill.engine.console import Console
@@ -419,7 +419,10 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point of `pcdistill`; exits with 0 (done), 2 (wrong input) or 1 (anything else)."""
+    """Entry point of `pcdistill`.
+
+    Exits with 0 (done), 2 (wrong input), 128 + the signal's number (130: Ctrl-C, 143: SIGTERM), or 1 (anything else).
+    """
     argv = sys.argv[1:] if argv is None else argv
     try:
         command = tyro.extras.subcommand_cli_from_dict(
@@ -430,15 +433,27 @@ def main(argv: list[str] | None = None) -> None:
             config=(tyro.conf.FlagCreatePairsOff,),
         )
         command.run(shlex.join(["pcdistill", *argv]))
+        sys.stdout.flush()
     except InputError as error:
         _fail(str(error), 2)
     except PcdistillError as error:
-        _fail(str(error), 1)
+        number = getattr(error, "signal", None)  # of an interruption
+        _fail(str(error), 1 if number is None else 128 + number)
     except KeyboardInterrupt:
-        _fail("stopped at once; the last checkpoint is kept, and the same command continues from it", 1)
+        _fail("stopped at once; the last checkpoint is kept, and the same command continues from it", 130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _close_stdout()
         sys.exit(1)
+    except OSError as error:
+        if error.filename is None:  # then it may be what cannot be printed
+            _close_stdout()
+        _fail(os_sentence(error), 2 if error.errno in WORDS else 1)
+
+
+def _close_stdout() -> None:
+    """Let what is not printed yet go nowhere: at its end Python would try once more, and fail."""
+    with suppress(OSError):  # it may have no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, code: int) -> None:

@@ -117,7 +117,7 @@ class Classification:
     def finish(self, out: Path, distiller: Any, student: nn.Module, data: Any) -> None:
         """Nothing is left behind but what every run leaves."""
 
-    def draw_run(self, out: Path) -> None:
+    def draw_run(self, out: Path, *, missing_only: bool = False) -> None:
         """A classifier's run has no pictures."""
 
     def draw_comparison(self, out: Path, runs: Mapping[str, Path]) -> None:

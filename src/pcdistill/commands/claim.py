@@ -84,6 +84,8 @@ def check_folder(out: Path, kind: Kind, recipe: Recipe | None = None) -> None:
         if error.errno in (errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
             raise InputError(f"{out} cannot be a folder: {error.strerror}; name another one (--out)") from None
         raise
+    if out.resolve() in _held:  # looked at when it was; and closing its mark would end the lock
+        return
     if not out.is_dir():
         raise InputError(f"{out} is a file; --out must name a folder")
     found = _kind_of(out, recipe)

@@ -60,9 +60,9 @@ def refuse_another_run(out: Path, recipe: Recipe, *, root: Path | None = None) -
         which = f"a run that was stopped ({_reason(found)})"
     elif found:
         which = "the result"
-    name = root or out
     raise InputError(
-        f"{out} holds {which} of another recipe{differ}; name another folder (--out {suggestion(name)}), or delete {out}"
+        f"{out} holds {which} of another recipe{differ}; name another folder (--out {suggestion(root or out)}), or "
+        f"delete {out}"
     )
 
 
@@ -75,8 +75,8 @@ def refuse_stopped_run(out: Path, recipe: Recipe, *, root: Path | None = None) -
     found = recorded_summary(out, recipe)
     if found is not None and found.get("status") == "stopped":
         raise TrainingStopped(
-            f"{out} holds a run of this recipe, which was stopped: {_reason(found)}. Change the recipe and name another "
-            f"folder (--out {suggestion(root or out)}), or delete {out} to try it again"
+            f"{out} holds a run of this recipe, which was stopped: {_reason(found)}. Change the recipe and name "
+            f"another folder (--out {suggestion(root or out)}), or delete {out} to try it again"
         )
 
 

@@ -84,7 +84,7 @@ class Task(Protocol):
         """Leave in the run's folder what the task's pictures need."""
         ...
 
-    def draw_run(self, out: Path) -> None:
+    def draw_run(self, out: Path, *, missing_only: bool = False) -> None:
         """Pictures of a run, from what it left."""
         ...
 

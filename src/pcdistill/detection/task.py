@@ -89,8 +89,8 @@ class Detection:
         """samples.npz, from which the pictures are drawn."""
         write_samples(out / "samples.npz", distiller, student, data)
 
-    def draw_run(self, out: Path) -> None:
-        pictures.write_run_pictures(out)
+    def draw_run(self, out: Path, *, missing_only: bool = False) -> None:
+        pictures.write_run_pictures(out, missing_only=missing_only)
 
     def draw_comparison(self, out: Path, runs: Mapping[str, Path]) -> None:
         pictures.write_compare_pictures(out, runs)

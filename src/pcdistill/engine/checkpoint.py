@@ -1,14 +1,14 @@
-"""Checkpoints that survive a kill at any moment: written beside, flushed, then renamed; read as data only.
+"""Checkpoints that survive a kill at any moment: written beside, read back, renamed; checked whole, read as data only.
 
 What a run must remember is a mapping of names to parts; one loop saves them and one loads them.
 """
 
-import os
 import pickle
 import random
+import re
+import sys
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -20,54 +20,104 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from pcdistill.errors import InputError
+from pcdistill.files import (
+    atomic_file,
+    atomic_write,
+    check_archive,
+    damaged_archive,
+    new_digest,
+    seal_archive,
+    unreadable,
+)
 
 FORMAT = "pcdistill-1"
+__all__ = [
+    "FORMAT", "Part", "Randomness", "Scaler", "Value", "Weights", "atomic_write", "collect", "load_checkpoint",
+    "random_state", "restore", "restore_random_state", "save_checkpoint", "to_cpu",
+]  # fmt: skip
 
 
-def atomic_write(path: Path, data: bytes | str) -> None:
-    """Write a file so that a reader, now or after a crash, sees the old one or the new one, never a part."""
-    with _in_place_of(path) as file:
-        file.write(data.encode() if isinstance(data, str) else data)
+def save_checkpoint(path: Path, state: dict[str, Any]) -> str:
+    """Save tensors and plain values atomically; the format's name is added. Equal states give equal bytes.
 
+    The file is read back before it takes the place of the old one: what could not be loaded is found now.
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Save tensors and plain values atomically; the format's name is added."""
-    with _in_place_of(path) as file:
-        torch.save({"format": FORMAT, **state}, file)
-
-
-@contextmanager
-def _in_place_of(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the path's place when it is whole; when that fails nothing of it stays.
+    Returns:
+        The checksum, which also stands in the file.
 
     Raises:
-        OSError: with the path, as when the disk is full.
+        InputError: the state holds more than tensors and plain values, so that it could not be loaded again.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with atomic_file(path) as file:
+        writer = _Hashing(file)
+        torch.save({"format": FORMAT, **_canonical(state)}, writer)
+        checksum = writer.digest.hexdigest()
+        seal_archive(file, checksum)
+        file.flush()
+        _read_back(Path(file.name), path)
+    return checksum
+
+
+class _Hashing:
+    """A file that torch writes to, and the digest of what went through."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.digest = file, new_digest()
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def _canonical(value: Any) -> Any:
+    """The same with containers and strings that nothing else shares: pickle writes what is shared as a reference."""
+    if isinstance(value, str):
+        return sys.intern(str(value))
+    if isinstance(value, Mapping):
+        return {_canonical(key): _canonical(one) for key, one in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_canonical(one) for one in value)
+    return value
+
+
+def _read_back(written: Path, path: Path) -> None:
+    """Every byte against torch's own checksums, then the structure as a resumed run reads it."""
+    if damaged_archive(written):
+        raise unreadable(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(beside, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException as error:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
-        cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch.save hides what stopped it
-        if isinstance(cause, OSError) and cause.errno is not None:
-            raise OSError(cause.errno, cause.strerror, str(path)) from error
-        raise
+        torch.load(written, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        what = f" ({code[1]})" if code else ""
+        raise InputError(
+            f"checkpoint {path} could not be loaded again: the state of a model, a loss or the optimiser holds more "
+            f"than tensors and plain values{what}; convert it in state_dict or get_extra_state"
+        ) from error
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path, checksum: str | None = None) -> dict[str, Any]:
     """Load a checkpoint as data: `weights_only`, so that nothing in it can run.
 
+    Args:
+        path: the file.
+        checksum: that :func:`save_checkpoint` gave; None takes any.
+
     Raises:
-        InputError: missing, damaged, or not one of ours.
+        InputError: missing, damaged, not one of ours, or not the one with this checksum.
     """
     if not path.is_file():
         raise InputError(f"checkpoint {path} does not exist")
+    try:
+        found = check_archive(path)
+    except InputError as error:
+        raise InputError(f"checkpoint {error}; put a copy back, or begin anew in another --out") from None
+    if checksum is not None and found != checksum:
+        raise InputError(
+            f"checkpoint {path} is not the one that this run wrote; put it back, or begin anew in another --out"
+        )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError) as error:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from signal import SIGINT
 from typing import Protocol
 
 import torch
@@ -39,7 +40,18 @@ CHECK_EVERY = 50  # steps between looks at the loss, the only synchronisation wi
 
 
 class Interrupted(PcdistillError):
-    """Ctrl-C or a polite kill; a checkpoint was written first."""
+    """Ctrl-C or a polite kill; a checkpoint was written first.
+
+    Attributes:
+        signal: its number.
+    """
+
+    def __init__(self, text: str, signal: int = SIGINT) -> None:
+        super().__init__(text)
+        self.signal = int(signal)
+
+    def __reduce__(self) -> tuple[type["Interrupted"], tuple[str, int]]:
+        return type(self), (str(self), self.signal)
 
 
 class Batch(Protocol):
@@ -269,7 +281,7 @@ class Trainer:
             f"loss {row['train/loss']:.4f}  {name}: {train_part}val {metrics[name]:.2f}",
         )
         if self._agree(self._stop.asked) and epoch < self.config.epochs:
-            raise Interrupted(f"interrupted after epoch {epoch}")
+            raise Interrupted(f"interrupted after epoch {epoch}", self._stop.signal)
 
     def _keep_best(self, value: float, epoch: int) -> None:
         if not value > self.best["value"]:  # nor is NaN better
@@ -369,7 +381,19 @@ class Trainer:
         if (self.out / "best.pt").exists() and self.best["epoch"] > 0:
             # A kill between the two files leaves a newer best.pt; its epoch is run again and writes it again.
             self.best_state = load_checkpoint(self.out / "best.pt")["student"]
+        if self.epoch >= self.config.epochs:  # no step will tell the losses where training ended
+            self._set_last_progress()
         return True
+
+    def _set_last_progress(self) -> None:
+        """Tell the objective what the last step of the training told it."""
+        epochs, batches = self.config.epochs, len(self.batches)
+        last = (self.steps_per_epoch - 1) * self.config.accumulate  # where the last step's batches begin
+        self.objective.set_progress(  # type: ignore[operator]
+            progress=(self.step - 1) / (epochs * self.steps_per_epoch),
+            epoch=epochs - 1 + last / batches,
+            total_epochs=epochs,
+        )
 
     def save_if_due(self) -> None:
         """At a step's end: save when it is time, or when asked to stop. Processes decide together, and seldom."""
@@ -381,7 +405,8 @@ class Trainer:
             self.save()
         if stop:
             raise Interrupted(
-                f"interrupted in epoch {self.epoch + 1}, after {self.batch} of {len(self.batches)} batches"
+                f"interrupted in epoch {self.epoch + 1}, after {self.batch} of {len(self.batches)} batches",
+                self._stop.signal,
             )
 
     def _agree(self, flag: bool) -> bool:

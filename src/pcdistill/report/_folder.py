@@ -3,13 +3,13 @@
 import csv
 import json
 import math
-import os
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from pcdistill.files import atomic_write
 
 
 @dataclass
@@ -48,15 +48,7 @@ def read_run(path: Path, result: dict[str, Any] | None = None) -> Run:
 
 def replace_file(path: Path, text: str) -> Path:
     """Write a file so that a reader never sees half of it."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
-    except OSError as error:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error
+    atomic_write(path, text)
     return path
 
 

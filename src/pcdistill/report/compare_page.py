@@ -79,15 +79,14 @@ def write_compare_report(
     """
     out_dir, rows = Path(out_dir), compare_rows(at_best(results), margin=margin, baseline=baseline)
     text = comparison_text(results, margin=margin, baseline=baseline)
-    made = {
-        "report.html": lambda: _page(out_dir, rows, results, curves, command),
-        "table.md": lambda: _markdown(text, results, command),
-        "results.csv": lambda: _csv(rows, results),
-    }
-    for name, content in made.items():
-        if not (missing_only and (out_dir / name).exists()):
-            replace_file(out_dir / name, content())
-    return out_dir / "report.html", out_dir / "table.md", out_dir / "results.csv"
+    page, table, values = (out_dir / name for name in ("report.html", "table.md", "results.csv"))
+    if not (missing_only and page.exists()):
+        replace_file(page, _page(out_dir, rows, results, curves, command))
+    if not (missing_only and table.exists()):
+        replace_file(table, _markdown(text, results, command))
+    if not (missing_only and values.exists()):
+        replace_file(values, _csv(rows, results))
+    return page, table, values
 
 
 def _page(out_dir: Path, rows: Sequence[Row], results: Sequence[dict[str, Any]], curves: Curves, command: str) -> str:
