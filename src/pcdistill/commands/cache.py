@@ -12,13 +12,14 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from pcdistill.classification import task as prepare
-from pcdistill.distillation.cache_store import FORMAT, LARGEST, CacheInfo, checksum, epoch_file, fingerprint, read_state
+from pcdistill.distillation.cache_store import FORMAT, LARGEST, CacheInfo, epoch_file, fingerprint, read_state
 from pcdistill.distillation.objective import views_of
 from pcdistill.distillation.teacher import Teacher
 from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.console import Console
 from pcdistill.engine.placement import Placement, make_accelerator, make_placement
 from pcdistill.errors import InputError
+from pcdistill.files import clear_parts, file_checksum, sealed_json
 from pcdistill.models.weights import check_file
 from pcdistill.recipe import Recipe
 
@@ -121,6 +122,7 @@ class _Writer:
         self.out, self.info, self.console = out, info, console
         self.checksums: list[str] = []
         self.rows = 0
+        clear_parts(out)
         if not (out / "cache.json").exists():
             if out.exists() and (not out.is_dir() or any(out.iterdir())):
                 raise InputError(f"{out} is in use and is not a cache; name another --out")
@@ -145,7 +147,7 @@ class _Writer:
                 stream.truncate(first * info.rows * info.row.itemsize)
                 stream.seek(0, os.SEEK_END)
                 self._append(stream, epoch, first, logits(epoch, first))
-            self.checksums.append(checksum(file))
+            self.checksums.append(file_checksum(file))
             self.rows = 0
             self._save()
             self.console.epoch(epoch, info.epochs, f"{file.stat().st_size / 1e6:.1f} MB")
@@ -173,4 +175,4 @@ class _Writer:
 
     def _save(self) -> None:
         state = {"format": FORMAT, "info": asdict(self.info), "checksums": self.checksums, "rows": self.rows}
-        atomic_write(self.out / "cache.json", json.dumps(state, indent=1) + "\n")
+        atomic_write(self.out / "cache.json", sealed_json(state, indent=1))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from pcdistill import report
+from pcdistill.commands.contents import PresentContents
 from pcdistill.commands.folder import read_metrics, recorded_summary
 from pcdistill.commands.jobs import Job, run_jobs, shares
 from pcdistill.commands.run import run_with_report
@@ -17,6 +18,7 @@ from pcdistill.distillation.objective import at_strength
 from pcdistill.engine.console import Console, duration
 from pcdistill.engine.placement import make_accelerator
 from pcdistill.errors import InputError, nearest
+from pcdistill.files import clear_parts
 from pcdistill.methods import METHODS
 from pcdistill.models.names import is_user_code
 from pcdistill.recipe import ALONE, Recipe, TeacherConfig, with_method
@@ -125,6 +127,7 @@ def compare(recipe: Recipe, plan: Plan, out: Path, *, console: Console, command:
         Interrupted: stopped by a signal; the same call continues.
     """
     recipes = _recipes(recipe, plan)
+    clear_parts(out)
     if any(one.distils for one in recipes.values()):
         recipes = with_teachers(recipe, recipes, out, console=console, command=command)
     results = carry_out(recipes, plan, out, console=console, command=command)
@@ -157,11 +160,13 @@ def carry_out(
     """The summaries of all runs: those that are there, then the others side by side; without those that failed."""
     results: dict[Key, dict[str, Any]] = {}
     waiting: dict[str, Key] = {}
+    present = PresentContents()
     for key, recipe in recipes.items():
         summary = recorded_summary(key.folder(out), recipe)
         if summary is None:
             waiting[str(key)] = key
             continue
+        present.settle(key.folder(out), recipe, summary)
         results[key] = summary
         console.say(f"[{len(results)}/{len(recipes)}] {key}: {_value(summary)}, as it was found")
     jobs = [Job(name, recipes[key], key.folder(out), command) for name, key in waiting.items()]
@@ -203,7 +208,10 @@ def with_teachers(
         if trained is None:
             continue
         name = teacher_folder(number)
-        if recorded_summary(out / name, trained) is None:
+        summary = recorded_summary(out / name, trained)
+        if summary is not None:
+            PresentContents().settle(out / name, trained, summary)
+        else:
             run_with_report(trained, out / name, console=console.labelled(name), command=command)
         changes = {"weights": str(out / name / "student.safetensors"), "pretrained": False}
         recipes = {key: _with_teacher(one, number, changes) for key, one in recipes.items()}

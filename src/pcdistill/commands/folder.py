@@ -1,13 +1,14 @@
 """The files of a run's folder: whose they are, and reading them back."""
 
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from pcdistill.engine.fingerprint import KEPT, Contents, settle
 from pcdistill.errors import InputError
+from pcdistill.files import unsealed_json
 from pcdistill.recipe import Recipe, make_recipe
 
 
@@ -38,13 +39,20 @@ def recorded_summary(out: Path, recipe: Recipe) -> dict[str, Any] | None:
     return found if found.get("digest") == recipe.digest() and found.get("status") != "running" else None
 
 
+def settle_contents(out: Path, found: Contents) -> None:
+    """Refuse a folder whose result was made of other contents; as :func:`pcdistill.engine.fingerprint.settle`."""
+    recorded = _read_summary(out).get("contents")
+    if isinstance(recorded, dict):
+        settle(out, found, recorded, [recorded[KEPT]] if KEPT in recorded else [])
+
+
 def _read_summary(out: Path) -> dict[str, Any]:
-    """What result.json holds; {} if it is not there or damaged."""
+    """What result.json holds; {} if it is not there or damaged: then it is made again."""
+    path = out / "result.json"
     try:
-        found = json.loads((out / "result.json").read_text())
-    except (OSError, ValueError):
+        return unsealed_json(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError, InputError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def read_recipe(out: Path) -> Recipe:

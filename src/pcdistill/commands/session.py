@@ -8,22 +8,24 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from torch import nn
 
 from pcdistill import models
 from pcdistill.commands.environment import environment
-from pcdistill.commands.folder import refuse_another_run
+from pcdistill.commands.folder import refuse_another_run, settle_contents
 from pcdistill.commands.tasks import Task, task_of
 from pcdistill.distillation.cache_replay import replayed
 from pcdistill.distillation.teacher import TeacherEnsemble
 from pcdistill.distillation.unused import unused_parameters
 from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.console import Console, duration
+from pcdistill.engine.fingerprint import KEPT, Contents, student_contents, teacher_contents, weights_fingerprint
 from pcdistill.engine.loop import Fit, Interrupted, Record, Trainer
 from pcdistill.engine.placement import Placement, make_accelerator, make_placement, tell_unused
 from pcdistill.engine.tracking import Tracker, check_trackers, make_trackers
 from pcdistill.errors import InputError, TrainingStopped
+from pcdistill.files import clear_parts, sealed_json
 from pcdistill.models.heads import head_metadata
 from pcdistill.models.names import is_user_code
 from pcdistill.models.weights import check_file
@@ -89,6 +91,7 @@ class Session:
         self.command, self.trackers = command, trackers
         self.teacher: Any = None
         self.models: dict[str, dict[str, Any] | None] = {"teacher": None, "student": None}
+        self.contents: Contents = {}  # fingerprints of what the result is made of
         self.seconds = 0.0
 
     def run(self) -> RunResult:
@@ -115,12 +118,14 @@ class Session:
         set_seed(recipe.train.seed)
         self._build_student()
         self._build_teacher()
+        self._settle_contents()
         self._build_distiller()
-        self._record()
         self.trainer = self._make_trainer()
         # Training draws from the generators as the seed left them, whatever building the models drew.
         set_seed(recipe.train.seed)
-        if self.trainer.resume():
+        resumed = self.trainer.resume()  # which refuses before anything in the folder is written
+        self._record()
+        if resumed:
             self.console.say(f"resumed from {self.out}/last.pt in epoch {self.trainer.epoch + 1}")
 
     def train(self) -> None:
@@ -154,6 +159,7 @@ class Session:
             summary["notes"].append(NO_TEST)
         keep = self.recipe.train.keep
         self.student.load_state_dict(self.fit.best_state if keep == "best" else self.fit.last_state)
+        summary["contents"] = {**self.contents, KEPT: weights_fingerprint(self.student.state_dict())}
         self._save_student()
         self._write_summary(summary)
         self.accelerator.wait_for_everyone()
@@ -165,6 +171,7 @@ class Session:
     def _check_files(self) -> None:
         if self.out is not None:
             refuse_another_run(self.out, self.recipe.digest())
+            clear_parts(self.out)
         check_trackers(self.recipe)
         for config in (self.recipe.student, *self.recipe.all_teachers):
             if config.weights is not None:
@@ -173,6 +180,7 @@ class Session:
     def _build_student(self) -> None:
         self.student = self.task.student(self.recipe, self.data)
         self.models["student"] = {"name": self.recipe.student.name, **self.task.info(self.student, self.data)}
+        self.contents |= student_contents(self.student)
         if self.recipe.data.name != LOADERS:  # else the caller knows
             self.console.say(f"student {self.recipe.student.name}: {starts_from(self.recipe.student)}")
         self.student.to(self.accelerator.device)
@@ -204,6 +212,7 @@ class Session:
         config = self._with_weights(number)
         teacher = self.task.teacher(config, self.student, self.data, self.recipe.allow)
         teacher.to(self.accelerator.device)
+        self.contents |= teacher_contents(teacher, teacher_folder(number))
         facts = {"name": config.name, **self.task.info(teacher, self.data)}
         weighted = self.student if self.recipe.student.weights is not None else None
         found = self.task.gate(teacher, weighted, self.data, self.placement, self.recipe.allow, self.console)
@@ -223,6 +232,13 @@ class Session:
         console, out = self.console.labelled(name), self.out / name
         Session(recipe, out, task=self.task, data=data, console=console, command=self.command).run()
         return replace(config, weights=str(out / "student.safetensors"), pretrained=False)
+
+    def _settle_contents(self) -> None:
+        """The main process's contents are the run's: another may have a share of its own of a user's data."""
+        self.contents |= getattr(self.data, "contents", {})
+        (self.contents,) = broadcast_object_list([self.contents])
+        if self.out is not None:
+            settle_contents(self.out, self.contents)
 
     def _build_distiller(self) -> None:
         self.distiller = self.task.distiller(self.recipe, self.student, self.teacher, self.data, self.placement)
@@ -253,7 +269,9 @@ class Session:
             train=self.task.train_config(self.recipe),
             placement=self.placement,
             metric=self.task.watch(self.recipe, self.data),
-            record=Record(self.out, self.recipe.digest(), self.console, (*trackers, *self.trackers)),
+            record=Record(
+                self.out, self.recipe.digest(), self.console, (*trackers, *self.trackers), contents=self.contents
+            ),
         )
 
     def _find_unused(self) -> None:
@@ -329,11 +347,12 @@ class Session:
             "seconds": seconds,
             "images_per_second": images / seconds if seconds > 0 else None,
             "notes": [],
+            "contents": dict(self.contents),
         }
 
     def _write_summary(self, summary: dict[str, Any]) -> None:
         if self.out is not None and self.accelerator.is_main_process:
-            atomic_write(self.out / "result.json", json.dumps(summary, indent=2) + "\n")
+            atomic_write(self.out / "result.json", sealed_json(summary))
 
     def _say_result(self, summary: dict[str, Any]) -> None:
         metric, label, keep = self.task.metric, self.task.label, self.recipe.train.keep

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pcdistill import report
 from pcdistill.commands.cache import make_cache
 from pcdistill.commands.compare import Key, Plan, carry_out, with_teachers
+from pcdistill.commands.contents import PresentContents
 from pcdistill.commands.folder import read_metrics
 from pcdistill.commands.jobs import run_jobs, shares
 from pcdistill.commands.session import open_data
@@ -19,6 +20,7 @@ from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.console import Console
 from pcdistill.engine.placement import make_accelerator
 from pcdistill.errors import InputError
+from pcdistill.files import clear_parts
 from pcdistill.recipe import ALONE, Recipe, with_method
 from pcdistill.report.rows import kept_epoch, verdict_of
 from pcdistill.stats import MARGIN, Verdict
@@ -85,7 +87,9 @@ def tune(recipe: Recipe, plan: TunePlan, out: Path, *, console: Console, command
         task.check(space.recipe(space.first(method), recipe), data)
     task.check(recipe, data)
     study = open_study(out, recipe, plan.methods)
+    clear_parts(out)
     (base,) = with_teachers(recipe, {DEFAULT: recipe}, out.resolve(), console=console, command=command).values()
+    PresentContents().settle_study(out, study, base)
     cached = _with_cache(base, plan.methods, data, (out / "cache").resolve(), console=console)
     limits: dict[str, Any] = {"trials": plan.trials, "seconds": plan.seconds}
     search = Search(study, space, cached, out=out, metric=task.metric, console=console, **limits)

@@ -3,12 +3,14 @@
 import csv
 import json
 import math
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from pcdistill.errors import InputError
+from pcdistill.files import atomic_write, unsealed_json
 
 
 @dataclass
@@ -42,10 +44,7 @@ def read_run(path: Path) -> Run:
 
 def replace_file(path: Path, text: str) -> Path:
     """Write a file so that a reader never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+    atomic_write(path, text)
     return path
 
 
@@ -64,12 +63,17 @@ def _read_json(path: Path, run: Run) -> dict[str, Any]:
     if text is None:
         return {}
     try:
-        return _mapping(json.loads(text))
+        found = _mapping(json.loads(text))
     except ValueError:
         run.problems.append(
             f"{path.name} is not valid JSON; the run was cut off while it was written, or it was edited."
         )
         return {}
+    try:
+        return unsealed_json(text, path.name) if found else {}
+    except InputError as error:
+        run.problems.append(f"{error}.")
+        return found
 
 
 def _read_metrics(path: Path, run: Run) -> list[dict[str, float]]:
