@@ -12,6 +12,7 @@ from torch import nn
 from pcdistill.classification.data import LoaderBatches
 from pcdistill.classification.task import Classification
 from pcdistill.commands.run import run_with_report
+from pcdistill.data.contents import loader_contents
 from pcdistill.distillation.teacher import Teacher, logits_of
 from pcdistill.engine.console import Console
 from pcdistill.errors import InputError
@@ -47,6 +48,7 @@ class _Loaders:
     test: LoaderBatches | None
     in_channels: int
     image_size: int
+    contents: dict[str, str]
 
 
 class _Passed(Classification):
@@ -74,7 +76,12 @@ class _Passed(Classification):
             num_classes = int(logits_of(student.eval()(images[:2].to(accelerator.device))).shape[1])
         student.train(was_training)
         classes = [str(i) for i in range(num_classes)]
-        return _Loaders(classes, self._train, self._val, self._test, images.shape[1], images.shape[-1])
+        contents = {
+            f"data.{name}.{what}": value
+            for name, batches in (("train", self._train), ("val", self._val), ("test", self._test))
+            for what, value in ({} if batches is None else loader_contents(batches.loader)).items()
+        }
+        return _Loaders(classes, self._train, self._val, self._test, images.shape[1], images.shape[-1], contents)
 
     def student(self, recipe: Recipe, data: Any) -> nn.Module:
         return self._student

@@ -2,17 +2,18 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import torch
 from torch import Tensor
 
 from pcdistill.data.augment import Augment, make_augment
+from pcdistill.data.contents import NONE, dataset_contents, files_fingerprint, fingerprint_of
 from pcdistill.data.loader import Batch, Batches, Feed, LoaderBatches, SplitBatches, Stream, digest_of, seed_of
 from pcdistill.data.readers import ItemReader, MemoryReader
-from pcdistill.data.sources import ImageFiles, Source, Split, open_source, stratified
+from pcdistill.data.sources import DatasetItems, ImageFiles, Source, Split, open_source, stratified
 from pcdistill.data.unlabelled import REST, UnlabelledBatches, WithUnlabelled, open_unlabelled
 from pcdistill.errors import InputError
 from pcdistill.recipe import DataConfig
@@ -38,6 +39,7 @@ class Data:
         val: held out, for choosing.
         test: for the end; None where the data has none.
         fingerprint: changes with the training images, their labels, the classes, or which images are in the split.
+        contents: fingerprints of what the data set holds, by :func:`pcdistill.engine.fingerprint.words`' keys.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Data:
     val: Batches
     test: Batches | None
     fingerprint: str
+    contents: Mapping[str, str] = field(default_factory=dict)
 
 
 def build_data(config: DataConfig, stream: Stream) -> Data:
@@ -109,6 +112,7 @@ def build_data(config: DataConfig, stream: Stream) -> Data:
         val=make.batches(val_split, val_rows, evaluation),
         test=None if source.test is None else make.batches(source.test, None, evaluation),
         fingerprint=make.fingerprint,
+        contents=_contents(source, config.unlabelled, make.fingerprint),
     )
 
 
@@ -274,6 +278,29 @@ def _fingerprint(source: Source, rows: Tensor) -> str:
         digest.update("\n".join(os.path.relpath(path, common) for path in paths).encode())
         digest.update(repr([os.path.getsize(path) for path in paths[:: max(1, len(paths) // 1000)]]).encode())
     return digest.hexdigest()
+
+
+def _contents(source: Source, unlabelled: str | None, fingerprint: str) -> dict[str, str]:
+    """Fingerprints of each split; the data's own stands for training arrays, which are read but once."""
+    found = {"data.classes": fingerprint_of(source.classes)}
+    for name, split in (("train", source.train), ("val", source.val), ("test", source.test)):
+        if split is None:
+            found |= {f"data.{name}.labels": NONE, f"data.{name}.images": NONE}
+            continue
+        found[f"data.{name}.labels"] = fingerprint_of(split.labels)
+        array = split.images is not None
+        found[f"data.{name}.images"] = fingerprint if array and name == "train" else _images_contents(split)
+    if unlabelled is not None and unlabelled != REST:
+        found["data.unlabelled.images"] = _images_contents(open_unlabelled(unlabelled))
+    return found
+
+
+def _images_contents(split: Split) -> str:
+    if split.images is not None:
+        return fingerprint_of(split.images)
+    if isinstance(split.items, ImageFiles):
+        return files_fingerprint(split.items.paths)
+    return dataset_contents(split.items.dataset)["images"] if isinstance(split.items, DatasetItems) else NONE
 
 
 def _workers(asked: int | None, num_images: int, world_size: int) -> int:

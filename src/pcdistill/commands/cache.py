@@ -15,13 +15,14 @@ from torch import Tensor
 from pcdistill.classification import task as prepare
 from pcdistill.commands.claim import claimed
 from pcdistill.commands.folder import changes, differing, suggestion
-from pcdistill.distillation.cache_store import FORMAT, LARGEST, CacheInfo, checksum, epoch_file, fingerprint, read_state
+from pcdistill.distillation.cache_store import FORMAT, LARGEST, CacheInfo, epoch_file, fingerprint, read_state
 from pcdistill.distillation.objective import views_of
 from pcdistill.distillation.teacher import Teacher
 from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.console import Console
 from pcdistill.engine.placement import Placement, make_accelerator, make_placement
 from pcdistill.errors import InputError
+from pcdistill.files import clear_parts, file_checksum, sealed_json
 from pcdistill.models.weights import check_file
 from pcdistill.recipe import Recipe
 
@@ -133,6 +134,7 @@ class _Writer:
         self.out, self.info, self.recipe, self.console = out, info, recipe.to_dict(), console
         self.checksums: list[str] = []
         self.rows = 0
+        clear_parts(out)
         if not (out / "cache.json").exists():
             return
         state = read_state(out)
@@ -179,7 +181,7 @@ class _Writer:
         self.console.start((len(self.checksums) + self.rows / (info.rows * info.batches)) / info.epochs)
         for epoch in self._missing():
             self._write(epoch, 0, logits)
-            if checksum(epoch_file(self.out, epoch)) != self.checksums[epoch]:
+            if file_checksum(epoch_file(self.out, epoch)) != self.checksums[epoch]:
                 raise InputError(
                     f"epoch {epoch + 1} of the cache {self.out} was lost, and comes out otherwise now; delete "
                     f"{self.out}, and make the cache again"
@@ -187,7 +189,7 @@ class _Writer:
         for epoch in range(len(self.checksums), info.epochs):
             file = epoch_file(self.out, epoch)
             self._write(epoch, self.rows // info.rows if file.exists() else 0, logits)
-            self.checksums.append(checksum(file))
+            self.checksums.append(file_checksum(file))
             self.rows = 0
             self._save()
             self.console.epoch(epoch, info.epochs, f"{file.stat().st_size / 1e6:.1f} MB")
@@ -232,4 +234,4 @@ class _Writer:
     def _save(self) -> None:
         state = {"format": FORMAT, "info": asdict(self.info), "checksums": self.checksums, "rows": self.rows}
         state["recipe"] = self.recipe
-        atomic_write(self.out / "cache.json", json.dumps(state, indent=1) + "\n")
+        atomic_write(self.out / "cache.json", sealed_json(state, indent=1))

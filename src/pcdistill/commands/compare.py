@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from pcdistill import report
 from pcdistill.commands.claim import claimed
+from pcdistill.commands.contents import PresentContents
 from pcdistill.commands.ending import WEIGHTS, write_pages
 from pcdistill.commands.folder import read_json, read_metrics, recorded_summary, refuse_another_run, refuse_stopped_run
 from pcdistill.commands.jobs import Job, run_jobs, shares
@@ -20,7 +21,7 @@ from pcdistill.distillation.objective import at_strength
 from pcdistill.engine.console import Console, duration
 from pcdistill.engine.placement import make_accelerator
 from pcdistill.errors import InputError, PcdistillError, nearest
-from pcdistill.files import atomic_write, new_digest
+from pcdistill.files import atomic_write, clear_parts, new_digest
 from pcdistill.methods import METHODS
 from pcdistill.models.names import is_user_code
 from pcdistill.recipe import ALONE, Recipe, TeacherConfig, with_method
@@ -140,6 +141,7 @@ def _compare(
     recipe: Recipe, recipes: dict[Key, Recipe], plan: Plan, out: Path, *, console: Console, command: str | None
 ) -> str:
     """As :func:`compare`, in a folder that is held."""
+    clear_parts(out)
     if any(one.distils for one in recipes.values()):
         recipes = with_teachers(recipe, recipes, out, console=console, command=command)
     results = carry_out(recipes, plan, out, console=console, command=command)
@@ -207,11 +209,13 @@ def carry_out(
     results: dict[Key, dict[str, Any]] = {}
     waiting: dict[str, Key] = {}
     refuse_other_runs({key.folder(out): recipe for key, recipe in recipes.items()}, out)
+    present = PresentContents()
     for key, recipe in recipes.items():
         summary = recorded_summary(key.folder(out), recipe)
         if summary is None:
             waiting[str(key)] = key
             continue
+        present.settle(key.folder(out), recipe, summary)
         results[key] = summary
         task_of(recipe).draw_run(key.folder(out), missing_only=True)
         write_pages(key.folder(out), summary, missing_only=True)
@@ -260,9 +264,12 @@ def with_teachers(
         name = teacher_folder(number)
         refuse_other_runs({out / name: trained}, out)
         refuse_stopped_run(out / name, trained, root=out)
+        summary = recorded_summary(out / name, trained)
         # Of a teacher that is done the weights may be gone; what needs them says so.
         gone = not any((out / name / file).exists() for file in (WEIGHTS, "best.pt", "last.pt"))
-        if recorded_summary(out / name, trained) is None or not ((out / name / WEIGHTS).exists() or gone):
+        if summary is not None and ((out / name / WEIGHTS).exists() or gone):
+            PresentContents().settle(out / name, trained, summary)
+        else:
             run_with_report(trained, out / name, console=console.labelled(name), command=command)
         changes = {"weights": str(out / name / WEIGHTS), "pretrained": False}
         recipes = {key: _with_teacher(one, number, changes) for key, one in recipes.items()}

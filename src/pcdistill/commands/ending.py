@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from pcdistill import models, report
 from pcdistill.commands.folder import read_metrics
 from pcdistill.engine.checkpoint import atomic_write, load_checkpoint
+from pcdistill.engine.fingerprint import KEPT, weights_fingerprint
 from pcdistill.engine.loop import write_history
 from pcdistill.errors import InputError
 from pcdistill.models.feature_maps import Headed
@@ -65,6 +66,9 @@ def load_student(out: Path, student: nn.Module, summary: dict[str, Any]) -> nn.M
     if not isinstance(student, Headed):
         student = with_head(student, out / WEIGHTS)
     models.load_weights(student, out / WEIGHTS)
+    kept = dict(summary.get("contents") or {}).get(KEPT)
+    if kept not in (None, weights_fingerprint(student.state_dict())):
+        raise InputError(f"{out / WEIGHTS} is not what the run in {out} left; put that back, or delete the file")
     return student
 
 

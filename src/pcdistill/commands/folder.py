@@ -11,7 +11,9 @@ from typing import Any
 import yaml
 
 from pcdistill.engine.checkpoint import FORMAT, load_checkpoint
+from pcdistill.engine.fingerprint import KEPT, Contents, settle
 from pcdistill.errors import InputError, TrainingStopped
+from pcdistill.files import unsealed_json
 from pcdistill.recipe import Recipe, make_recipe
 
 MOST_KEYS = 6  # that a sentence names
@@ -109,6 +111,13 @@ def recorded_summary(out: Path, recipe: Recipe) -> dict[str, Any] | None:
     return found if found.get("digest") == recipe.digest() and found.get("status") != "running" else None
 
 
+def settle_contents(out: Path, found: Contents) -> None:
+    """Refuse a folder whose result was made of other contents; as :func:`pcdistill.engine.fingerprint.settle`."""
+    recorded = read_json(out / "result.json").get("contents")
+    if isinstance(recorded, dict):
+        settle(out, found, recorded, [recorded[KEPT]] if KEPT in recorded else [])
+
+
 def _reason(summary: dict[str, Any]) -> str:
     notes = summary.get("notes")
     return str(notes[0]) if isinstance(notes, list) and notes else "no reason was recorded"
@@ -143,12 +152,11 @@ def is_checkpoint(file: Path) -> bool:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What a file holds; {} if it is not there, damaged, or something else."""
+    """What a file holds; {} if it is not there, damaged, or something else: then it is made again."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return unsealed_json(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError, RecursionError, InputError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def read_recipe(out: Path) -> Recipe:

@@ -8,24 +8,32 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from torch import nn
 
 from pcdistill import models
 from pcdistill.commands.claim import check_folder, claimed
 from pcdistill.commands.ending import METRICS, WEIGHTS, load_student, repair, stored_history, write_pages
 from pcdistill.commands.environment import continued, environment
-from pcdistill.commands.folder import read_json, recorded_summary, refuse_another_run, refuse_stopped_run
+from pcdistill.commands.folder import (
+    read_json,
+    recorded_summary,
+    refuse_another_run,
+    refuse_stopped_run,
+    settle_contents,
+)
 from pcdistill.commands.tasks import Task, task_of
 from pcdistill.distillation.cache_replay import replayed
 from pcdistill.distillation.teacher import TeacherEnsemble
 from pcdistill.distillation.unused import unused_parameters
 from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.console import Console, duration
+from pcdistill.engine.fingerprint import KEPT, Contents, student_contents, teacher_contents, weights_fingerprint
 from pcdistill.engine.loop import Fit, Interrupted, Record, Trainer, write_history
 from pcdistill.engine.placement import Placement, make_accelerator, make_placement, tell_unused
 from pcdistill.engine.tracking import Tracker, check_trackers, make_trackers
 from pcdistill.errors import InputError, TrainingStopped
+from pcdistill.files import clear_parts, sealed_json
 from pcdistill.models.heads import head_metadata
 from pcdistill.models.names import is_user_code
 from pcdistill.models.weights import check_file
@@ -92,6 +100,7 @@ class Session:
         self.teacher: Any = None
         self.stored: dict[str, Any] | None = None  # the result of a run that is done
         self.models: dict[str, dict[str, Any] | None] = {"teacher": None, "student": None}
+        self.contents: Contents = {}  # fingerprints of what the result is made of
         self.seconds = 0.0
 
     def run(self) -> RunResult:
@@ -131,8 +140,10 @@ class Session:
         set_seed(recipe.train.seed)
         self._build_student()
         if self.stored is not None and not self._has_teachers():
+            self._settle_contents()
             return
         self._build_teacher()
+        self._settle_contents()
         self._build_distiller()
         if self.stored is not None:
             return
@@ -182,6 +193,7 @@ class Session:
             summary["notes"].append(NO_TEST)
         keep = self.recipe.train.keep
         self.student.load_state_dict(self.fit.best_state if keep == "best" else self.fit.last_state)
+        summary["contents"] = {**self.contents, KEPT: weights_fingerprint(self.student.state_dict())}
         self._save_student()
         self._leave(summary)
         self.accelerator.wait_for_everyone()
@@ -209,6 +221,8 @@ class Session:
         self.stored = recorded_summary(self.out, self.recipe)
 
     def _check_files(self) -> None:
+        if self.out is not None:
+            clear_parts(self.out)
         check_trackers(self.recipe)
         for config in (self.recipe.student, *self.recipe.all_teachers):
             if config.weights is not None:
@@ -217,6 +231,7 @@ class Session:
     def _build_student(self) -> None:
         self.student = self.task.student(self.recipe, self.data)
         self.models["student"] = {"name": self.recipe.student.name, **self.task.info(self.student, self.data)}
+        self.contents |= student_contents(self.student)
         if self.recipe.data.name != LOADERS and self.stored is None:  # else the caller knows
             self.console.say(f"student {self.recipe.student.name}: {starts_from(self.recipe.student)}")
         self.student.to(self.accelerator.device)
@@ -248,6 +263,7 @@ class Session:
         config = self._with_weights(number)
         teacher = self.task.teacher(config, self.student, self.data, self.recipe.allow)
         teacher.to(self.accelerator.device)
+        self.contents |= teacher_contents(teacher, teacher_folder(number))
         facts = {"name": config.name, **self.task.info(teacher, self.data)}
         if self.stored is not None:
             return teacher, facts
@@ -282,6 +298,13 @@ class Session:
                 return False
         return True
 
+    def _settle_contents(self) -> None:
+        """The main process's contents are the run's: another may have a share of its own of a user's data."""
+        self.contents |= getattr(self.data, "contents", {})
+        (self.contents,) = broadcast_object_list([self.contents])
+        if self.out is not None:
+            settle_contents(self.out, self.contents)
+
     def _build_distiller(self) -> None:
         self.distiller = self.task.distiller(self.recipe, self.student, self.teacher, self.data, self.placement)
         if self.teacher is not None and self.recipe.student.head == "teacher" and self.stored is None:
@@ -312,7 +335,9 @@ class Session:
             train=self.task.train_config(self.recipe),
             placement=self.placement,
             metric=self.task.watch(self.recipe, self.data),
-            record=Record(self.out, self.recipe.digest(), self.console, (*trackers, *self.trackers)),
+            record=Record(
+                self.out, self.recipe.digest(), self.console, (*trackers, *self.trackers), contents=self.contents
+            ),
         )
 
     def _find_unused(self) -> None:
@@ -391,6 +416,7 @@ class Session:
             "seconds": seconds,
             "images_per_second": images / seconds if seconds > 0 else None,
             "notes": [],
+            "contents": dict(self.contents),
         }
 
     def _leave(self, summary: dict[str, Any]) -> None:
@@ -401,7 +427,7 @@ class Session:
             write_history(self.out / METRICS, self.trainer.history)
         self.task.draw_run(self.out)
         write_pages(self.out, summary)
-        atomic_write(self.out / "result.json", json.dumps(summary, indent=2) + "\n")
+        atomic_write(self.out / "result.json", sealed_json(summary))
 
     def _as_stored(self, summary: dict[str, Any]) -> RunResult:
         """A run that is done, out of its folder; files that can be made of others are made again."""

@@ -10,6 +10,7 @@ from pcdistill import report
 from pcdistill.commands.cache import make_cache
 from pcdistill.commands.claim import claimed
 from pcdistill.commands.compare import Key, Plan, carry_out, with_teachers, write_comparison
+from pcdistill.commands.contents import PresentContents
 from pcdistill.commands.folder import read_metrics
 from pcdistill.commands.jobs import run_jobs, shares
 from pcdistill.commands.session import check_names, open_data
@@ -20,6 +21,7 @@ from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.console import Console
 from pcdistill.engine.placement import make_accelerator
 from pcdistill.errors import InputError
+from pcdistill.files import clear_parts
 from pcdistill.recipe import ALONE, Recipe, with_method
 from pcdistill.report.rows import kept_epoch, verdict_of
 from pcdistill.stats import MARGIN, Verdict
@@ -100,7 +102,9 @@ def _tune(
     except InputError:
         check_names(recipe, task_of(recipe), data)  # a mistyped name is not another recipe
         raise
+    clear_parts(out)
     (base,) = with_teachers(recipe, {DEFAULT: recipe}, out.resolve(), console=console, command=command).values()
+    PresentContents().settle_study(out, study, base)
     cached = _with_cache(base, plan.methods, data, (out / "cache").resolve(), console=console)
     limits: dict[str, Any] = {"trials": plan.trials, "seconds": plan.seconds}
     search = Search(study, space, cached, out=out, metric=task_of(recipe).metric, console=console, **limits)

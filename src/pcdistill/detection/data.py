@@ -6,8 +6,8 @@ uninterrupted one would have seen, and each process of a distributed run takes i
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from pcdistill.data.contents import files_fingerprint, fingerprint_of
 from pcdistill.data.loader import Place, Stream
 from pcdistill.detection import digits as digits_detection
 from pcdistill.detection.formats import Record, read_folder
@@ -65,6 +66,7 @@ class DetectionData:
         test: looked at once, at the end.
         fingerprint: changes with any image list, box or size.
         image_size: side of `digits-detection`'s images or the bound on the longer side; None for files as they are.
+        contents: fingerprints of what the data set holds, by :func:`pcdistill.engine.fingerprint.words`' keys.
     """
 
     name: str
@@ -74,6 +76,7 @@ class DetectionData:
     test: "DetectionBatches | None"
     fingerprint: str
     image_size: int | None = None
+    contents: Mapping[str, str] = field(default_factory=dict)
 
 
 class DetectionSplit:
@@ -245,7 +248,7 @@ def build_detection_data(config: DataConfig, stream: Stream) -> DetectionData:
     """
     splits, classes, auto, image_size = _open(config)
     names = _augmentations(auto if config.augment == "auto" else config.augment)
-    fingerprint = _fingerprint(classes, splits)
+    fingerprint, contents = _fingerprint(classes, splits), _contents(classes, splits)
     if config.limit is not None:
         splits["train"] = _limited(splits["train"], config.limit)
     workers = config.workers or 0
@@ -258,7 +261,7 @@ def build_detection_data(config: DataConfig, stream: Stream) -> DetectionData:
     train = DetectionBatches(
         splits["train"], batch_size=config.batch_size, stream=stream, train=True, augment=names, workers=workers
     )
-    return DetectionData(config.name, classes, train, val, test, fingerprint, image_size)
+    return DetectionData(config.name, classes, train, val, test, fingerprint, image_size, contents)
 
 
 def _open(config: DataConfig) -> tuple[dict[str, DetectionSplit], tuple[str, ...], str, int | None]:
@@ -407,3 +410,16 @@ def _fingerprint(classes: Sequence[str], splits: dict[str, DetectionSplit]) -> s
             for values in (record.boxes, record.labels, record.area, record.iscrowd):
                 digest.update(values.tobytes())
     return digest.hexdigest()[:16]
+
+
+def _contents(classes: Sequence[str], splits: dict[str, DetectionSplit]) -> dict[str, str]:
+    """Fingerprints of classes, and of each split's images and boxes."""
+    found = {"data.classes": fingerprint_of(list(classes))}
+    for name, split in splits.items():
+        known = split.records
+        boxes = [(one.boxes, one.labels, one.area, one.iscrowd) for one in known]
+        files = [str(one.path) for one in known if one.path is not None]
+        sizes = [(one.width, one.height, one.image_id) for one in known]
+        found[f"data.{name}.boxes"] = fingerprint_of(boxes)
+        found[f"data.{name}.images"] = fingerprint_of(digits_detection.VERSION, files_fingerprint(files), sizes)
+    return found

@@ -98,15 +98,14 @@ def _read_back(written: Path, path: Path) -> None:
         ) from error
 
 
-def load_checkpoint(path: Path, checksum: str | None = None) -> dict[str, Any]:
+def load_checkpoint(path: Path) -> dict[str, Any]:
     """Load a checkpoint as data: `weights_only`, so that nothing in it can run.
 
-    Args:
-        path: the file.
-        checksum: that :func:`save_checkpoint` gave; None takes any.
+    Returns:
+        The state, with "checksum": what :func:`save_checkpoint` gave, or None of a file that an older version wrote.
 
     Raises:
-        InputError: missing, damaged, not one of ours, or not the one with this checksum.
+        InputError: missing, damaged, or not one of ours.
     """
     if not path.is_file():
         raise InputError(f"checkpoint {path} does not exist")
@@ -114,10 +113,6 @@ def load_checkpoint(path: Path, checksum: str | None = None) -> dict[str, Any]:
         found = check_archive(path)
     except InputError as error:
         raise InputError(f"checkpoint {error}; put a copy back, or begin anew in another --out") from None
-    if checksum is not None and found != checksum:
-        raise InputError(
-            f"checkpoint {path} is not the one that this run wrote; put it back, or begin anew in another --out"
-        )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
@@ -126,7 +121,7 @@ def load_checkpoint(path: Path, checksum: str | None = None) -> dict[str, Any]:
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise InputError(f"checkpoint {path} was not written by pcdistill's training")
-    return state
+    return {**state, "checksum": found}
 
 
 class Part(Protocol):

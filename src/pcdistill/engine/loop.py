@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from signal import SIGINT
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from pcdistill.engine.checkpoint import (
     to_cpu,
 )
 from pcdistill.engine.console import Console
+from pcdistill.engine.fingerprint import Contents, settle, weights_fingerprint
 from pcdistill.engine.placement import Placement
 from pcdistill.engine.stopping import StopRequest
 from pcdistill.engine.tally import Tally
@@ -92,6 +93,7 @@ class Record:
     Attributes:
         out: folder for last.pt, best.pt and metrics.csv; None keeps nothing on disk.
         digest: stands in the checkpoint; a run with another is not resumed.
+        contents: fingerprints of teacher, student and data, as the digest; see :mod:`pcdistill.engine.fingerprint`.
         console: what a person sees.
         trackers: called with (row, step) after every epoch.
     """
@@ -100,6 +102,7 @@ class Record:
     digest: str = ""
     console: Console = field(default_factory=lambda: Console(quiet=True))
     trackers: tuple[Callable[[dict[str, float], int], None], ...] = ()
+    contents: Contents = field(default_factory=dict)
 
 
 @dataclass
@@ -175,7 +178,7 @@ class Trainer:
         self.epoch = self.batch = self.step = 0
         self.tally = Tally(self.accelerator)
         self.history: list[dict[str, float]] = []
-        self.best: dict[str, float] = {"epoch": 0, "value": -math.inf}
+        self.best: dict[str, Any] = {"epoch": 0, "value": -math.inf}
         self.best_state: dict[str, Tensor] = {}
         self.epoch_seconds = 0.0
         self._stop = StopRequest()
@@ -290,7 +293,7 @@ class Trainer:
         self.best_state = to_cpu(self.kept.state_dict())
         if self.out is not None and self.accelerator.is_main_process:
             state = {"student": self.best_state, "epoch": epoch, "digest": self.record.digest}
-            save_checkpoint(self.out / "best.pt", state)
+            self.best["checksum"] = save_checkpoint(self.out / "best.pt", state)
 
     def _set_schedules(self, total: int) -> None:
         factor = learning_rate_factor(
@@ -356,7 +359,11 @@ class Trainer:
             return
         state = collect(self._parts())
         if self.accelerator.is_main_process:
-            owner = {"digest": self.record.digest, "processes": self.accelerator.num_processes}
+            owner = {
+                "digest": self.record.digest,
+                "processes": self.accelerator.num_processes,
+                "contents": self.record.contents,
+            }
             save_checkpoint(self.out / "last.pt", {**owner, **state})
         self._last_saved = time.monotonic()
 
@@ -377,10 +384,11 @@ class Trainer:
                 f"{path} was written by {state['processes']} processes, this run has {self.accelerator.num_processes}; "
                 "resume with the same number"
             )
+        best = self._read_best(state["best"])
+        own = [weights_fingerprint(weights) for weights in (state["student"], best) if weights]
+        settle(path, self.record.contents, state.get("contents"), own)
         restore(self._parts(), state)
-        if (self.out / "best.pt").exists() and self.best["epoch"] > 0:
-            # A kill between the two files leaves a newer best.pt; its epoch is run again and writes it again.
-            self.best_state = load_checkpoint(self.out / "best.pt")["student"]
+        self.best_state = best
         if self.epoch >= self.config.epochs:  # no step will tell the losses where training ended
             self._set_last_progress()
         return True
@@ -394,6 +402,25 @@ class Trainer:
             epoch=epochs - 1 + last / batches,
             total_epochs=epochs,
         )
+
+    def _read_best(self, known: dict[str, Any]) -> dict[str, Tensor]:
+        """The weights in best.pt, which must be what last.pt knows of it; {} before the first epoch's end.
+
+        A kill between the two files leaves a newer best.pt; its epoch is run again, and is the best again.
+        """
+        assert self.out is not None
+        path = self.out / "best.pt"
+        if known["epoch"] == 0:
+            return {}
+        state = load_checkpoint(path)
+        newer = state["epoch"] > known["epoch"]
+        same = newer or known.get("checksum") in (None, state["checksum"])
+        if state["digest"] != self.record.digest or state["epoch"] < known["epoch"] or not same:
+            raise InputError(f"{path} is not the one that last.pt knows of; put that back, or use another --out")
+        if newer:
+            known["value"] = -math.inf
+        weights: dict[str, Tensor] = state["student"]
+        return weights
 
     def save_if_due(self) -> None:
         """At a step's end: save when it is time, or when asked to stop. Processes decide together, and seldom."""

@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from pcdistill.files import atomic_write
+from pcdistill.errors import InputError
+from pcdistill.files import atomic_write, unsealed_json
 
 
 @dataclass
@@ -67,12 +68,17 @@ def _read_json(path: Path, run: Run) -> dict[str, Any]:
     if text is None:
         return {}
     try:
-        return _mapping(json.loads(text))
+        found = _mapping(json.loads(text))
     except ValueError:
         run.problems.append(
             f"{path.name} is not valid JSON; the run was cut off while it was written, or it was edited."
         )
         return {}
+    try:
+        return unsealed_json(text, path.name) if found else {}
+    except InputError as error:
+        run.problems.append(f"{error}.")
+        return found
 
 
 def _read_metrics(path: Path, run: Run) -> list[dict[str, float]]:
