@@ -174,7 +174,7 @@ def test_misfits_are_refused(weights, cache, tmp_path):
     run(recipe(method="none", student__kwargs={}, train__epochs=1), tmp_path / "other")
     with pytest.raises(InputError, match="from another teacher"):
         attempt(teacher__weights=str(tmp_path / "other" / "student.safetensors"))
-    with pytest.raises(InputError, match="holds another cache .epochs differ"):
+    with pytest.raises(InputError, match="holds another cache .epochs 2 -> 3"):
         make_cache(recipe(method="kd", teacher__weights=weights), cache, epochs=3)
     with pytest.raises(InputError, match="top_k must be from 1 to 9 for 10 classes, got 10"):
         make_cache(recipe(method="kd", teacher__weights=weights), tmp_path / "k", epochs=1, top_k=10)

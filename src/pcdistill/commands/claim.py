@@ -49,10 +49,10 @@ def claimed(out: Path | None, kind: Kind, recipe: Recipe | None = None) -> Itera
     if out is None or os.environ.get("RANK", "0") != "0":
         yield
         return
-    place = out.resolve() if "\0" not in str(out) else out
-    if place in _held:
+    if "\0" not in str(out) and _place(out) in _held:
         raise _busy(out)
     check_folder(out, kind, recipe)
+    place = _place(out)
     made = _make(out)
     _held.add(place)
     try:
@@ -84,7 +84,7 @@ def check_folder(out: Path, kind: Kind, recipe: Recipe | None = None) -> None:
         if error.errno in (errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
             raise InputError(f"{out} cannot be a folder: {error.strerror}; name another one (--out)") from None
         raise
-    if out.resolve() in _held:  # looked at when it was; and closing its mark would end the lock
+    if _place(out) in _held:  # looked at when it was; and closing its mark would end the lock
         return
     if not out.is_dir():
         raise InputError(f"{out} is a file; --out must name a folder")
@@ -99,6 +99,10 @@ def check_folder(out: Path, kind: Kind, recipe: Recipe | None = None) -> None:
         raise InputError(
             f"{out} holds {CALLED[found]}, not {CALLED[kind]}; name another folder (--out {suggestion(out)})"
         )
+
+
+def _place(out: Path) -> Path:
+    return Path(os.path.realpath(out))  # which, unlike resolve(), bears a loop of links
 
 
 def _kind_of(out: Path, recipe: Recipe | None) -> str | None:
