@@ -420,10 +420,8 @@ def test_another_recipe_in_the_same_folder_is_refused(capsys, teacher, tmp_path)
         *(capsys, "distill", "--data", "digits", "--teacher", "cifar/resnet8", "--teacher-weights", teacher),
         *("--student", "cifar/resnet8", "--epochs", "3", "--out", tmp_path / "run", "--quiet"),
     )
-    assert (
-        f"another recipe (data.limit 256 -> none, train.epochs 2 -> 3); name another folder (--out {tmp_path}/run-2)"
-        in text
-    )
+    assert "another recipe (data.limit 256 -> none, train.epochs 2 -> 3); name another folder" in text
+    assert f"(--out {tmp_path / 'run-2'})" in text
 
 
 def test_a_users_own_models_and_loss_from_a_file(tmp_path):
