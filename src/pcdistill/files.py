@@ -154,9 +154,9 @@ def damaged_archive(path: Path, *, comment: bool = True) -> bool:
 
     What is no zip archive has nothing to compare with. Torch can be told to write no CRC-32; it then writes 0.
     """
-    if not zipfile.is_zipfile(path):
-        return False
     try:
+        if not zipfile.is_zipfile(path):
+            return False
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
                 if info.CRC:
