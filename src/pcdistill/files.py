@@ -19,6 +19,7 @@ SEAL = (
 )
 CHUNK = 1 << 22  # bytes
 MARK = b"pcdistill blake2b "  # a zip archive's comment: this, and the checksum of all that stands before the comment
+FOLDER = 0x10  # an attribute in a zip archive; torch reads nothing of a part that has it, and gives memory as it was
 LENGTH = 2  # bytes of the comment's length, which stand right before it
 PART = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.(part|tmp)")
 
@@ -159,7 +160,7 @@ def damaged_archive(path: Path, *, comment: bool = True) -> bool:
             return False
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
-                if info.CRC and _length(archive, info) != info.file_size:
+                if info.external_attr & FOLDER or (info.CRC and _length(archive, info) != info.file_size):
                     return True
             return bool(archive.comment) and not comment
     except Exception:  # a damaged archive fails in any way there is
