@@ -205,6 +205,20 @@ def test_damage_is_noticed(cache, weights, tmp_path):
         TeacherCache(tmp_path / "cache")
 
 
+def test_any_changed_byte_of_cache_json_is_refused_or_changes_nothing(cache, tmp_path):
+    (tmp_path / "cache").mkdir()
+    whole, known = (cache / "cache.json").read_bytes(), stored.read_state(cache)
+    for place in range(len(whole)):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << (place % 7)
+        for raw in (changed, whole[:place]):
+            (tmp_path / "cache" / "cache.json").write_bytes(raw)
+            try:
+                assert stored.read_state(tmp_path / "cache") == known
+            except InputError as error:
+                assert "cache.json" in str(error)  # noqa: PT017
+
+
 def test_logits_that_float16_cannot_hold_are_refused(weights, tmp_path, monkeypatch):
     monkeypatch.setattr(Teacher, "forward", lambda self, x: torch.full((len(x), 10), 1e5))
     with pytest.raises(InputError, match="NaN or beyond float16's 65504 in epoch 1, batch 1"):

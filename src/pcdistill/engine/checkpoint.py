@@ -50,7 +50,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> str:
     """
     with atomic_file(path) as file:
         writer = _Hashing(file)
-        torch.save({"format": FORMAT, **_canonical(state)}, writer)
+        torch.save({"format": FORMAT, **_canonical(state)}, writer)  # type: ignore[arg-type]  # write() is all it calls
         checksum = writer.digest.hexdigest()
         seal_archive(file, checksum)
         file.flush()

@@ -1,7 +1,7 @@
 """What a run is made of, in fingerprints: a result belongs to contents, not to the paths that they were found under.
 
-They stand in last.pt and result.json, by the keys that :func:`words` puts into words. One pass over the bytes of a
-model costs about as much as reading it from a disk: 0.1 s for a ResNet-18, once in a run for each model.
+They stand in last.pt and result.json, by the keys that :func:`words` puts into words. They cost one pass over the bytes
+of each model, once in a run.
 
 Limits: code is not looked at. A `forward` that was rewritten, with the same modules and weights, passes for the same.
 """

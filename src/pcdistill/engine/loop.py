@@ -34,9 +34,11 @@ from pcdistill.engine.placement import Placement
 from pcdistill.engine.stopping import StopRequest
 from pcdistill.engine.tally import Tally
 from pcdistill.errors import InputError, PcdistillError, TrainingStopped
+from pcdistill.files import sealed_json, unsealed_json
 from pcdistill.recipe import OptimConfig, TrainConfig
 from pcdistill.schedules import learning_rate_factor
 
+TIMES = ("seconds", "images_per_second")  # columns of metrics.csv that differ between equal runs
 CHECK_EVERY = 50  # steps between looks at the loss, the only synchronisation within an epoch
 
 
@@ -181,6 +183,7 @@ class Trainer:
         self.best: dict[str, Any] = {"epoch": 0, "value": -math.inf}
         self.best_state: dict[str, Tensor] = {}
         self.epoch_seconds = 0.0
+        self._log = _Log(self)
         self._stop = StopRequest()
         self._last_saved = time.monotonic()
 
@@ -341,7 +344,7 @@ class Trainer:
 
     def _parts(self) -> dict[str, Part]:
         """All that the rest of the run depends on, in the order in which it is loaded."""
-        values = ("epoch", "batch", "step", "epoch_seconds", "history", "best")
+        values = ("epoch", "batch", "step", "best")
         return {
             "student": Weights(self.student),
             "objective": Weights(self.objective),
@@ -350,6 +353,7 @@ class Trainer:
             "scaler": Scaler(self.accelerator),
             "sums": self.tally,
             **{name: Value(self, name) for name in values},
+            "history": self._log,
             "random": Randomness(self.accelerator),
         }
 
@@ -359,6 +363,7 @@ class Trainer:
             return
         state = collect(self._parts())
         if self.accelerator.is_main_process:
+            self._log.write_times()
             owner = {
                 "digest": self.record.digest,
                 "processes": self.accelerator.num_processes,
@@ -387,6 +392,7 @@ class Trainer:
         best = self._read_best(state["best"])
         own = [weights_fingerprint(weights) for weights in (state["student"], best) if weights]
         settle(path, self.record.contents, state.get("contents"), own)
+        self.epoch_seconds = state.get("epoch_seconds", 0.0)  # older versions kept times in last.pt
         restore(self._parts(), state)
         self.best_state = best
         if self.epoch >= self.config.epochs:  # no step will tell the losses where training ended
@@ -441,6 +447,41 @@ class Trainer:
         if self.accelerator.num_processes == 1:
             return flag
         return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device)).item() > 0)
+
+
+class _Log:
+    """The history as last.pt keeps it: without times, so that equal runs leave equal bytes. Those are in times.json."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+
+    def state_dict(self) -> list[dict[str, float]]:
+        return [{key: value for key, value in row.items() if key not in TIMES} for row in self.trainer.history]
+
+    def load_state_dict(self, state: list[dict[str, float]]) -> None:
+        """Rows, and where they have none, their times; without times.json, 0."""
+        epochs, under_way = self._read_times()
+        none = dict.fromkeys(TIMES, 0.0)
+        self.trainer.history = [{**row, **epochs.get(int(row["epoch"]), none), **row} for row in state]
+        self.trainer.epoch_seconds = self.trainer.epoch_seconds or under_way.get(self.trainer.epoch + 1, 0.0)
+
+    def write_times(self) -> None:
+        """times.json: of every epoch, and of the one under way so far."""
+        rows = [{key: row[key] for key in ("epoch", *TIMES)} for row in self.trainer.history]
+        under_way = {"epoch": self.trainer.epoch + 1, "seconds": self.trainer.epoch_seconds}
+        assert self.trainer.out is not None
+        atomic_write(self.trainer.out / "times.json", sealed_json({"epochs": rows, "under_way": under_way}))
+
+    def _read_times(self) -> tuple[dict[int, dict[str, float]], dict[int, float]]:
+        """By epoch; nothing from a file that is not there or damaged, for nothing depends on times."""
+        path = (self.trainer.out or Path()) / "times.json"
+        try:
+            found = unsealed_json(path.read_text(encoding="utf-8"), str(path))
+            epochs = {int(row["epoch"]): {key: float(row[key]) for key in TIMES} for row in found["epochs"]}
+            under_way = found["under_way"]
+            return epochs, {int(under_way["epoch"]): float(under_way["seconds"])}
+        except (OSError, UnicodeDecodeError, InputError, KeyError, TypeError, ValueError):
+            return {}, {}
 
 
 def write_history(path: Path, history: list[dict[str, float]]) -> None:
