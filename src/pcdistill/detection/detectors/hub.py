@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pcdistill.detection.detectors.set_prediction import KEEP_PROPORTION, HubDetector
+from pcdistill.detection.detectors.set_prediction import HubDetector, side_of
 from pcdistill.errors import InputError, nearest
 from pcdistill.models.weights import first_line
 
@@ -49,7 +49,7 @@ def build_hub_detector(
     facts = {} if is_kind(name) else _processor_facts(name)
     if image_size is not None:
         facts["min_size"] = image_size
-    facts.setdefault("min_size", 800 if config.model_type in KEEP_PROPORTION else 640)
+    facts.setdefault("min_size", side_of(inner))
     return HubDetector(inner, **{**facts, **own})
 
 

@@ -94,20 +94,22 @@ class SetPrediction(Adapter):
     compared.
 
     Args:
-        model: a :class:`HubDetector`.
+        model: a :class:`HubDetector`, or a model of transformers itself, whose images then have the size of its kind.
     """
 
     answers_anywhere = False
 
-    def __init__(self, model: HubDetector) -> None:
-        super().__init__(model)
-        self.config = model.inner.config
+    def __init__(self, model: nn.Module) -> None:
+        own = model if isinstance(model, HubDetector) else HubDetector(model, min_size=side_of(model))
+        super().__init__(own)
+        self.config = own.inner.config
         self.capacity = _queries(self.config)
-        self._takes_mask = model.kind in READ_THE_MASK
+        self._takes_mask = own.kind in READ_THE_MASK
 
     @classmethod
     def fits(cls, model: nn.Module) -> bool:
-        return isinstance(model, HubDetector)
+        name = type(model).__name__
+        return isinstance(model, HubDetector) or (hasattr(model, "config") and name.endswith("ForObjectDetection"))
 
     @property
     def outputs(self) -> int:
@@ -280,6 +282,11 @@ class SetPrediction(Adapter):
             kind = "_".join(name.split("_")[:2])
             losses[kind] = losses[kind] + value if kind in losses else value
         return losses
+
+
+def side_of(model: Any) -> int:
+    """The side in pixels that a kind of model is trained at, where its weights do not say."""
+    return 800 if model.config.model_type in KEEP_PROPORTION else 640
 
 
 def _queries(config: Any) -> int | None:
