@@ -26,7 +26,8 @@ class Distilled:
     Attributes:
         student: the module that was passed in, on the device it was trained on, in eval mode, with the kept weights;
             with SimKD a module around it that has the teacher's classifier.
-        history: one dict per epoch: "epoch", "lr", "train/loss", "train/NAME" per term, "val/top1" or "val/map", "seconds", ...
+        history: one dict per epoch: "epoch", "lr", "train/loss", "train/NAME" per term, "val/top1" or, of boxes,
+            "val/map", "seconds", ...
         summary: what result.json holds: "best" and "last" with their metrics on "val" and "test", the teacher's, ...
     """
 
