@@ -25,6 +25,7 @@ from pcdistill.engine.console import Console
 from pcdistill.engine.loop import Metric
 from pcdistill.engine.placement import Placement
 from pcdistill.errors import InputError
+from pcdistill.losses import Pyramid
 from pcdistill.methods import METHODS
 from pcdistill.models.names import is_user_code
 from pcdistill.recipe import ModelConfig, Recipe, TeacherConfig, TrainConfig
@@ -256,7 +257,6 @@ def build_detection_distiller(
     Raises:
         InputError: anchors or pyramids of the two detectors that cannot be compared.
     """
-    adapter = adapter_of(student)
     options = recipe.detection
     boxes = "none" if teacher is None else options.boxes
     context: dict[str, Any] = {}
@@ -265,24 +265,10 @@ def build_detection_distiller(
         device = next(student.parameters()).device
         teacher.to(device)
         images = [image.to(device) for image in next(iter(data.val.epoch(0))).images[:2]]
-        was_training = student.training
-        student.eval()
-        with torch.no_grad():
-            batch = adapter.prepare(images)
-            context = {
-                "student": adapter.observe(batch).pyramid,
-                "teacher": teacher.observe(batch).pyramid,
-                "n_data": data.train.num_samples,
-            }
-        student.train(was_training)
-        if "pyramids" in kinds:
-            for who, model in (("student", student), ("teacher", teacher.model)):
-                if not context[who].levels:
-                    kind = type(getattr(model, "inner", model)).__name__
-                    raise InputError(
-                        f"the {who} {kind} shows no feature maps to compare; use a method on logits, or a detector "
-                        "with a pyramid"
-                    )
+        context = {
+            **observed_pyramids(student, teacher, images, needed="pyramids" in kinds),
+            "n_data": data.train.num_samples,
+        }
     objective = build_objective(recipe.losses, num_classes=len(data.classes) + 1, context=context)
     return DetectionDistiller(
         student,
@@ -290,3 +276,26 @@ def build_detection_distiller(
         teacher,
         pairing=PairingOptions(options.pairing, options.top_k, options.threshold),
     )
+
+
+@torch.no_grad()
+def observed_pyramids(
+    student: nn.Module, teacher: TeacherDetector, images: Sequence[Tensor], *, needed: bool
+) -> dict[str, Pyramid]:
+    """The pyramids of "student" and "teacher" of the same images, in eval mode.
+
+    Raises:
+        InputError: they are needed, and one of the two has none to show.
+    """
+    adapter, was_training = adapter_of(student), student.training
+    student.eval()
+    batch = adapter.prepare(images)
+    found = {"student": adapter.observe(batch).pyramid, "teacher": teacher.observe(batch).pyramid}
+    student.train(was_training)
+    for who, model in (("student", student), ("teacher", teacher.model)):
+        if needed and not found[who].levels:
+            kind = type(getattr(model, "inner", model)).__name__
+            raise InputError(
+                f"the {who} {kind} shows no feature maps to compare; use a method on logits, or a detector with a pyramid"
+            )
+    return found

@@ -26,7 +26,7 @@ class ACAMLoss(PyramidLoss):
         L_div = sum over pairs i != j of 2 M_i . M_j / (|M_i|^2 + |M_j|^2), of M_c and of M_s
         loss = sum over levels of L_c + L_s + diversity * L_div
 
-    F_s is the aligned student feature. Dividing by the masks' sums is our reading: a mask then weighs what it shows, not
+    F_s is the aligned student feature. Dividing by the masks' sums is our reading: a mask weighs what it shows, and not
     how much it shows; masks of one value c still weigh c. So is m_c, one number for each mask and channel. The paper's
     weights are 1 for both parts.
 
