@@ -296,6 +296,6 @@ def observed_pyramids(
         if needed and not found[who].levels:
             kind = type(getattr(model, "inner", model)).__name__
             raise InputError(
-                f"the {who} {kind} shows no feature maps to compare; use a method on logits, or a detector with a pyramid"
+                f"the {who} {kind} shows no feature maps to compare; use a method on logits, or one with a pyramid"
             )
     return found

@@ -132,5 +132,5 @@ def _hub_errors(name: str) -> Iterator[None]:
             f"hf/{name} is neither a folder nor a model that the hub gave; without a network, download it elsewhere "
             f"and name its folder, or name a kind of model: {first_line(error)}"
         ) from error
-    except (ValueError, TypeError, KeyError, RuntimeError, ImportError) as error:
-        raise InputError(f"hf/{name} cannot be built: {first_line(error)}") from error
+    except Exception as error:  # of any kind: each configuration has checks of its own
+        raise InputError(f"hf/{name} cannot be built: {' '.join(str(error).split())}") from error
