@@ -256,18 +256,24 @@ def overlapping_most(boxes: Tensor, wanted: Tensor) -> Tensor:
     boxes, wanted = boxes.detach().float(), wanted.detach().float()
     if len(wanted) == 0:
         return torch.zeros(0, dtype=torch.int64, device=boxes.device)
-    best, index = box_iou(wanted, boxes).max(dim=1)
+    best, index = _overlap(wanted, boxes).max(dim=1)
     alone = best == 0
     if bool(alone.any()):
-        index[alone] = generalized_box_iou(wanted[alone], boxes).argmax(dim=1)
+        nearness = torch.nan_to_num(generalized_box_iou(wanted[alone], boxes), nan=-1.0)
+        index[alone] = nearness.argmax(dim=1)
     return index
+
+
+def _overlap(one: Tensor, other: Tensor) -> Tensor:
+    """IoU of boxes [R, 4] and [A, 4]; 0, and not 0 / 0, for those without area, as a fresh FCOS makes them."""
+    return torch.nan_to_num(box_iou(one.float(), other.float()), nan=0.0)
 
 
 def label_of_boxes(boxes: Tensor, target: Target) -> Tensor:
     """[R] labels of the true boxes that boxes [R, 4] overlap most, by an IoU of at least 0.5; else 0."""
     if len(target["boxes"]) == 0 or len(boxes) == 0:
         return target["labels"].new_zeros(len(boxes))
-    best, index = box_iou(boxes.float(), target["boxes"].float()).max(dim=1)
+    best, index = _overlap(boxes, target["boxes"]).max(dim=1)
     return torch.where(best >= SAME_OBJECT, target["labels"][index], torch.zeros_like(index))
 
 
