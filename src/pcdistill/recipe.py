@@ -377,7 +377,8 @@ def _make(tree: dict[str, Any], mistakes: _Mistakes, of_terms: Mapping[str, Any]
         tree["teacher"] = None
     for teacher in [tree.get("teacher"), *(several if isinstance(several, list | tuple) else ())]:
         if isinstance(teacher, dict) and "pretrained" not in teacher and teacher.get("weights") is None:
-            teacher["pretrained"] = has_zoo_weights(str(teacher.get("name", TeacherConfig.name)))
+            name, task = str(teacher.get("name", TeacherConfig.name)), str(tree.get("task", Recipe.task))
+            teacher["pretrained"] = has_zoo_weights(name, task)
     recipe = _validated(tree, mistakes)
     mistakes.raise_if_any()
     assert recipe is not None

@@ -193,9 +193,9 @@ def build_teacher_detector(
     named: list[str] | None = list(config.classes) if config.classes is not None else None
     whole = config.pretrained and config.weights is None
     if whole and not comes_whole(config.name):
+        what = "no weights of its own" if config.name.startswith("hf/") else "pretrained weights for its backbone alone"
         raise InputError(
-            f"the teacher {config.name} has pretrained weights for its backbone alone: give teacher.weights, or "
-            "teacher.epochs to train it first"
+            f"the teacher {config.name} has {what}: give teacher.weights, or teacher.epochs to train it first"
         )
     if named is None and whole:
         named = list(pretrained_classes(config.name))

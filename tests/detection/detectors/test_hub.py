@@ -12,6 +12,7 @@ from pcdistill.detection.detectors.hub import hub_kinds, is_kind
 from pcdistill.detection.detectors.set_prediction import SetPrediction
 from pcdistill.errors import InputError
 from pcdistill.models import load_weights, save_weights
+from pcdistill.recipe import load_recipe
 from tests.detection.families import HUB, batch_of, detector
 
 NAMES = {0: "cat", 1: "N/A", 2: "dog", 3: "N/A"}
@@ -89,6 +90,17 @@ def test_kinds_are_listed_and_have_no_classes():
     assert is_kind("rt_detr")
     assert not comes_whole("hf/rt_detr")
     assert not comes_whole("fasterrcnn/resnet18")
+
+
+def test_a_kind_has_no_weights_to_start_from():
+    with pytest.raises(InputError, match="hf/rt_detr is a kind of model and has no weights"):
+        build_detector("hf/rt_detr", num_classes=3, pretrained=True)
+
+
+def test_a_teacher_named_by_its_kind_is_not_taken_as_trained(tmp_path):
+    assert not load_recipe("detection", ["teacher.name=hf/rt_detr"]).teacher.pretrained
+    assert load_recipe("detection", ["teacher.name=hf/facebook/detr-resnet-50"]).teacher.pretrained
+    assert load_recipe("detection", [f"teacher.name=hf/{tmp_path}"]).teacher.pretrained
 
 
 def offline(*_, **__):

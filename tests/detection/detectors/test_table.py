@@ -1,12 +1,15 @@
 """A user's own adapter: registered from Python or named in a recipe, it makes any model a detector."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+import pcdistill
 from pcdistill.detection import Adapter, PreparedBatch, register_adapter
 from pcdistill.detection.detectors import table
 from pcdistill.detection.detectors.table import adapter_of
@@ -120,22 +123,15 @@ def test_a_registered_adapter_teaches_and_learns(mine, method, where):
 def test_a_recipe_names_an_adapter_by_its_file(mine, tmp_path):
     """In a process of its own, where nothing is registered before; evaluate finds it by the run's recipe."""
     run = (sys.executable, "-m", "pcdistill")
+    env = {**os.environ, "PYTHONPATH": str(Path(pcdistill.__file__).parents[1])}
     command = (
-        *(
-            "distill",
-            "digits-detection",
-            "--student",
-            f"{mine}:grid",
-            "--teacher",
-            "fasterrcnn/tiny4",
-            "--image-size",
-            "64",
-        ),
+        *("distill", "digits-detection", "--student", f"{mine}:grid", "--teacher", "fasterrcnn/tiny4"),
+        *("--image-size", "64", "--set", "data.eval_batch_size=50"),
         *("--teacher-epochs", "1", "--epochs", "1", "--limit", "16", "--method", "kd", "--allow", "weak-teacher"),
         *("--set", f"detection.adapters=[{mine}:GridAdapter]", "--out", str(tmp_path / "run"), "--quiet"),
     )
     for arguments in (command, ("evaluate", str(tmp_path / "run"))):
-        done = subprocess.run([*run, *arguments], capture_output=True, text=True, check=False, timeout=300)
+        done = subprocess.run([*run, *arguments], env=env, capture_output=True, text=True, check=False, timeout=300)
         assert done.returncode == 0, done.stderr[-2000:]
     assert '"map"' in done.stdout
 
@@ -153,7 +149,5 @@ def test_what_is_no_adapter_is_refused(monkeypatch):
         def prepare(self, images, targets=None):
             return PreparedBatch(torch.stack(list(images)), [], ((), ()), [])
 
-    with pytest.raises(
-        InputError, match="the adapter Half lacks candidates, image_size, observe, outputs, stats, student"
-    ):
+    with pytest.raises(InputError, match="Half lacks candidates, image_size, observe, outputs, stats, student_pass"):
         register_adapter(Half)

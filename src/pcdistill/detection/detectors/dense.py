@@ -92,7 +92,7 @@ class Dense(TorchvisionAdapter):
             state.outputs = self.model.head(state.levels)
             images = ImageList(state.batch.pixels, state.batch.sizes)
             state.anchors = self.model.anchor_generator(images, state.levels)
-        return state.outputs, state.anchors  # type: ignore[return-value]
+        return state.outputs, state.anchors
 
     def everywhere(self, state: DenseState) -> tuple[Tensor, Tensor | None]:
         """Logits [N, A, K + 1] of all anchors, background first, and their quality [N, A]."""

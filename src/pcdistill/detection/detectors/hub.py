@@ -33,6 +33,11 @@ def build_hub_detector(
             unknown.
     """
     transformers = transformers_package()
+    if pretrained and is_kind(name):
+        raise InputError(
+            f"hf/{name} is a kind of model and has no weights; name a model of the hub or a folder, or set pretrained to "
+            "false"
+        )
     own = {key: value for key, value in options.items() if key in OWN_OPTIONS}
     asked = {key: value for key, value in options.items() if key not in OWN_OPTIONS}
     labels = {} if num_classes is None else {"num_labels": num_classes}
@@ -40,7 +45,7 @@ def build_hub_detector(
         config = _config(name, {**labels, **asked}, pretrained)
         if type(config) not in transformers.AutoModelForObjectDetection._model_mapping:
             raise InputError(f"hf/{name} is a {config.model_type}, which is no detector of boxes")
-        if pretrained and not is_kind(name):
+        if pretrained:
             inner = transformers.AutoModelForObjectDetection.from_pretrained(
                 name, config=config, ignore_mismatched_sizes=True
             )

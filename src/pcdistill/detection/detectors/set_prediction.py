@@ -68,7 +68,8 @@ class HubDetector(nn.Module):
     ) -> None:
         super().__init__()
         self.inner: Any = inner
-        self.kind: str = self.inner.config.model_type
+        config: Any = inner.config
+        self.kind = str(config.model_type)
         self.min_size = min_size
         self.max_size = max_size if max_size is not None else round(min_size * 1333 / 800)
         self.square = self.kind not in KEEP_PROPORTION if square is None else square
