@@ -35,8 +35,8 @@ def build_hub_detector(
     transformers = transformers_package()
     if pretrained and is_kind(name):
         raise InputError(
-            f"hf/{name} is a kind of model and has no weights; name a model of the hub or a folder, or set pretrained to "
-            "false"
+            f"hf/{name} is a kind of model and has no weights; name a model of the hub or a folder, or set pretrained "
+            "to false"
         )
     own = {key: value for key, value in options.items() if key in OWN_OPTIONS}
     asked = {key: value for key, value in options.items() if key not in OWN_OPTIONS}
