@@ -109,6 +109,13 @@ def _detection() -> Task:
     return Detection()
 
 
+def passed_detection(**passed: Any) -> Task:
+    """Detection on models and loaders: the fields of :class:`pcdistill.detection.passed.Passed`."""
+    from pcdistill.detection.passed import Passed, PassedDetection
+
+    return PassedDetection(Passed(**passed))
+
+
 TASKS: dict[str, Callable[[], Task]] = {"classification": _classification, "detection": _detection}
 
 
