@@ -388,6 +388,27 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Export:
+    """Write a run's student in the form that production reads, and compare it on real images."""
+
+    folder: Annotated[Positional[Path], arg(name="run", metavar="RUN", help_behavior_hint="")]
+    """A run's folder."""
+    to: Literal["onnx", "torch-export", "safetensors", "timm", "hf"] = "onnx"
+    """The form; detectors: onnx or safetensors."""
+    int8: Annotated[bool, FLAG] = False
+    """Also in 8-bit integers, calibrated on 256 training images (onnx, classifiers)."""
+    check: Annotated[str | None, flag("DATA")] = None
+    """Data to compare and calibrate on, with the student's classes; by default the run's own."""
+    out: Annotated[Path | None, flag("PATH")] = None
+    """The file, or for timm and hf the folder; by default in export/ of the run's folder."""
+
+    def run(self, command: str) -> None:
+        from pcdistill.commands.export import Export, export
+
+        export(self.folder, Export(self.to, self.int8, self.check, self.out), print)
+
+
+@dataclass(frozen=True)
 class List:
     """Names that can be used: methods, models, detectors, data sets, recipes."""
 
@@ -413,6 +434,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "tune": Tune,
     "cache": Cache,
     "evaluate": Evaluate,
+    "export": Export,
     "list": List,
     "demo": Demo,
 }
