@@ -409,6 +409,31 @@ class Export:
 
 
 @dataclass(frozen=True)
+class Predict:
+    """What a run's student says of image files: classes with probabilities, or boxes."""
+
+    folder: Annotated[Positional[Path], arg(name="run", metavar="RUN", help_behavior_hint="")]
+    """A run's folder."""
+    images: Annotated[Positional[tuple[str, ...]], arg(metavar="IMAGES", help_behavior_hint="")]
+    """Files, and folders, which are searched with all that is in them."""
+    format: Annotated[Literal["csv", "json", "coco", "yolo"] | None, flag("csv|json|coco|yolo")] = None
+    """csv or json for classifiers; csv, coco or yolo for detectors."""
+    out: Annotated[Path | None, flag("PATH")] = None
+    """Write to this file, for yolo to this folder; by default it is printed."""
+    draw: Annotated[Path | None, flag("FOLDER")] = None
+    """Also draw the answers on the images, into this folder."""
+    top_k: int = 1
+    """Classes per image (classifiers)."""
+    score: Annotated[float | None, flag("X")] = None
+    """Leave out boxes below it (detectors; by default 0.3, for coco 0)."""
+
+    def run(self, command: str) -> None:
+        from pcdistill.commands.predict import Predict, predict
+
+        print(predict(self.folder, self.images, Predict(self.format, self.out, self.draw, self.top_k, self.score)))
+
+
+@dataclass(frozen=True)
 class List:
     """Names that can be used: methods, models, detectors, data sets, recipes."""
 
@@ -435,6 +460,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "cache": Cache,
     "evaluate": Evaluate,
     "export": Export,
+    "predict": Predict,
     "list": List,
     "demo": Demo,
 }

@@ -68,10 +68,14 @@ class Student:
         return self.metadata.get("image_size") if self.detects else None
 
     @property
-    def categories(self) -> list[int]:
+    def categories(self) -> list[int | str]:
         """The data's own number of each class; for data that have none, from 1."""
         found = self.metadata.get("category_ids")
         return list(found) if found else list(range(1, len(self.classes) + 1))
+
+    def pixels(self, path: str) -> Tensor:
+        """An image file, [3, H, W] uint8."""
+        return ImageFiles([path]).read(0)
 
     def read(self, path: str) -> tuple[Tensor, tuple[int, int]]:
         """An image file as the model reads it, and its own height and width.
@@ -79,7 +83,7 @@ class Student:
         Raises:
             InputError: the file cannot be read.
         """
-        pixels = ImageFiles([path]).read(0)
+        pixels = self.pixels(path)
         size = (int(pixels.shape[1]), int(pixels.shape[2]))
         return (scaled_image(pixels, self.bound) if self.preprocess is None else self.preprocess(pixels)), size
 

@@ -65,8 +65,8 @@ class Preprocess:
             wanted = (self.size, self.size)
             image = F.interpolate(image, size=wanted, mode="bilinear", antialias=True, align_corners=False)
         mean, std = (torch.tensor(values, dtype=torch.float64).view(-1, 1, 1) for values in (self.mean, self.std))
-        normalised: Tensor = image * (1 / (255 * std)).float() - (mean / std).float()
-        return normalised.squeeze(0)
+        normalised: Tensor = (image * (1 / (255 * std)).float() - (mean / std).float()).squeeze(0)
+        return normalised
 
 
 def grey(pixels: Tensor) -> Tensor:
