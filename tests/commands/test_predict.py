@@ -53,12 +53,12 @@ def test_a_classifier_says_of_files_what_evaluation_computes(tmp_path):
 
 def test_json_and_drawn_images(tmp_path):
     _, _, root = classifier(tmp_path)
-    files = [str(root / "test" / NAMES[2] / "bild 0.png"), str(root / "test" / NAMES[0])]
+    files = [str(root / "train" / NAMES[2] / "bild 7.png"), str(root / "test" / NAMES[0])]
     out = tmp_path / "neu" / "answers.json"
     said = predict(tmp_path / "run", files, Predict("json", out=out, draw=tmp_path / "drawn"))
     found = json.loads(out.read_text(encoding="utf-8"))
     assert said == f"written: {out}, 5 images"
-    assert [one["file"] for one in found] == ["bild 0.png", *(f"bild {i}.png" for i in range(4))]
+    assert [one["file"] for one in found] == ["bild 7.png", *(f"bild {i}.png" for i in range(4))]
     assert all(0 < one["predictions"][0]["probability"] <= 1 for one in found)
     with Image.open(tmp_path / "drawn" / "bild 3.png") as picture:
         assert picture.height > picture.width * 0.5

@@ -88,7 +88,7 @@ def predict(run: Path, images: Sequence[str], plan: Predict) -> str:
     form = _form(student, plan)
     files = find_files(images)
     if form == "yolo" or plan.draw is not None:
-        _refuse_one_name(files)
+        _refuse_one_name(files, whole=form != "yolo")
     unreadable: list[str] = []
     answers = list(_answers(student, files, plan, unreadable))
     text = FORMS[form](student, answers, plan) if answers else ""
@@ -139,11 +139,11 @@ def find_files(images: Sequence[str]) -> list[File]:
     return found
 
 
-def _refuse_one_name(files: Sequence[File]) -> None:
+def _refuse_one_name(files: Sequence[File], *, whole: bool) -> None:
     """Raise InputError where the files that are made for two images would have one name."""
     seen: dict[Path, str] = {}
     for file in files:
-        path = Path(file.name).with_suffix("")
+        path = Path(file.name) if whole else Path(file.name).with_suffix("")
         if path in seen:
             raise InputError(f"{seen[path]} and {file.path} would be written under one name; predict them one by one")
         seen[path] = file.path

@@ -71,5 +71,5 @@ class Preprocess:
 
 def grey(pixels: Tensor) -> Tensor:
     """[3, H, W] uint8 to [1, H, W] uint8; grey pixels keep their value."""
-    red, green, blue = pixels.int()
-    return ((LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue + 2**15) >> 16).to(torch.uint8)[None]
+    weights = torch.tensor(LUMA, dtype=torch.int32)[:, None, None]
+    return ((weights * pixels.int()).sum(dim=0, keepdim=True) + 2**15 >> 16).to(torch.uint8)
