@@ -434,6 +434,31 @@ class Predict:
 
 
 @dataclass(frozen=True)
+class Bench:
+    """Latency and throughput of a run's student and teacher, or of any model, eager, compiled, in ONNX and int8."""
+
+    what: Annotated[Positional[str], arg(name="run", metavar="RUN|MODEL", help_behavior_hint="")]
+    """A run's folder, whose page and card then show the table; or a classifier's name."""
+    batch_size: int = 64
+    """Images of a batch, for the throughput."""
+    image_size: Annotated[int | None, flag("N")] = None
+    """Side of the images in pixels; by default the run's, or 224 (cifar/: 32)."""
+    programs: str = "eager,compiled,onnx,int8"
+    """What to measure: names with commas between."""
+    seconds: float = 2.0
+    """How long each figure is measured."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where eager and compiled models run; ONNX Runtime runs on the CPU."""
+
+    def run(self, command: str) -> None:
+        from pcdistill.commands.bench import Bench, bench
+
+        programs = tuple(name.strip() for name in self.programs.split(",") if name.strip())
+        plan = Bench(self.batch_size, self.image_size, programs, self.seconds, self.device)
+        print(bench(self.what, plan, lambda line: print(line, file=sys.stderr)))
+
+
+@dataclass(frozen=True)
 class List:
     """Names that can be used: methods, models, detectors, data sets, recipes."""
 
@@ -461,6 +486,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate": Evaluate,
     "export": Export,
     "predict": Predict,
+    "bench": Bench,
     "list": List,
     "demo": Demo,
 }
