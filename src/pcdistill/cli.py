@@ -388,6 +388,77 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Export:
+    """Write a run's student in the form that production reads, and compare it on real images."""
+
+    folder: Annotated[Positional[Path], arg(name="run", metavar="RUN", help_behavior_hint="")]
+    """A run's folder."""
+    to: Literal["onnx", "torch-export", "safetensors", "timm", "hf"] = "onnx"
+    """The form; detectors: onnx or safetensors."""
+    int8: Annotated[bool, FLAG] = False
+    """Also in 8-bit integers, calibrated on 256 training images (onnx, classifiers)."""
+    check: Annotated[str | None, flag("DATA")] = None
+    """Data to compare and calibrate on, with the student's classes; by default the run's own."""
+    out: Annotated[Path | None, flag("PATH")] = None
+    """The file, or for timm and hf the folder; by default in export/ of the run's folder."""
+
+    def run(self, command: str) -> None:
+        from pcdistill.commands.export import Export, export
+
+        export(self.folder, Export(self.to, self.int8, self.check, self.out), print)
+
+
+@dataclass(frozen=True)
+class Predict:
+    """What a run's student says of image files: classes with probabilities, or boxes."""
+
+    folder: Annotated[Positional[Path], arg(name="run", metavar="RUN", help_behavior_hint="")]
+    """A run's folder."""
+    images: Annotated[Positional[tuple[str, ...]], arg(metavar="IMAGES", help_behavior_hint="")]
+    """Files, and folders, which are searched with all that is in them."""
+    format: Annotated[Literal["csv", "json", "coco", "yolo"] | None, flag("csv|json|coco|yolo")] = None
+    """csv or json for classifiers; csv, coco or yolo for detectors."""
+    out: Annotated[Path | None, flag("PATH")] = None
+    """Write to this file, for yolo to this folder; by default it is printed."""
+    draw: Annotated[Path | None, flag("FOLDER")] = None
+    """Also draw the answers on the images, into this folder."""
+    top_k: int = 1
+    """Classes per image (classifiers)."""
+    score: Annotated[float | None, flag("X")] = None
+    """Leave out boxes below it (detectors; by default 0.3, for coco 0)."""
+
+    def run(self, command: str) -> None:
+        from pcdistill.commands.predict import Predict, predict
+
+        print(predict(self.folder, self.images, Predict(self.format, self.out, self.draw, self.top_k, self.score)))
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Latency and throughput of a run's student and teacher, or of any model, eager, compiled, in ONNX and int8."""
+
+    what: Annotated[Positional[str], arg(name="run", metavar="RUN|MODEL", help_behavior_hint="")]
+    """A run's folder, whose page and card then show the table; or a classifier's name."""
+    batch_size: int = 64
+    """Images of a batch, for the throughput."""
+    image_size: Annotated[int | None, flag("N")] = None
+    """Side of the images in pixels; by default the run's, or 224 (cifar/: 32)."""
+    programs: str = "eager,compiled,onnx,int8"
+    """What to measure: names with commas between."""
+    seconds: float = 2.0
+    """How long each figure is measured."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where eager and compiled models run; ONNX Runtime runs on the CPU."""
+
+    def run(self, command: str) -> None:
+        from pcdistill.commands.bench import Bench, bench
+
+        programs = tuple(name.strip() for name in self.programs.split(",") if name.strip())
+        plan = Bench(self.batch_size, self.image_size, programs, self.seconds, self.device)
+        print(bench(self.what, plan, lambda line: print(line, file=sys.stderr)))
+
+
+@dataclass(frozen=True)
 class List:
     """Names that can be used: methods, models, detectors, data sets, recipes."""
 
@@ -413,6 +484,9 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "tune": Tune,
     "cache": Cache,
     "evaluate": Evaluate,
+    "export": Export,
+    "predict": Predict,
+    "bench": Bench,
     "list": List,
     "demo": Demo,
 }

@@ -15,7 +15,9 @@ from pcdistill.classification.data import Data, build_data
 from pcdistill.classification.distiller import ClassificationDistiller
 from pcdistill.classification.features import tap
 from pcdistill.classification.metrics import evaluate, top1_metric
-from pcdistill.data.loader import Stream
+from pcdistill.data.loader import SplitBatches, Stream
+from pcdistill.data.preprocess import Preprocess
+from pcdistill.data.readers import ItemReader
 from pcdistill.distillation.cache_store import read_state
 from pcdistill.distillation.folding import fold_batchnorm
 from pcdistill.distillation.head import copy_head
@@ -112,10 +114,13 @@ class Classification:
         return {"test": data.test, "val": data.val, "train": data.train_eval}
 
     def metadata(self, data: Any) -> dict[str, Any]:
-        return {"classes": list(data.classes), "mean": data.mean, "std": data.std}
+        files = isinstance(data.val, SplitBatches) and isinstance(data.val.reader, ItemReader)
+        shown = Preprocess.evaluation(data.image_size, data.mean, data.std, files=files)
+        return {"classes": list(data.classes), **shown.metadata()}
 
     def finish(self, out: Path, distiller: Any, student: nn.Module, data: Any) -> None:
-        """Nothing is left behind but what every run leaves."""
+        """What other libraries need to load the student."""
+        models.save_config(student, out, self.metadata(data))
 
     def draw_run(self, out: Path, *, missing_only: bool = False) -> None:
         """A classifier's run has no pictures."""

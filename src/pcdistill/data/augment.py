@@ -114,7 +114,7 @@ def augment_image(image: Tensor, augment: Augment | None, size: int, fill: Tenso
     if augment is not None and augment.resized_crop:
         image = v2.RandomResizedCrop(size, AREA_RANGE, RATIO_RANGE, antialias=True)(image)
     else:
-        short = size if augment is not None and augment != Augment() else round(size * 256 / 224)
+        short = size if augment is not None and augment != Augment() else short_side(size)
         image = vf.center_crop(vf.resize(image, [short], antialias=True), [size, size])
     if augment is None:
         return image
@@ -129,6 +129,11 @@ def augment_image(image: Tensor, augment: Augment | None, size: int, fill: Tenso
         u[0, [CUT_Y, CUT_X]] = torch.rand(2)
         image = _cutout(image[None], augment.cutout, u, fill)[0]
     return image
+
+
+def short_side(size: int) -> int:
+    """What evaluation scales the short side of a file's image to, before it cuts out the middle."""
+    return round(size * 256 / 224)
 
 
 def _shifted_crop(images: Tensor, padding: int, u: Tensor) -> Tensor:

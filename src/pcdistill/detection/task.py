@@ -85,7 +85,9 @@ class Detection:
         return {"test": data.test, "val": data.val}
 
     def metadata(self, data: Any) -> dict[str, Any]:
-        return {"classes": list(data.classes), "task": "detection", "image_size": data.image_size}
+        ids = getattr(data, "category_ids", ())  # the data's own, where its format has such
+        own = {"category_ids": list(ids)} if ids else {}
+        return {"classes": list(data.classes), "task": "detection", "image_size": data.image_size, **own}
 
     def finish(self, out: Path, distiller: Any, student: nn.Module, data: Any) -> None:
         """samples.npz, from which the pictures are drawn."""

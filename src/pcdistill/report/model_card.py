@@ -13,6 +13,7 @@ from pcdistill.report._folder import Run, read_run
 from pcdistill.report._format import SPLITS, count, metric_name, number, shown
 from pcdistill.report.rows import aligned
 from pcdistill.report.run_page import COLUMNS, data_name, metric_of, name_of, trained_alone
+from pcdistill.report.speed import read_speed, speed_cells, speed_notes
 
 WEIGHTS = "student.safetensors"
 
@@ -47,6 +48,7 @@ def write_model_card(run_dir: Path, result: dict[str, Any] | None = None) -> str
         "",
         *_metrics(run),
         "",
+        *_speed(run),
         "## Use",
         "",
         "```python",
@@ -137,6 +139,15 @@ def _metrics(run: Run) -> list[str]:
         "",
         f"The best epoch was chosen by val/{metric} on validation images, without the test set.",
     ]
+
+
+def _speed(run: Run) -> list[str]:
+    """What `pcdistill bench` measured, where it did."""
+    found = read_speed(run.path)
+    if found is None:
+        return []
+    notes = [f"- {_plain(note)}" for note in speed_notes(found)]
+    return ["## Speed", "", *aligned(speed_cells(found)), "", *notes, ""]
 
 
 def _usage(run: Run, student: str) -> list[str]:
