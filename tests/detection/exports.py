@@ -182,7 +182,16 @@ def coco_gaps(root: Path) -> str:
 # VOC
 
 
-def xml_text(boxes: list[Box], *, filename: str = "", path: str = "", size: bool = True, first: int = 1, **more) -> str:
+def xml_text(
+    boxes: list[Box],
+    *,
+    filename: str = "",
+    path: str = "",
+    size: bool = True,
+    first: int = 1,
+    decimal: bool = False,
+    **more,
+) -> str:
     """A VOC xml: corners count from `first`; `more` are texts of every object."""
     width, height = (WIDTH, HEIGHT) if size else (0, 0)
     lines = ["<annotation>", f"<filename>{filename}</filename>" if filename else ""]
@@ -190,6 +199,8 @@ def xml_text(boxes: list[Box], *, filename: str = "", path: str = "", size: bool
     lines += [f"<size><width>{width}</width><height>{height}</height><depth>3</depth></size>"]
     for label, x0, y0, x1, y1 in boxes:
         corners = {"xmin": x0 + first, "ymin": y0 + first, "xmax": x1, "ymax": y1}
+        if decimal:
+            corners = {key: float(value) for key, value in corners.items()}
         texts = "".join(f"<{key}>{value}</{key}>" for key, value in {"name": label, **more}.items())
         inside = "".join(f"<{key}>{value}</{key}>" for key, value in corners.items())
         lines.append(f"<object>{texts}<bndbox>{inside}</bndbox></object>")
@@ -230,11 +241,14 @@ def voc_trainval(root: Path) -> str:
 
 
 def voc_cvat(root: Path) -> str:
+    """As CVAT 2 and Datumaro 1.13 write it: edges as decimals, and no xml for an image without boxes."""
     pictures(root / "JPEGImages", everything())
     write_list(root / "ImageSets" / "Main" / "default.txt", everything())
     (root / "labelmap.txt").write_text("# label:color_rgb:parts:actions\ncat:250,50,83::\ndog:50,50,250::\n")
     for stem, boxes in everything().items():
-        write_xml(root / "Annotations" / f"{stem}.xml", boxes, filename=f"{stem}.jpg", difficult=0, occluded=0)
+        more = {"filename": f"{stem}.jpg", "first": 0, "decimal": True, "difficult": 0, "occluded": 0}
+        if boxes:
+            write_xml(root / "Annotations" / f"{stem}.xml", boxes, **more)
     return f"voc:{root}"
 
 

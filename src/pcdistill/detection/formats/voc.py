@@ -23,6 +23,7 @@ from pcdistill.errors import InputError
 
 LAYOUT = "Annotations/, JPEGImages/ and ImageSets/Main/"
 YES = ("1", "true", "yes")
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
 MOST_BYTES = 16 * 2**20  # of one xml file, which describes one image
 
 Row = tuple[tuple[float, float, float, float], str, float, int]
@@ -30,12 +31,15 @@ Row = tuple[tuple[float, float, float, float], str, float, int]
 
 @dataclass
 class XmlImage:
-    """One xml file: the image's names in it, its size, and corners as they stand, class, area (NaN) and difficult."""
+    """One xml file: the image's names in it, its size, and corners as they stand, class, area (NaN) and difficult.
 
-    file: Path
+    `decimal`: every corner is written with a point.
+    """
+
     names: list[str]
     size: Size | None
     rows: list[Row]
+    decimal: bool = True
 
 
 @dataclass
@@ -44,7 +48,7 @@ class Group:
 
     origin: str
     where: Path
-    files: list[tuple[Path, str, ImageFinder]]  # file, name of the image without extension, where images may be
+    files: list[tuple[Path | None, str, ImageFinder]]  # file, name of the image without extension, where images may be
 
 
 def find_voc(root: Path) -> dict[str, Group]:
@@ -87,20 +91,25 @@ def read_voc(groups: dict[str, Group], root: Path) -> DetectionSet:
     """Read the xml files of a set's splits. Classes are the names that occur, in the order of the alphabet.
 
     Objects marked difficult count as crowd: neither learnt nor held against a detector. Corners count from 1 there and
-    include the last pixel: columns a..b become the edges a - 1 and b. A set that has a corner below 1 cannot count so;
-    its corners are taken to be edges already, as CVAT writes them.
+    include the last pixel: columns a..b become the edges a - 1 and b. Where a corner is below 1, or all are decimals, they
+    are edges already, as CVAT writes them. An image that CVAT lists without an xml file has no boxes.
 
     Raises:
         InputError: broken or incomplete xml, missing or unreadable images.
     """
-    read = {split: [_read_xml(file) for file, *_ in group.files] for split, group in groups.items()}
+    read = {
+        split: [_read_xml(file) if file else XmlImage([], None, []) for file, *_ in group.files]
+        for split, group in groups.items()
+    }
     every = [row for images in read.values() for image in images for row in image.rows]
     classes = tuple(sorted({row[1] for row in every}))
     label_of = {name: k for k, name in enumerate(classes, start=1)}
-    first = 0.0 if any(min(row[0][:2]) < 1 for row in every) else 1.0
+    decimal = bool(every) and all(image.decimal for images in read.values() for image in images)
+    first = 0.0 if decimal or any(min(row[0][:2]) < 1 for row in every) else 1.0
     notes = []
     if first == 0:
-        notes.append(Note("repaired", f"{root}: some corners are below 1, so corners do not count from 1 here"))
+        why = "all corners are decimals" if decimal else "a corner is below 1"
+        notes.append(Note("repaired", f"{root}: {why}: corners are taken as edges, not as pixels counted from 1"))
     splits, origins = {}, {}
     for split, group in groups.items():
         raw = RawSplit(group.where, group.origin, [])
@@ -114,6 +123,10 @@ def read_voc(groups: dict[str, Group], root: Path) -> DetectionSet:
                 for (x0, y0, x1, y1), name, area, hard in image.rows
             ]
             raw.images.append(RawImage(path.name if path else [*image.names, stem][0], path, image.size, number, rows))
+        if without := sum(file is None for file, *_ in group.files):
+            raw.notes.append(
+                Note("warning", f"{group.where}: {without} listed images have no xml file, and so no boxes")
+            )
         if respelled:
             raw.notes.append(Note("repaired", f"{group.where}: {respelled} images were found under another spelling"))
         if other:
@@ -164,8 +177,8 @@ def _entries(path: Path, folder: Path) -> list[str]:
     return found
 
 
-def _xml(folder: Path, split: str, entry: str, listing: Path) -> Path:
-    """The xml file of a list's entry, which may have an extension of an image."""
+def _xml(folder: Path, split: str, entry: str, listing: Path) -> Path | None:
+    """The xml file of a list's entry, which may have an extension of an image; CVAT writes none without boxes."""
     bases = [folder / "Annotations", *(folder / "Annotations" / name for name in (*SPLITS[split], "default"))]
     for name in (entry, str(PurePosixPath(entry).with_suffix(""))):
         for base in bases:
@@ -175,6 +188,8 @@ def _xml(folder: Path, split: str, entry: str, listing: Path) -> Path:
                     return path
             except (OSError, ValueError):  # no name of a file at all
                 break
+    if listing.stem == "default" or (folder / "labelmap.txt").is_file():
+        return None
     raise InputError(
         f"{listing}: the image list names {shown(entry)[1:-1]}, but {folder / 'Annotations'} has no such xml file"
     )
@@ -233,12 +248,13 @@ def _read_xml(file: Path) -> XmlImage:
         raise
     except (ET.ParseError, ValueError, LookupError) as error:  # LookupError: an encoding that Python does not know
         raise InputError(f"{file}: not a VOC annotation: {error}") from None
-    return XmlImage(file, names, size, rows)
+    corners = [item.findtext(f"bndbox/{key}") or "" for item in root.iter("object") for key in CORNERS]
+    return XmlImage(names, size, rows, all("." in text for text in corners))
 
 
 def _rows(root: Any, file: Path) -> Iterator[Row]:
     for i, item in enumerate(root.iter("object")):
-        x0, y0, x1, y1 = (number_of(_text(item, f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax"))
+        x0, y0, x1, y1 = (number_of(_text(item, f"bndbox/{key}")) for key in CORNERS)
         name = check_name(_text(item, "name"), f"{file}: object {i}: <name>")
         hard = (item.findtext("difficult") or "").strip().lower() in YES
         yield (x0, y0, x1, y1), name, float("nan"), int(hard)
