@@ -107,9 +107,7 @@ def read_coco(files: dict[str, Path], root: Path) -> DetectionSet:
     notes = []
     above = _root_category(list(trees.values()))
     if above is not None:
-        notes.append(
-            Note("left out", f"{root}: the category {above!r}, which has no boxes and stands above all others")
-        )
+        notes.append(Note("left out", f"{root}: the category {above!r}, without boxes and above all others"))
         for tree in trees.values():
             tree.categories = [c for c in tree.categories if not (c.name == above and c.above in (None, "", "none"))]
     for tree in trees.values():

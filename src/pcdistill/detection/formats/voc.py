@@ -91,8 +91,8 @@ def read_voc(groups: dict[str, Group], root: Path) -> DetectionSet:
     """Read the xml files of a set's splits. Classes are the names that occur, in the order of the alphabet.
 
     Objects marked difficult count as crowd: neither learnt nor held against a detector. Corners count from 1 there and
-    include the last pixel: columns a..b become the edges a - 1 and b. Where a corner is below 1, or all are decimals, they
-    are edges already, as CVAT writes them. An image that CVAT lists without an xml file has no boxes.
+    include the last pixel: columns a..b become the edges a - 1 and b. Where a corner is below 1, or all are decimals,
+    they are edges already, as CVAT writes them. An image that CVAT lists without an xml file has no boxes.
 
     Raises:
         InputError: broken or incomplete xml, missing or unreadable images.
@@ -124,9 +124,7 @@ def read_voc(groups: dict[str, Group], root: Path) -> DetectionSet:
             ]
             raw.images.append(RawImage(path.name if path else [*image.names, stem][0], path, image.size, number, rows))
         if without := sum(file is None for file, *_ in group.files):
-            raw.notes.append(
-                Note("warning", f"{group.where}: {without} listed images have no xml file, and so no boxes")
-            )
+            raw.notes.append(Note("warning", f"{group.where}: {without} images have no xml file, and so no boxes"))
         if respelled:
             raw.notes.append(Note("repaired", f"{group.where}: {respelled} images were found under another spelling"))
         if other:

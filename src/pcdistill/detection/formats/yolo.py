@@ -297,6 +297,5 @@ def _box(values: Sequence[float], keypoints: bool, where: str) -> tuple[float, f
         return x - width / 2, y - height / 2, x + width / 2, y + height / 2
     if len(values) >= 6 and len(values) % 2 == 0:
         return min(values[0::2]), min(values[1::2]), max(values[0::2]), max(values[1::2])
-    raise InputError(
-        f"{where} must have a class and 4 numbers, or a polygon of at least 3 points; it has {len(values) + 1}"
-    )
+    count = len(values) + 1
+    raise InputError(f"{where} must be a class and 4 numbers, or the points of a polygon; it has {count} numbers")
