@@ -252,7 +252,10 @@ def build_detection_data(config: DataConfig, stream: Stream) -> DetectionData:
     for note in found.notes:
         if note.told:
             warnings.warn(note.text, stacklevel=2)
-    splits, auto, image_size = _splits(config, found)
+    drawn = found.format == "drawn"
+    splits = {split: split_of(config, found, split) for split in found.splits}
+    image_size = config.image_size or (DIGITS_SIZE if drawn else None)
+    auto = "photometric" if drawn else "flip"
     names = _augmentations(auto if config.augment == "auto" else config.augment)
     fingerprint = _fingerprint(found.classes, splits)
     if config.limit is not None:
@@ -271,8 +274,8 @@ def build_detection_data(config: DataConfig, stream: Stream) -> DetectionData:
     return DetectionData(config.name, found.classes, train, val, test, fingerprint, image_size, ids, origins)
 
 
-def open_set(config: DataConfig) -> DetectionSet:
-    """The set that `config.name` names, with all three splits: those that the files lack are made.
+def open_set(config: DataConfig, *, fill: bool = True) -> DetectionSet:
+    """The set that `config.name` names, with all three splits: those that the files lack are made, unless not `fill`.
 
     Raises:
         InputError: unknown name, or anything wrong with the files.
@@ -285,18 +288,18 @@ def open_set(config: DataConfig) -> DetectionSet:
         ids = tuple(range(len(digits_detection.CLASSES)))
         return DetectionSet("drawn", digits_detection.CLASSES, ids, drawn, dict.fromkeys(drawn, "drawn"))
     found = read_set(*_place(config.name, config.root))
+    if not fill:
+        return found
     records, origins = dict(found.splits), dict(found.origins)
     _fill_splits(records, origins, config.val_fraction)
     return replace(found, splits=records, origins=origins)
 
 
-def _splits(config: DataConfig, found: DetectionSet) -> tuple[dict[str, DetectionSplit], str, int | None]:
-    """Splits, what "auto" augments, and the side or bound of the images."""
+def split_of(config: DataConfig, found: DetectionSet, split: str) -> DetectionSplit:
+    """The images of one split of a set that `open_set` gave."""
     if found.format == "drawn":
-        image_size = config.image_size or DIGITS_SIZE
-        return {split: _digits(split, image_size) for split in found.splits}, "photometric", image_size
-    splits = {split: DetectionSplit(of, image_size=config.image_size) for split, of in found.splits.items()}
-    return splits, "flip", config.image_size
+        return _digits(split, config.image_size or DIGITS_SIZE)
+    return DetectionSplit(found.splits[split], image_size=config.image_size)
 
 
 def augmented(image: Tensor, target: Target, names: Sequence[str], generator: torch.Generator) -> tuple[Tensor, Target]:
