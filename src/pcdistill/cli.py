@@ -391,13 +391,13 @@ class Evaluate:
 class CheckData:
     """What a data set holds, what was repaired or left out in reading it, what looks wrong; a page of samples."""
 
-    data: Annotated[Positional[str], arg(metavar="DATA"), Key("name")]
+    data: Annotated[Positional[str], arg(metavar="DATA"), Key("data.name")]
     """As for --data: a name, a folder, an .npz file, or coco:, voc: or yolo: and a folder or annotation file."""
     task: Annotated[Literal["classification", "detection"] | None, flag("classification|detection")] = None
     """What the data is for; by default what it looks like."""
     samples: int = 12
     """Images on the page."""
-    val_fraction: Annotated[float | None, flag("X"), Key("val_fraction")] = None
+    val_fraction: Annotated[float | None, flag("X"), Key("data.val_fraction")] = None
     """Share of the training images that validation gets if the data has none."""
     out: Annotated[Path | None, flag("FILE")] = None
     """The page; by default in runs/."""
@@ -411,7 +411,8 @@ class CheckData:
 
         if self.val_fraction is not None and not 0 < self.val_fraction < 1:
             raise InputError(f"--val-fraction must be between 0 and 1, got {self.val_fraction:g}")
-        found = check_data(DataConfig(**keys_of(self)), self.task, self.samples)
+        config = DataConfig(**{key.removeprefix("data."): value for key, value in keys_of(self).items()})
+        found = check_data(config, self.task, self.samples)
         page = write_data_page(found, self.out or default_page(self.data))
         if self.json:
             print(json.dumps({**found.to_dict(), "page": str(page)}, indent=2))

@@ -165,3 +165,9 @@ def test_classification_page_shows_classes(folders):
 def test_the_page_has_a_name_of_the_data():
     assert default_page("coco:/a/b c").name == "check-data-coco-a-b-c.html"
     assert default_page("///").name == "check-data-data.html"
+
+
+def test_a_page_without_samples(tmp_path):
+    assert check(exports.coco_official(tmp_path), samples=0).samples == []
+    assert check("digits", samples=0).samples == []
+    assert len(check("digits", samples=4).samples) == 6  # as many of every split

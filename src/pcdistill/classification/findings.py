@@ -51,7 +51,7 @@ def classification_findings(config: DataConfig, samples: int) -> Findings:
     findings.samples = [
         _sample(name, part, int(part.rows[i]), source.classes)
         for name, part in parts.items()
-        for i in spread(len(part.rows), max(1, samples // len(parts)))
+        for i in spread(len(part.rows), -(-samples // len(parts)))
     ]
     return findings
 

@@ -47,7 +47,7 @@ def _samples(config: DataConfig, found: DetectionSet, wanted: int) -> list[Sampl
     samples = []
     for split, records in found.splits.items():
         with_boxes = [i for i, record in enumerate(records) if len(record.boxes)] or list(range(len(records)))
-        chosen = [with_boxes[i] for i in spread(len(with_boxes), max(1, wanted // len(found.splits)))]
+        chosen = [with_boxes[i] for i in spread(len(with_boxes), -(-wanted // len(found.splits)))]
         images = split_of(config, found, split)
         for i in chosen:
             record = records[i]
