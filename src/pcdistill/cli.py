@@ -54,7 +54,7 @@ class Common:
     """A shipped recipe's name (`pcdistill list recipes`) or a YAML file; by default one that fits the data."""
     data: Annotated[str | None, flag("NAME|FOLDER|FILE.npz"), Key("data.name")] = None
     """digits, cifar10, cifar100, torchvision/NAME, a folder of class folders, or an .npz file; for detection
-    digits-detection, coco:FOLDER or voc:FOLDER."""
+    digits-detection, coco:FOLDER, voc:FOLDER or yolo:data.yaml."""
     epochs: Annotated[int | None, flag("N"), Key("train.epochs")] = None
     """Length of the training."""
     batch_size: Annotated[int | None, flag("N"), Key("data.batch_size")] = None
@@ -459,6 +459,39 @@ class Bench:
 
 
 @dataclass(frozen=True)
+class CheckData:
+    """What a data set holds, what was repaired or left out in reading it, what looks wrong; a page of samples."""
+
+    data: Annotated[Positional[str], arg(metavar="DATA"), Key("data.name")]
+    """As for --data: a name, a folder, an .npz file, or coco:, voc: or yolo: and a folder or annotation file."""
+    task: Annotated[Literal["classification", "detection"] | None, flag("classification|detection")] = None
+    """What the data is for; by default what it looks like."""
+    samples: int = 12
+    """Images on the page."""
+    val_fraction: Annotated[float | None, flag("X"), Key("data.val_fraction")] = None
+    """Share of the training images that validation gets if the data has none."""
+    out: Annotated[Path | None, flag("FILE")] = None
+    """The page; by default in runs/."""
+    json: Annotated[bool, FLAG] = False
+    """Print JSON instead of text."""
+
+    def run(self, command: str) -> None:
+        from pcdistill.commands.check_data import check_data, default_page, findings_text
+        from pcdistill.recipe import DataConfig
+        from pcdistill.report.data_page import write_data_page
+
+        if self.val_fraction is not None and not 0 < self.val_fraction < 1:
+            raise InputError(f"--val-fraction must be between 0 and 1, got {self.val_fraction:g}")
+        config = DataConfig(**{key.removeprefix("data."): value for key, value in keys_of(self).items()})
+        found = check_data(config, self.task, self.samples)
+        page = write_data_page(found, self.out or default_page(self.data))
+        if self.json:
+            print(json.dumps({**found.to_dict(), "page": str(page)}, indent=2))
+        else:
+            print(f"{findings_text(found)}\nwritten: {page}")
+
+
+@dataclass(frozen=True)
 class List:
     """Names that can be used: methods, models, detectors, data sets, recipes."""
 
@@ -487,6 +520,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "export": Export,
     "predict": Predict,
     "bench": Bench,
+    "check-data": CheckData,
     "list": List,
     "demo": Demo,
 }

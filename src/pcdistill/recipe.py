@@ -302,7 +302,7 @@ def recipe_for(data: str) -> str:
     """The shipped recipe that fits the data when none is named."""
     if data in ("digits", "digits-detection"):
         return data
-    return "detection" if data.startswith(("coco:", "voc:")) else "default"
+    return "detection" if data.startswith(("coco:", "voc:", "yolo:")) else "default"
 
 
 def load_recipe(

@@ -81,10 +81,10 @@ def build_data(config: DataConfig, stream: Stream) -> Data:
     """
     _check(config, stream)
     source = open_source(config.name, root=config.root, download=config.download)
-    _check_classes(source, config.name)
+    check_source(source, config.name)
     channels, native = _shape(source, config.name, config.image_size)
     size = config.image_size or native
-    train_rows, rest, val_split, val_rows = _split(source, config)
+    train_rows, rest, val_split, val_rows = split_rows(source, config)
     mean, std = source.stats or _measure(cast(Tensor, source.train.images), train_rows)
     evaluation = Feed(
         num_classes=len(source.classes),
@@ -186,7 +186,7 @@ def _unlabelled(
     return UnlabelledBatches(reader, len(rows), feed, steps=steps, fingerprint=digest_of(fingerprint, rows))
 
 
-def _split(source: Source, config: DataConfig) -> tuple[Tensor, Tensor, Split, Tensor | None]:
+def split_rows(source: Source, config: DataConfig) -> tuple[Tensor, Tensor, Split, Tensor | None]:
     """Rows of the training images to train on, and those that `limit` leaves out; the split that holds validation, and
     its rows (None: all).
     """
@@ -225,7 +225,7 @@ def _check(config: DataConfig, stream: Stream) -> None:
         raise InputError(f"data.mixup and data.cutmix must be 0 or more, got {config.mixup} and {config.cutmix}")
 
 
-def _check_classes(source: Source, name: str) -> None:
+def check_source(source: Source, name: str) -> None:
     if len(source.classes) < 2:
         raise InputError(f"{name}: at least 2 classes are needed, got {len(source.classes)}")
     if len(set(source.classes)) != len(source.classes):

@@ -14,7 +14,9 @@ from pcdistill import models
 from pcdistill.classification.data import Data, build_data
 from pcdistill.classification.distiller import ClassificationDistiller
 from pcdistill.classification.features import tap
+from pcdistill.classification.findings import classification_findings
 from pcdistill.classification.metrics import evaluate, top1_metric
+from pcdistill.data.findings import Findings
 from pcdistill.data.loader import SplitBatches, Stream
 from pcdistill.data.preprocess import Preprocess
 from pcdistill.data.readers import ItemReader
@@ -29,7 +31,7 @@ from pcdistill.engine.placement import Placement
 from pcdistill.errors import InputError
 from pcdistill.models.heads import with_head
 from pcdistill.models.names import is_user_code
-from pcdistill.recipe import ModelConfig, Recipe, TeacherConfig, TrainConfig
+from pcdistill.recipe import DataConfig, ModelConfig, Recipe, TeacherConfig, TrainConfig
 
 GATE_SAMPLES = 2048
 
@@ -41,7 +43,7 @@ class Classification:
 
     def data(self, recipe: Recipe, accelerator: Accelerator) -> Data:
         config = recipe.data
-        if config.name == "digits-detection" or config.name.startswith(("coco:", "voc:")):
+        if config.name == "digits-detection" or config.name.startswith(("coco:", "voc:", "yolo:")):
             raise InputError(f"data: {config.name} holds boxes; set task: detection, or name the recipe detection")
         unlabelled = config.unlabelled_batch or config.batch_size
         micro = replace(
@@ -127,6 +129,9 @@ class Classification:
 
     def draw_comparison(self, out: Path, runs: Mapping[str, Path]) -> None:
         """A comparison of classifiers has none either."""
+
+    def findings(self, config: DataConfig, samples: int) -> Findings:
+        return classification_findings(config, samples)
 
     def model_names(self) -> list[str]:
         return models.list_models()

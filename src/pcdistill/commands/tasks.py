@@ -7,10 +7,11 @@ from typing import Any, Protocol
 from accelerate import Accelerator
 from torch import nn
 
+from pcdistill.data.findings import Findings
 from pcdistill.engine.console import Console
 from pcdistill.engine.loop import Metric
 from pcdistill.engine.placement import Placement
-from pcdistill.recipe import Recipe, TeacherConfig, TrainConfig
+from pcdistill.recipe import DataConfig, Recipe, TeacherConfig, TrainConfig
 
 
 class Task(Protocol):
@@ -90,6 +91,10 @@ class Task(Protocol):
 
     def draw_comparison(self, out: Path, runs: Mapping[str, Path]) -> None:
         """Pictures of a comparison; `runs` is a run's folder for each method."""
+        ...
+
+    def findings(self, config: DataConfig, samples: int) -> Findings:
+        """What there is to say about data before a training, with so many images to look at."""
         ...
 
     def model_names(self) -> list[str]:

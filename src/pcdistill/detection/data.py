@@ -1,4 +1,4 @@
-"""Data for detectors: `digits-detection`, COCO and VOC folders, as batches that are pure functions of the epoch.
+"""Data for detectors: `digits-detection`, and sets in COCO, VOC or YOLO format, as batches.
 
 Every image, augmentation and order follows from (seed, epoch, sample index) alone: a resumed run sees what the
 uninterrupted one would have seen, and each process of a distributed run takes its share of the same global batch.
@@ -6,8 +6,9 @@ uninterrupted one would have seen, and each process of a distributed run takes i
 
 import hashlib
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from pcdistill.data.contents import files_fingerprint, fingerprint_of
 from pcdistill.data.loader import Place, Stream
 from pcdistill.detection import digits as digits_detection
-from pcdistill.detection.formats import Record, read_folder
+from pcdistill.detection.formats import KINDS, DetectionSet, Record, read_set
 from pcdistill.errors import InputError, nearest
 from pcdistill.recipe import DataConfig
 
@@ -67,6 +68,8 @@ class DetectionData:
         fingerprint: changes with any image list, box or size.
         image_size: side of `digits-detection`'s images or the bound on the longer side; None for files as they are.
         contents: fingerprints of what the data set holds, by :func:`pcdistill.engine.fingerprint.words`' keys.
+        category_ids: the data's own id of each class; the names of images and their own ids stand in the records.
+        origins: where each split comes from, in words.
     """
 
     name: str
@@ -77,6 +80,8 @@ class DetectionData:
     fingerprint: str
     image_size: int | None = None
     contents: Mapping[str, str] = field(default_factory=dict)
+    category_ids: tuple[int | str, ...] = ()
+    origins: dict[str, str] = field(default_factory=dict)
 
 
 class DetectionSplit:
@@ -233,22 +238,29 @@ def build_detection_data(config: DataConfig, stream: Stream) -> DetectionData:
     images aside; which part does not depend on the seed.
 
     Args:
-        config: `name` is "digits-detection", a folder, or "coco:FOLDER" or "voc:FOLDER" to say what it is.
-            `batch_size` and `eval_batch_size` are of the global batch. `image_size` is the side of the images that
-            `digits-detection` draws (96); for folders a bound on the longer side, to which images and boxes are scaled
-            down before anything else (AP by size is then of the scaled boxes). `limit` keeps so many training images.
-            `augment` is "none", "auto", or names out of flip, photometric and crop joined by "+"; auto is flip for
-            folders and photometric for digits, which must not be mirrored. `workers` are processes that decode and
-            augment; None takes some for training images that are decoded at every step. `root` is a folder that
-            relative names are looked up in. `seed` and what is for classifiers alone are not looked at.
+        config: `name` is "digits-detection", a folder or annotation file, or one with "coco:", "voc:" or "yolo:" in
+            front to say what it is. `batch_size` and `eval_batch_size` are of the global batch. `image_size` is the
+            side of the images that `digits-detection` draws (96); for files a bound on the longer side, to which images
+            and boxes are scaled down before anything else (AP by size is then of the scaled boxes). `limit` keeps so
+            many training images. `augment` is "none", "auto", or names out of flip, photometric and crop joined by "+";
+            auto is flip for files and photometric for digits, which must not be mirrored. `workers` are processes that
+            decode and augment; None takes some for training images that are decoded at every step. `root` is a folder
+            that relative names are looked up in. `seed` and what is for classifiers alone are not looked at.
         stream: this process's part, with the seed of order and augmentation.
 
     Raises:
         InputError: unknown name, or anything wrong with the files.
     """
-    splits, classes, auto, image_size = _open(config)
+    found = open_set(config)
+    for note in found.notes:
+        if note.told:
+            warnings.warn(note.text, stacklevel=2)
+    drawn = found.format == "drawn"
+    splits = {split: split_of(config, found, split) for split in found.splits}
+    image_size = config.image_size or (DIGITS_SIZE if drawn else None)
+    auto = "photometric" if drawn else "flip"
     names = _augmentations(auto if config.augment == "auto" else config.augment)
-    fingerprint, contents = _fingerprint(classes, splits), _contents(classes, splits)
+    fingerprint, contents = _fingerprint(found.classes, splits), _contents(found.classes, splits)
     if config.limit is not None:
         splits["train"] = _limited(splits["train"], config.limit)
     workers = config.workers or 0
@@ -261,23 +273,46 @@ def build_detection_data(config: DataConfig, stream: Stream) -> DetectionData:
     train = DetectionBatches(
         splits["train"], batch_size=config.batch_size, stream=stream, train=True, augment=names, workers=workers
     )
-    return DetectionData(config.name, classes, train, val, test, fingerprint, image_size, contents)
+    return DetectionData(
+        config.name,
+        found.classes,
+        train,
+        val,
+        test,
+        fingerprint,
+        image_size,
+        contents,
+        found.category_ids,
+        found.origins,
+    )
 
 
-def _open(config: DataConfig) -> tuple[dict[str, DetectionSplit], tuple[str, ...], str, int | None]:
-    """Splits, classes, what "auto" augments, and the side or bound of the images."""
+def open_set(config: DataConfig, *, fill: bool = True) -> DetectionSet:
+    """The set that `config.name` names, with all three splits: those that the files lack are made, unless not `fill`.
+
+    Raises:
+        InputError: unknown name, or anything wrong with the files.
+    """
     if config.name == "digits-detection":
         image_size = config.image_size or DIGITS_SIZE
         if image_size < 48:
             raise InputError(f"data.image_size must be at least 48 for digits-detection, got {image_size}")
-        drawn = {split: _digits(split, image_size) for split in ("train", "val", "test")}
-        return drawn, digits_detection.CLASSES, "photometric", image_size
-    kind, folder = _place(config.name, config.root)
-    found = read_folder(folder, kind)
-    records = {split: annotations.records for split, annotations in found.items()}
-    _fill_splits(records, config.val_fraction)
-    splits = {split: DetectionSplit(of, image_size=config.image_size) for split, of in records.items()}
-    return splits, found["train"].classes, "flip", config.image_size
+        drawn = {split: _digits(split, image_size).records for split in ("train", "val", "test")}
+        ids = tuple(range(len(digits_detection.CLASSES)))
+        return DetectionSet("drawn", digits_detection.CLASSES, ids, drawn, dict.fromkeys(drawn, "drawn"))
+    found = read_set(*_place(config.name, config.root))
+    if not fill:
+        return found
+    records, origins = dict(found.splits), dict(found.origins)
+    _fill_splits(records, origins, config.val_fraction)
+    return replace(found, splits=records, origins=origins)
+
+
+def split_of(config: DataConfig, found: DetectionSet, split: str) -> DetectionSplit:
+    """The images of one split of a set that `open_set` gave."""
+    if found.format == "drawn":
+        return _digits(split, config.image_size or DIGITS_SIZE)
+    return DetectionSplit(found.splits[split], image_size=config.image_size)
 
 
 def augmented(image: Tensor, target: Target, names: Sequence[str], generator: torch.Generator) -> tuple[Tensor, Target]:
@@ -332,28 +367,30 @@ def _digits(split: str, image_size: int) -> DetectionSplit:
     return DetectionSplit(records, pixels)
 
 
-def _place(name: str, root: str | None) -> tuple[str | None, Path]:
-    """The kind that the name gives, and the folder."""
+def _place(name: str, root: str | None) -> tuple[Path, str | None]:
+    """The folder or file, and the kind that the name gives."""
     prefix, colon, rest = name.partition(":")
-    kind = prefix if colon and prefix in ("coco", "voc") else None
-    folder = Path(rest if kind else name).expanduser()
-    if root is not None and not folder.is_absolute():
-        folder = Path(root) / folder
-    if not folder.exists() and kind is None:
+    kind = prefix if colon and prefix in KINDS else None
+    path = Path(rest if kind else name).expanduser()
+    if root is not None and not path.is_absolute():
+        path = Path(root) / path
+    if not path.exists() and kind is None:
         raise InputError(
-            f'unknown detection data "{name}"{nearest(name, ["digits-detection"])}; it must be digits-detection or a '
-            "folder in COCO or VOC format"
+            f'unknown detection data "{name}"{nearest(name, ["digits-detection"])}; it must be digits-detection or '
+            "data in COCO, VOC or YOLO format (coco:FOLDER, voc:FOLDER, yolo:data.yaml)"
         )
-    return kind, folder
+    return path, kind
 
 
-def _fill_splits(records: dict[str, list[Record]], val_fraction: float) -> None:
-    """Make sure that there are train, val and test, without one image in two of them."""
+def _fill_splits(records: dict[str, list[Record]], origins: dict[str, str], val_fraction: float) -> None:
+    """Make sure that there are train, val and test, without one image in two of them; say where they come from."""
     if "test" not in records and "val" in records:
         records["test"] = records.pop("val")
+        origins["test"] = f"the validation split ({origins.pop('val')}), as there is no test split"
     for split in ("test", "val"):
         if split not in records:
             records["train"], records[split] = _set_aside(records["train"], val_fraction)
+            origins[split] = f"{val_fraction:.0%} of the training images, set aside, as there is no such split"
 
 
 def _set_aside(records: list[Record], fraction: float) -> tuple[list[Record], list[Record]]:

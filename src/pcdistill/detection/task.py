@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from pcdistill import models
+from pcdistill.data.findings import Findings
 from pcdistill.data.loader import Stream
 from pcdistill.detection import pictures
 from pcdistill.detection.data import DetectionData, build_detection_data
@@ -17,6 +18,7 @@ from pcdistill.detection.detectors.build import build_detector, comes_whole, lis
 from pcdistill.detection.detectors.pairing import PairingOptions
 from pcdistill.detection.detectors.table import adapter_of, register_user_adapters
 from pcdistill.detection.distiller import DetectionDistiller, DetectionObjective
+from pcdistill.detection.findings import detection_findings
 from pcdistill.detection.metrics import evaluate_detection
 from pcdistill.detection.samples import write_samples
 from pcdistill.detection.teacher import TeacherDetector
@@ -28,7 +30,7 @@ from pcdistill.errors import InputError
 from pcdistill.losses import Pyramid
 from pcdistill.methods import METHODS
 from pcdistill.models.names import is_user_code
-from pcdistill.recipe import ModelConfig, Recipe, TeacherConfig, TrainConfig
+from pcdistill.recipe import DataConfig, ModelConfig, Recipe, TeacherConfig, TrainConfig
 
 GATE_SAMPLES = 200
 WEAK_AP50 = 5.0  # percent: a teacher below this finds next to nothing
@@ -98,6 +100,9 @@ class Detection:
 
     def draw_comparison(self, out: Path, runs: Mapping[str, Path]) -> None:
         pictures.write_compare_pictures(out, runs)
+
+    def findings(self, config: DataConfig, samples: int) -> Findings:
+        return detection_findings(config, samples)
 
     def model_names(self) -> list[str]:
         return list_detectors()
