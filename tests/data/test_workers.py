@@ -82,6 +82,7 @@ def test_an_input_error_keeps_its_sentence(count):
     assert len(list(workers.run(number, [1, 2]))) == 2
 
 
+@pytest.mark.slow  # torch waits 5 s for the dead
 def test_a_process_that_is_killed_is_told_in_one_sentence():
     workers = Workers(1)
     with pytest.raises(
