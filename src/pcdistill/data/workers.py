@@ -107,7 +107,7 @@ def _settle(_: int) -> None:
     """Keeps a new process's memory small, and what it decodes into."""
     gc.freeze()  # what came from the parent stays shared: a collection writes to every object that it looks at
     # Pillow gives memory back after every picture; a third of the decoding time was page faults.
-    Image.core.set_blocks_max(4)  # of 16 MiB
+    Image.core.set_blocks_max(4)  # type: ignore[attr-defined]  # of 16 MiB
 
 
 def choose_workers(asked: int | None, num_images: int, world_size: int) -> int:

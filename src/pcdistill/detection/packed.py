@@ -84,5 +84,6 @@ class PackedSamples:
 
 
 def _joined(parts: Sequence[np.ndarray], dtype: type, columns: int | None = None) -> np.ndarray:
-    joined = np.concatenate([np.empty(0, dtype), *(part.ravel() for part in parts)]).astype(dtype, copy=False)
+    flat = np.concatenate([np.empty(0, dtype), *(part.ravel() for part in parts)])
+    joined: np.ndarray = flat.astype(dtype, copy=False)
     return joined if columns is None else joined.reshape(-1, columns)
