@@ -11,7 +11,7 @@ from urllib.parse import unquote
 import numpy as np
 from PIL import Image
 
-from pcdistill.data.sources import EXTENSIONS
+from pcdistill.data.files import EXTENSIONS
 from pcdistill.errors import InputError
 
 Size = tuple[int, int]
@@ -152,7 +152,10 @@ def _read_size(path: Path) -> ImageSize | None:
         return None
     if turned not in range(1, 9):
         turned = 1
-    return ImageSize((width, height), (height, width) if turned >= 5 else (width, height), turned)
+    turned_size = (height, width) if turned >= 5 else (width, height)
+    if picture.format == "TIFF":  # whose header Pillow turns by itself
+        return ImageSize(turned_size, (width, height), turned)
+    return ImageSize((width, height), turned_size, turned)
 
 
 def oriented(boxes: np.ndarray, size: ImageSize) -> np.ndarray:
