@@ -241,10 +241,11 @@ def _load_json(file: Path) -> dict[str, Any]:
         raise InputError(f"{file}: not valid JSON (line {error.lineno}: {error.msg}); is it cut off?") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{file}: not valid JSON: not UTF-8 text") from error
-    missing = [key for key in ("images", "annotations", "categories") if not isinstance(tree, dict) or key not in tree]
+    found: dict[str, Any] = tree if isinstance(tree, dict) else {}
+    missing = [key for key in ("images", "annotations", "categories") if key not in found]
     if missing:
         raise InputError(f"{file}: not in COCO format: it has no {', no '.join(missing)}")
-    return tree  # type: ignore[no-any-return]
+    return found
 
 
 def _check_unique(file: Path, what: str, values: Iterable[Any]) -> None:

@@ -49,6 +49,7 @@ def write_samples(path: Path, distiller: DetectionDistiller, student: nn.Module,
             arrays.update(_masks(term.loss, distiller, images, targets))
     student.train(was_training)
     beside = io.BytesIO()
+    # NumPy's types take any keyword for its own "allow_pickle".
     np.savez_compressed(beside, **arrays)  # type: ignore[arg-type]
     atomic_write(path, beside.getvalue())
 
@@ -72,8 +73,8 @@ def _masks(loss: DFMSDLoss, distiller: DetectionDistiller, images: list[Tensor],
     for i, (image, size) in enumerate(zip(images, batch.image_sizes, strict=True)):
         scale = (image.shape[1] / size[0], image.shape[2] / size[1])
         found[f"extent_{i}"] = np.array([height * scale[0], width * scale[1]])
-    strides = loss.align[loss.teacher_index].strides
-    for stride, (places, channels) in zip(strides, loss.masks(own, theirs, resized), strict=True):  # type: ignore[arg-type]
+    align: Any = loss.align[loss.teacher_index]
+    for stride, (places, channels) in zip(align.strides, loss.masks(own, theirs, resized), strict=True):
         for i in range(len(images)):
             found[f"mask_{i}_{stride}"] = places[i].cpu().numpy().astype(np.uint8)
             found[f"channels_{i}_{stride}"] = channels[i].cpu().numpy().astype(np.uint8)
