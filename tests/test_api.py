@@ -62,6 +62,13 @@ def test_student_and_history_come_back(teacher, loaders):
     assert 100 * float((student(x).argmax(1) == y).float().mean()) == pytest.approx(best)
 
 
+@pytest.mark.parametrize(("method", "expected"), [(None, "dist"), ("kd", "kd")])
+def test_what_is_not_said_is_as_in_the_recipe_default(teacher, loaders, method, expected):
+    found = run(teacher, loaders, method=method, epochs=1)
+    assert (found.summary["method"], found.summary["strength"]) == (expected, 4.0)
+    assert f"train/weight/{expected}" in found.history[0]
+
+
 def test_the_same_seed_gives_the_same_student(teacher, loaders):
     a, b = (run(teacher, loaders, seed=3).student.state_dict() for _ in range(2))
     assert all(torch.equal(a[key], b[key]) for key in a)

@@ -310,7 +310,7 @@ class Session:
         if self.teacher is not None and self.recipe.student.head == "teacher" and self.stored is None:
             self.console.say("the student's classifier starts from the teacher's")
         if self.distiller.student is not self.student:  # a method gave it a new head
-            self.student = self.distiller.student  # type: ignore[assignment]
+            self.student = self.distiller.get_submodule("student")
             facts = self.task.info(self.student, self.data)
             self.models["student"] = {"name": self.recipe.student.name, **facts}
 

@@ -191,8 +191,8 @@ class Trainer:
         """The modules on their device, the optimiser over them, and what averages, compiles or distributes them."""
         train, device = self.config, self.placement.device
         distiller.to(device)
-        self.student: nn.Module = self.placement.module(distiller.student)  # type: ignore[type-var,assignment]
-        self.objective: nn.Module = distiller.objective  # type: ignore[assignment]
+        self.student: nn.Module = self.placement.module(distiller.get_submodule("student"))
+        self.objective: Any = distiller.get_submodule("objective")
         if train.sync_batchnorm and self.accelerator.num_processes > 1 and device.type == "cuda":
             self.student = nn.SyncBatchNorm.convert_sync_batchnorm(self.student)
             distiller.student = self.student
@@ -311,7 +311,7 @@ class Trainer:
         self.lr = self.optim.lr * factor
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
-        self.objective.set_progress(  # type: ignore[operator]
+        self.objective.set_progress(
             progress=self.step / total,
             epoch=self.epoch + self.batch / len(self.batches),
             total_epochs=self.config.epochs,
