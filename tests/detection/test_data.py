@@ -401,5 +401,5 @@ def test_an_image_that_breaks_later_is_named(coco):
     data = detection_data(f"coco:{folder}", batch_size=2)
     assert isinstance(data.train, DetectionBatches)
     (folder / "images" / "val0.png").write_bytes((folder / "images" / "val0.png").read_bytes()[:60])
-    with pytest.raises(InputError, match=r"val0.png cannot be read as an image"):
+    with pytest.raises(InputError, match=r"the image .*val0.png cannot be read"):
         next(data.val.epoch(0))

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from pcdistill.data.augment import Augment, make_augment
+from pcdistill.data.files import ImageFiles
 from pcdistill.data.loader import Batch, Batches, Feed, LoaderBatches, SplitBatches, Stream, digest_of, seed_of
 from pcdistill.data.readers import ItemReader, MemoryReader
-from pcdistill.data.sources import ImageFiles, Source, Split, open_source, stratified
+from pcdistill.data.sources import Source, Split, open_source, stratified
 from pcdistill.data.unlabelled import REST, UnlabelledBatches, WithUnlabelled, open_unlabelled
+from pcdistill.data.workers import Workers, choose_workers
 from pcdistill.errors import InputError
 from pcdistill.recipe import DataConfig
 
@@ -118,6 +120,7 @@ class _Arrangement:
     def __init__(self, fingerprint: str, config: DataConfig, count: int) -> None:
         self.fingerprint, self.config, self.count = fingerprint, config, count
         self._placed: dict[int, Tensor] = {}
+        self._workers: dict[int, Workers] = {}
 
     def batches(self, split: Split, rows: Tensor | None, feed: Feed) -> SplitBatches:
         """The rows of a split, all where None, as they are."""
@@ -152,9 +155,14 @@ class _Arrangement:
             size=feed.image_size,
             fill=fill,
             seed=stream.seed,
-            workers=_workers(self.config.workers, max(len(rows), self.count), stream.world_size),
-            pin=where.type == "cuda",
+            workers=self._shared_workers(len(rows), stream),
         )
+
+    def _shared_workers(self, count: int, stream: Stream) -> Workers:
+        """The processes that read `count` images in turn with other splits."""
+        number = choose_workers(self.config.workers, max(count, self.count), stream.world_size)
+        pin = torch.device(stream.device).type == "cuda"
+        return self._workers.setdefault(number, Workers(number, pin=pin))
 
 
 def _unlabelled(
@@ -270,18 +278,7 @@ def _fingerprint(source: Source, rows: Tensor) -> str:
     elif isinstance(source.train.items, ImageFiles):
         # Names of all files, and sizes of some: reading a million of them would take minutes.
         paths = source.train.items.paths
-        common = os.path.commonpath([os.path.dirname(path) for path in paths])
+        common = os.path.commonpath({os.path.dirname(path) for path in paths})
         digest.update("\n".join(os.path.relpath(path, common) for path in paths).encode())
         digest.update(repr([os.path.getsize(path) for path in paths[:: max(1, len(paths) // 1000)]]).encode())
     return digest.hexdigest()
-
-
-def _workers(asked: int | None, num_images: int, world_size: int) -> int:
-    if asked is not None:
-        if asked < 0:
-            raise InputError(f"data.workers must be 0 or more, got {asked}")
-        return asked
-    if num_images < 1000:  # starting processes takes longer than reading
-        return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, cores // world_size)

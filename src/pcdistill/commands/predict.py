@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pcdistill.commands.drawing import draw_boxes, draw_class
 from pcdistill.commands.student import Student, open_student
-from pcdistill.data.sources import EXTENSIONS
+from pcdistill.data.files import EXTENSIONS
 from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.errors import InputError, PcdistillError
 

@@ -5,27 +5,24 @@ uninterrupted one would have seen, and each process of a distributed run takes i
 """
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from pcdistill.data.loader import Place, Stream
+from pcdistill.data.workers import FEW, Workers, choose_workers
 from pcdistill.detection import digits as digits_detection
 from pcdistill.detection.formats import Record, read_folder
+from pcdistill.detection.packed import PackedSamples, Target
 from pcdistill.errors import InputError, nearest
 from pcdistill.recipe import DataConfig
 
-Target = dict[str, Tensor]
 AUGMENTATIONS = ("flip", "photometric", "crop")
 DIGITS_SIZE = 96
-CACHE_BYTES = 512 * 2**20  # decoded images are kept when a split is no larger than this
 
 
 @dataclass(frozen=True)
@@ -89,8 +86,7 @@ class DetectionSplit:
         self.records = list(records)
         self.pixels = pixels
         self.image_size = image_size
-        total = sum(3 * _scaled(r, image_size)[0] * _scaled(r, image_size)[1] for r in records)
-        self._kept: dict[int, Tensor] | None = {} if pixels is None and total <= CACHE_BYTES else None
+        self.samples = PackedSamples(self.records, pixels, image_size)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -98,40 +94,11 @@ class DetectionSplit:
     @property
     def in_memory(self) -> bool:
         """Whether images are drawn, or kept once they were decoded."""
-        return self.pixels is not None or self._kept is not None
+        return self.samples.in_memory
 
     def sample(self, index: int) -> tuple[Tensor, Target]:
         """The image [3, H, W] uint8 and its target."""
-        record = self.records[index]
-        width, height = _scaled(record, self.image_size)
-        factor = torch.tensor([width / record.width, height / record.height] * 2)
-        target = {
-            "boxes": torch.from_numpy(record.boxes) * factor,
-            "labels": torch.from_numpy(record.labels),
-            "area": torch.from_numpy(record.area) * factor[0] * factor[1],
-            "iscrowd": torch.from_numpy(record.iscrowd),
-            "image_id": torch.tensor([record.image_id]),
-        }
-        return self._image(index, (width, height)), target
-
-    def _image(self, index: int, size: tuple[int, int]) -> Tensor:
-        if self.pixels is not None:
-            return self.pixels[index]
-        if self._kept is not None and index in self._kept:
-            return self._kept[index]
-        record = self.records[index]
-        assert record.path is not None
-        try:
-            with Image.open(record.path) as opened:
-                picture = opened.convert("RGB")
-        except OSError as error:
-            raise InputError(f"{record.path} cannot be read as an image: {error}") from error
-        if picture.size != size:
-            picture = picture.resize(size, Image.Resampling.BILINEAR)
-        image = torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
-        if self._kept is not None:
-            self._kept[index] = image
-        return image
+        return self.samples.sample(index)
 
 
 class DetectionBatches:
@@ -146,7 +113,7 @@ class DetectionBatches:
         stream: this process's part, with the seed of order and augmentation.
         train: shuffle, augment, leave out crowd boxes and the last incomplete batch.
         augment: names out of AUGMENTATIONS.
-        workers: worker processes that decode and augment; 0 does it here.
+        workers: the processes that decode and augment; splits share them. None does it in this process.
     """
 
     def __init__(
@@ -157,7 +124,7 @@ class DetectionBatches:
         stream: Stream,
         train: bool = False,
         augment: Sequence[str] = (),
-        workers: int = 0,
+        workers: Workers | None = None,
     ) -> None:
         if len(split) == 0:
             raise InputError("a split of the data has no images")
@@ -166,7 +133,10 @@ class DetectionBatches:
             raise InputError(f"data.batch_size {batch_size} must be divisible by the {world_size} processes")
         self.split = split
         self.batch_size = min(batch_size, len(split) // world_size * world_size) if train else batch_size
-        self.stream, self.train, self.augment, self.workers = stream, train, tuple(augment), workers
+        self.stream, self.train, self.augment = stream, train, tuple(augment)
+        self.workers = workers or Workers()
+        self._examples = _Examples(split.samples, stream.seed, self.augment if train else None)
+        self._number = self.workers.add(self._examples)
 
     @property
     def num_samples(self) -> int:
@@ -191,36 +161,32 @@ class DetectionBatches:
         else:
             own = torch.arange(self.stream.rank, len(self.split), self.stream.world_size)
             indices = list(torch.split(own, self._share))
-        plan = _Plan(self, epoch, indices[start:])
-        if self.workers:
-            yield from DataLoader(plan, batch_size=None, shuffle=False, num_workers=self.workers)
-        else:
-            yield from (plan[i] for i in range(len(plan)))
+        return self.workers.run(self._number, ((epoch, index) for index in indices[start:]))
 
     def example(self, index: int, epoch: int) -> tuple[Tensor, Target]:
         """One image [3, H, W] float32 in 0..1 and its target, as they are in that epoch."""
-        raw, target = self.split.sample(index)
+        return self._examples.example(index, epoch)
+
+
+class _Examples:
+    """Makes the batch of (epoch, positions). `augment` None: for evaluation, with crowd boxes and as they are."""
+
+    def __init__(self, samples: PackedSamples, seed: int, augment: tuple[str, ...] | None) -> None:
+        self.samples, self.seed, self.augment = samples, seed, augment
+
+    def __call__(self, job: tuple[int, Tensor]) -> DetectionBatch:
+        epoch, index = job
+        images, targets = zip(*(self.example(i, epoch) for i in index.tolist()), strict=True)
+        return DetectionBatch(list(images), list(targets), index)
+
+    def example(self, index: int, epoch: int) -> tuple[Tensor, Target]:
+        raw, target = self.samples.sample(index)
         image = raw.float() / 255
-        if self.train:
+        if self.augment is not None:
             learnt = target["iscrowd"] == 0
             target = {key: value if key == "image_id" else value[learnt] for key, value in target.items()}
-            image, target = augmented(image, target, self.augment, _generator(self.stream.seed, epoch, index))
+            image, target = augmented(image, target, self.augment, _generator(self.seed, epoch, index))
         return image, target
-
-
-class _Plan(Dataset[DetectionBatch]):
-    """The batches of one epoch, by position."""
-
-    def __init__(self, batches: DetectionBatches, epoch: int, indices: list[Tensor]) -> None:
-        self.batches, self.epoch, self.indices = batches, epoch, indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, position: int) -> DetectionBatch:
-        index = self.indices[position]
-        images, targets = zip(*(self.batches.example(i, self.epoch) for i in index.tolist()), strict=True)
-        return DetectionBatch(list(images), list(targets), index)
 
 
 def build_detection_data(config: DataConfig, stream: Stream) -> DetectionData:
@@ -248,15 +214,20 @@ def build_detection_data(config: DataConfig, stream: Stream) -> DetectionData:
     fingerprint = _fingerprint(classes, splits)
     if config.limit is not None:
         splits["train"] = _limited(splits["train"], config.limit)
-    workers = config.workers or 0
+    shared = Workers(choose_workers(config.workers, FEW, stream.world_size))
+    # Images in memory need no processes beside this one; who asks for them gets them.
+    workers = {name: None if of.in_memory and not config.workers else shared for name, of in splits.items()}
     val, test = (
-        DetectionBatches(splits[name], batch_size=config.eval_batch_size, stream=stream, workers=workers)
+        DetectionBatches(splits[name], batch_size=config.eval_batch_size, stream=stream, workers=workers[name])
         for name in ("val", "test")
     )
-    if config.workers is None and not splits["train"].in_memory:  # decoded at every step: in processes beside
-        workers = min(8, max((os.cpu_count() or 1) - 1, 1))
     train = DetectionBatches(
-        splits["train"], batch_size=config.batch_size, stream=stream, train=True, augment=names, workers=workers
+        splits["train"],
+        batch_size=config.batch_size,
+        stream=stream,
+        train=True,
+        augment=names,
+        workers=workers["train"],
     )
     return DetectionData(config.name, classes, train, val, test, fingerprint, image_size)
 
@@ -377,14 +348,6 @@ def _augmentations(text: str) -> tuple[str, ...]:
                 f"{', '.join(AUGMENTATIONS)}"
             )
     return names
-
-
-def _scaled(record: Record, image_size: int | None) -> tuple[int, int]:
-    """Width and height after the bound on the longer side."""
-    longer = max(record.width, record.height)
-    if image_size is None or longer <= image_size:
-        return record.width, record.height
-    return max(1, round(record.width * image_size / longer)), max(1, round(record.height * image_size / longer))
 
 
 def _generator(*parts: int) -> torch.Generator:

@@ -130,8 +130,8 @@ class TeacherCache:
             )
         if stream != info.stream:
             raise InputError(
-                f"the cache {self.path} comes from other batches: data, split, augmentation, batch size and data.seed "
-                f"(the cache's is {info.seed}) must be those that it was made with"
+                f"the cache {self.path} comes from other batches: data, split, augmentation, batch size, data.seed "
+                f"(the cache's is {info.seed}) and this version's way to read images must be as when it was made"
             )
 
 
