@@ -492,6 +492,23 @@ class CheckData:
 
 
 @dataclass(frozen=True)
+class Push:
+    """Upload a run's student to the Hugging Face hub, with its card, recipe and results."""
+
+    folder: Annotated[Positional[Path], arg(name="run", metavar="RUN", help_behavior_hint="")]
+    """A run's folder."""
+    repo: Annotated[Positional[str], arg(metavar="USER/NAME", help_behavior_hint="")]
+    """The repository, which is made if it is not there."""
+    private: Annotated[bool, FLAG] = False
+    """Make it so that nobody else sees it."""
+
+    def run(self, command: str) -> None:
+        from pcdistill.commands.push import push
+
+        print(push(self.folder, self.repo, private=self.private))
+
+
+@dataclass(frozen=True)
 class List:
     """Names that can be used: methods, models, detectors, data sets, recipes."""
 
@@ -521,6 +538,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "predict": Predict,
     "bench": Bench,
     "check-data": CheckData,
+    "push": Push,
     "list": List,
     "demo": Demo,
 }

@@ -47,8 +47,8 @@ def finished_run(out, name, data="digits", *, task="classification", image_size=
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_var.uniform_(0.5, 2)
             module.running_mean.normal_(std=0.1)
-    for key, parameter in student.named_parameters():  # a dense detector's scores start all but equal
-        if "cls_logits.weight" in key:
+    for key, parameter in student.named_parameters():  # a detector's scores start all but equal
+        if "cls_logits.weight" in key or "cls_score.weight" in key:
             parameter.data *= 50
     student.eval()
     models.save_weights(student, out / "student.safetensors", {"model": name, **of_task.metadata(found)})

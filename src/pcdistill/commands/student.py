@@ -6,17 +6,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from pcdistill import models
 from pcdistill.commands.folder import read_recipe
 from pcdistill.commands.session import open_data
 from pcdistill.commands.tasks import Task, task_of
-from pcdistill.data.preprocess import Preprocess
-from pcdistill.data.sources import ImageFiles
+from pcdistill.data.decoding import Picture, read_whole, read_windows
+from pcdistill.data.preprocess import Preprocess, whole
 from pcdistill.engine.placement import Placement, make_accelerator, make_placement
 from pcdistill.errors import InputError
 from pcdistill.models.heads import with_head
@@ -74,8 +71,8 @@ class Student:
         return list(found) if found else list(range(1, len(self.classes) + 1))
 
     def pixels(self, path: str) -> Tensor:
-        """An image file, [3, H, W] uint8."""
-        return ImageFiles([path]).read(0)
+        """An image file as it is shown, [3, H, W] uint8."""
+        return read_windows(path, whole)[0]
 
     def read(self, path: str) -> tuple[Tensor, tuple[int, int]]:
         """An image file as the model reads it, and its own height and width.
@@ -83,20 +80,19 @@ class Student:
         Raises:
             InputError: the file cannot be read.
         """
-        pixels = self.pixels(path)
-        size = (int(pixels.shape[1]), int(pixels.shape[2]))
-        return (scaled_image(pixels, self.bound) if self.preprocess is None else self.preprocess(pixels)), size
+        width, height = Picture(path).size
+        if self.preprocess is not None:
+            return self.preprocess(read_windows(path, self.preprocess.plan)[0]), (height, width)
+        pixels = read_whole(path, (width, height), scaled_size(width, height, self.bound))
+        return pixels.float() / 255, (height, width)
 
 
-def scaled_image(pixels: Tensor, bound: int | None) -> Tensor:
-    """[3, H, W] uint8 as float32 in [0, 1], its longer side at most `bound`: as a detector's data are."""
-    height, width = pixels.shape[1:]
-    longer = max(height, width)
-    if bound is not None and longer > bound:
-        size = (max(1, round(width * bound / longer)), max(1, round(height * bound / longer)))
-        picture = Image.fromarray(pixels.permute(1, 2, 0).numpy()).resize(size, Image.Resampling.BILINEAR)
-        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-    return pixels.float() / 255
+def scaled_size(width: int, height: int, bound: int | None) -> tuple[int, int]:
+    """Width and height with the longer side at most `bound`: what a detector's data are scaled to."""
+    longer = max(width, height)
+    if bound is None or longer <= bound:
+        return width, height
+    return max(1, round(width * bound / longer)), max(1, round(height * bound / longer))
 
 
 def open_student(folder: Path) -> Student:

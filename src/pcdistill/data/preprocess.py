@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms.v2 import functional as vf
 
-from pcdistill.data.augment import short_side
+from pcdistill.data.augment import draw_window, short_side
+from pcdistill.data.decoding import Window
 
 LUMA = (19595, 38470, 7471)  # ITU-R 601 in units of 2^-16, as PIL's "L"
 
@@ -54,12 +54,14 @@ class Preprocess:
             "color": "L" if len(self.mean) == 1 else "RGB",
         }
 
+    def plan(self, width: int, height: int) -> list[Window]:
+        """The part of a picture that is shown: all of it, or as evaluation reads files."""
+        return whole(width, height) if self.short is None else [draw_window(None, self.size, width, height)]
+
     def __call__(self, pixels: Tensor) -> Tensor:
-        """[3, H, W] uint8 to [C, size, size] float32, normalised."""
+        """What the plan shows, [3, H, W] uint8, to [C, size, size] float32, normalised."""
         if len(self.mean) == 1:
             pixels = grey(pixels)
-        if self.short is not None:
-            pixels = vf.center_crop(vf.resize(pixels, [self.short], antialias=True), [self.size, self.size])
         image = pixels[None].float()
         if image.shape[-2:] != (self.size, self.size):
             wanted = (self.size, self.size)
@@ -67,6 +69,11 @@ class Preprocess:
         mean, std = (torch.tensor(values, dtype=torch.float64).view(-1, 1, 1) for values in (self.mean, self.std))
         normalised: Tensor = (image * (1 / (255 * std)).float() - (mean / std).float()).squeeze(0)
         return normalised
+
+
+def whole(width: int, height: int) -> list[Window]:
+    """A plan that shows a picture as it is."""
+    return [Window((0, 0, width, height), (width, height), (0, 0, width, height))]
 
 
 def grey(pixels: Tensor) -> Tensor:
