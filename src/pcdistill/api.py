@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -12,6 +12,8 @@ from torch import nn
 from pcdistill.classification.data import LoaderBatches
 from pcdistill.classification.task import Classification
 from pcdistill.commands.run import run_with_report
+from pcdistill.commands.tasks import passed_detection
+from pcdistill.data.contents import loader_contents
 from pcdistill.distillation.teacher import Teacher, logits_of
 from pcdistill.engine.console import Console
 from pcdistill.errors import InputError
@@ -25,7 +27,8 @@ class Distilled:
     Attributes:
         student: the module that was passed in, on the device it was trained on, in eval mode, with the kept weights;
             with SimKD a module around it that has the teacher's classifier.
-        history: one dict per epoch: "epoch", "lr", "train/loss", "train/NAME" per term, "val/top1", "seconds", ...
+        history: one dict per epoch: "epoch", "lr", "train/loss", "train/NAME" per term, "val/top1" or, of boxes,
+            "val/map", "seconds", ...
         summary: what result.json holds: "best" and "last" with their metrics on "val" and "test", the teacher's, ...
     """
 
@@ -47,6 +50,7 @@ class _Loaders:
     test: LoaderBatches | None
     in_channels: int
     image_size: int
+    contents: dict[str, str]
 
 
 class _Passed(Classification):
@@ -74,7 +78,12 @@ class _Passed(Classification):
             num_classes = int(logits_of(student.eval()(images[:2].to(accelerator.device))).shape[1])
         student.train(was_training)
         classes = [str(i) for i in range(num_classes)]
-        return _Loaders(classes, self._train, self._val, self._test, images.shape[1], images.shape[-1])
+        contents = {
+            f"data.{name}.{what}": value
+            for name, batches in (("train", self._train), ("val", self._val), ("test", self._test))
+            for what, value in ({} if batches is None else loader_contents(batches.loader)).items()
+        }
+        return _Loaders(classes, self._train, self._val, self._test, images.shape[1], images.shape[-1], contents)
 
     def student(self, recipe: Recipe, data: Any) -> nn.Module:
         return self._student
@@ -101,6 +110,7 @@ def distill(
     train: Iterable[Any],
     val: Iterable[Any],
     test: Iterable[Any] | None = None,
+    task: Literal["classification", "detection"] = "classification",
     method: str | None = None,
     losses: Sequence[Mapping[str, Any]] | None = None,
     epochs: int = 30,
@@ -112,6 +122,9 @@ def distill(
     student_stats: tuple[Sequence[float], Sequence[float]] | None = None,
     teacher_stats: tuple[Sequence[float], Sequence[float]] | None = None,
     teacher_image_size: int | None = None,
+    classes: Sequence[str] | None = None,
+    teacher_classes: Sequence[str] | None = None,
+    detection: Mapping[str, Any] | None = None,
     seed: int = 0,
     out: str | Path | None = None,
     allow: Sequence[str] = (),
@@ -120,14 +133,17 @@ def distill(
     """Train `student` with `teacher` on your own loaders.
 
     Args:
-        teacher: images [N, C, H, W] -> logits [N, K]; frozen and kept in eval mode. None trains the student alone.
-        student: images -> logits [N, K]; trained in place.
+        teacher: images [N, C, H, W] -> logits [N, K]; frozen and kept in eval mode. None trains the student alone. For
+            detection a detector of torchvision or transformers, or one with a registered adapter.
+        student: images -> logits [N, K], or a detector; trained in place.
         train: batches (images, target [N]); any iterable that can be iterated once per epoch. With views = 2,
-            ((weak, strong), target).
+            ((weak, strong), target). For detection (images, targets): images [3, H, W] in 0..1, a list or stacked, and
+            for each a mapping of "boxes" [M, 4] xyxy in pixels and "labels" [M] from 1.
         val: batches of held-out data; picks the best epoch, and the teacher must pass its gate on them.
         test: batches that best and last epoch and the teacher are evaluated on once, at the end.
-        method: a name of `pcdistill list methods`, or path/to/file.py:Class; None takes the default of the recipe
-            "default". Names that this recipe gives a strength have it here too.
+        task: "detection" for boxes.
+        method: a name of `pcdistill list methods`, or path/to/file.py:Class; None takes the default of the task's
+            recipe, "default" or "detection". Names that this recipe gives a strength have it here too.
         losses: terms in the recipe's form, in place of the method's own, e.g.
             [{"method": "ce"}, {"method": "pcd", "strength": 4, "stages": 5}].
         epochs: length of the training.
@@ -139,6 +155,9 @@ def distill(
         student_stats: (mean, std) that your loader normalises with; needed only with `teacher_stats`.
         teacher_stats: (mean, std) that the teacher expects, where they differ.
         teacher_image_size: the teacher's resolution in pixels, where it differs.
+        classes: of detection: names of the labels 1..K.
+        teacher_classes: of detection: names of the teacher's labels, in its order, where they differ.
+        detection: keys of the recipe's `detection`, e.g. {"pairing": "teacher", "boxes": "giou"}.
         seed: of everything that the training draws.
         out: folder of the run, with all that the command writes: recipe.yaml, checkpoints, metrics.csv, result.json,
             student.safetensors with its card, report.html. The same call continues an interrupted run, exactly so if
@@ -156,14 +175,23 @@ def distill(
     """
     if (student_stats is None) != (teacher_stats is None):
         raise InputError("student_stats and teacher_stats must be given together")
-    default = load_recipe("default").to_dict()
+    if task == "detection" and (class_map is not None or student_stats is not None or views != 1):
+        raise InputError(
+            "class_map, student_stats, teacher_stats and views are for classifiers; detectors are matched by "
+            "teacher_classes, and normalise by themselves"
+        )
+    if task != "detection" and (classes or teacher_classes or detection):
+        raise InputError('classes, teacher_classes and detection are for detectors; give task="detection"')
+    default = load_recipe("detection" if task == "detection" else "default").to_dict()
     tree: dict[str, Any] = {
+        "task": task,
+        "detection": dict(detection or {}),
         "method": method or default["method"] if teacher is not None or losses else ALONE,
         "methods": default["methods"],
         "losses": [dict(term) for term in losses or ()],
         "teacher": None if teacher is None else {"name": type(teacher).__name__},
         "student": {"name": type(student).__name__},
-        "data": {"name": LOADERS, "views": views},
+        "data": {"name": LOADERS, "views": None if task == "detection" else views},
         "optim": {"lr": lr, **(optim or {})},
         "train": {"epochs": epochs, "seed": seed, **(train_options or {})},
         "allow": list(allow),
@@ -171,6 +199,18 @@ def distill(
     recipe = make_recipe(tree, "distill()")
     if out is None and recipe.train.trackers:
         raise InputError("train.trackers need a folder; give out")
+    if task == "detection":
+        passed = passed_detection(
+            student=student,
+            teacher=teacher,
+            train=train,
+            val=val,
+            test=test,
+            classes=classes,
+            teacher_classes=teacher_classes,
+            teacher_image_size=teacher_image_size,
+        )
+        return _distilled(recipe, out, passed, verbose)
     wrapped = (
         None
         if teacher is None
@@ -183,7 +223,10 @@ def distill(
         )
     )
     loaders = (LoaderBatches(train, views=views), LoaderBatches(val), None if test is None else LoaderBatches(test))
-    task = _Passed(student, wrapped, *loaders, student_stats)
+    return _distilled(recipe, out, _Passed(student, wrapped, *loaders, student_stats), verbose)
+
+
+def _distilled(recipe: Recipe, out: str | Path | None, task: Any, verbose: bool) -> Distilled:
     console = Console(recipe.method, quiet=not verbose)
     result = run_with_report(recipe, None if out is None else Path(out), console=console, task=task)
     return Distilled(result.student.eval(), result.history, result.summary)

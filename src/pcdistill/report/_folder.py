@@ -1,8 +1,8 @@
 """Reading a run's folder: whatever is there is taken, whatever is missing or broken is named."""
 
 import csv
+import json
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, TypeAdapter
 
 from pcdistill.errors import InputError
+from pcdistill.files import atomic_write, unsealed_json
 from pcdistill.plain import checked_json, parse_json, parse_yaml, read_text
 
 LENIENT = ConfigDict(strict=True, extra="ignore")
@@ -71,8 +72,13 @@ class Run:
     problems: list[str] = field(default_factory=list)
 
 
-def read_run(path: Path) -> Run:
-    """Read what a run's folder holds; a run that was stopped at any moment can be read."""
+def read_run(path: Path, result: dict[str, Any] | None = None) -> Run:
+    """Read what a run's folder holds; a run that was stopped at any moment can be read.
+
+    Args:
+        path: the folder.
+        result: what result.json will hold; by default what it holds.
+    """
     run = Run(path)
     text = _read(path / "recipe.yaml", run)
     if text is not None:
@@ -82,7 +88,7 @@ def read_run(path: Path) -> Run:
         except InputError:
             run.problems.append("recipe.yaml is not valid YAML.")
     run.environment = _read_json(path / "environment.json", run)
-    run.result = _read_json(path / "result.json", run)
+    run.result = _read_json(path / "result.json", run) if result is None else json.loads(json.dumps(result))
     run.rows = _rows(path / "metrics.csv", run)
     return run
 
@@ -94,6 +100,7 @@ def read_summary(path: Path) -> dict[str, Any]:
         InputError: it is not there, or not what a run writes.
     """
     text = read_text(path)
+    found = unsealed_json(text, str(path))
     summary = checked_json(text, TypeAdapter(_Summary), str(path))
     if summary.status == "done":
         if summary.student is None:
@@ -104,7 +111,7 @@ def read_summary(path: Path) -> dict[str, Any]:
             values = None if part is None else part.test if split == "test" else part.val
             if values is None or not isinstance(values.get(summary.metric), int | float):
                 raise InputError(f"{path}: {name}.{split}.{summary.metric} must be a number in a run that is done")
-    return dict(parse_json(text, str(path)))
+    return found
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
@@ -114,10 +121,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 def replace_file(path: Path, text: str) -> Path:
     """Write a file so that a reader never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+    atomic_write(path, text)
     return path
 
 
@@ -136,12 +140,17 @@ def _read_json(path: Path, run: Run) -> dict[str, Any]:
     if text is None:
         return {}
     try:
-        return _mapping(parse_json(text, path.name))
+        found = _mapping(parse_json(text, path.name))
     except InputError:
         run.problems.append(
             f"{path.name} is not valid JSON; the run was cut off while it was written, or it was edited."
         )
         return {}
+    try:
+        return unsealed_json(text, path.name) if found else {}
+    except InputError as error:
+        run.problems.append(f"{error}.")
+        return found
 
 
 def _rows(path: Path, run: Run) -> list[dict[str, float]]:
