@@ -90,7 +90,12 @@ def test_files_and_json_are_read_as_a_type(tmp_path):
     assert checked_json('{"a": 1}', form, "a.json") == {"a": 1}
     with pytest.raises(InputError, match=r"a\.json: a: input should be a valid integer, got \[\]"):
         checked_json('{"a": []}', form, "a.json")
-    file.write_bytes(b"\xff\xfe")
+    for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-16-be"):
+        file.write_bytes("{}".encode(encoding))
+        assert read_text(file, most=6) == "{}"
+    with pytest.raises(InputError, match="has more than 0 MB"):
+        read_text(file, most=3)
+    file.write_bytes(b"\xff{")
     with pytest.raises(InputError, match="is not a text file in UTF-8"):
         read_text(file)
     with pytest.raises(InputError, match="cannot be read: No such file"):
@@ -109,6 +114,14 @@ def test_faults_of_a_tree_are_found_without_following_it_for_ever():
         "k.x.1",
         "k.y",
     }
+
+
+def test_every_scalar_of_yaml_can_be_read_as_text():
+    text = "no: [1, 2e0, ~, 2020-01-01, !!int 3, !x y]\n1: <<"
+    assert parse_yaml(text, "f", as_text=True) == {"no": ["1", "2e0", "~", "2020-01-01", "3", "y"], "1": "<<"}
+    for wrong in ("a: &a [*a]", "a: 1\na: 2", "[" * 50 + "]" * 50):
+        with pytest.raises(InputError, match="not valid YAML"):
+            parse_yaml(wrong, "f", as_text=True)
 
 
 def test_shown_values_are_short():

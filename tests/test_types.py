@@ -5,18 +5,33 @@ import resource
 from contextlib import contextmanager
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from pcdistill import cli
+from pcdistill import cli, models
 from pcdistill.commands.folder import read_recipe
 from pcdistill.commands.run import result_text
+from pcdistill.data.preprocess import Preprocess
 from pcdistill.data.unlabelled import open_unlabelled
 from pcdistill.distillation.cache_store import TeacherCache
 from pcdistill.distillation.objective import check_losses, method_options
+from pcdistill.engine.loop import with_times
 from pcdistill.errors import InputError
 from pcdistill.methods import METHODS
+from pcdistill.models.heads import with_head
 from pcdistill.plain import parse_yaml
 from pcdistill.recipe import load_recipe, make_recipe
-from pcdistill.report import comparison_text, read_metrics, read_summary, write_model_card, write_run_report
+from pcdistill.report import (
+    comparison_text,
+    read_metrics,
+    read_speed,
+    read_summary,
+    speed_cells,
+    speed_notes,
+    write_model_card,
+    write_run_report,
+)
+from pcdistill.report.production import production_code
 from tests.faults import Tally, files, recipes, throw
 from tests.helpers import data_of
 
@@ -36,6 +51,19 @@ RESULT = {
     "student": {"name": "cifar/resnet8", "parameters": 5, "macs": 9},
     "best": {"epoch": 1, "val": VALUES, "test": VALUES},
     "last": {"epoch": 2, "val": VALUES, "test": VALUES},
+}
+BENCH = {
+    "image_size": 32,
+    "batch_size": 4,
+    "machine": {"cpu": "x"},
+    "left_out": ["the teacher"],
+    "rows": [
+        {"who": "student", "model": "m", "program": "torch", "p50_ms": 1.0, "p95_ms": 2.0, "images_per_second": 9.0}
+    ],
+}
+METADATA = {
+    **{"classes": ["a", "b"], "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2], "image_size": 32, "short_side": None},
+    **{"category_ids": [1, 7], "head": {"method": "simkd", "stage": "x", "in_channels": 4, "out_channels": 4}},
 }
 
 
@@ -165,14 +193,55 @@ def test_a_runs_folder(count, tmp_path):
             result_text(summary, tmp_path)
 
     def check(raw, tally):
-        for name in ("result.json", "environment.json", "recipe.yaml", "metrics.csv"):
+        for name in ("result.json", "environment.json", "recipe.yaml", "metrics.csv", "times.json", "config.json"):
             (tmp_path / name).write_bytes(raw)
         for call in (write_run_report, write_model_card, read_recipe):
             tally.judge(lambda call=call: call(tmp_path))
         tally.judge(text)
         read_metrics(tmp_path / "metrics.csv")
+        with_times([{"epoch": 1}], tmp_path)
 
     throw(files.json_texts(RESULT), check, count if count == QUICK else count // 3, seeded=count == QUICK)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_what_bench_measured(count, tmp_path):
+    def check(raw, tally):
+        (tmp_path / "bench.json").write_bytes(raw)
+        found = tally.judge(lambda: read_speed(tmp_path))
+        if found is not None:
+            speed_cells(found)
+            speed_notes(found)
+
+    tally = throw(files.json_texts(BENCH), check, count, seeded=count == QUICK)
+    assert tally.counts["worked"] == tally.counts["tried"]  # a page is made without it
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_metadata_of_weights(count, tmp_path):
+    """Whatever stands in a weights file, also in one that carries no checksum."""
+    file = tmp_path / "student.safetensors"
+
+    def use():
+        found = models.read_metadata(file)
+        models.read_classes(file)
+        models.read_stats(file, 3)
+        made = Preprocess.from_metadata(found)
+        if made is not None and made.size < 100 and len(made.mean) in (1, 3):
+            made(torch.zeros(3, 8, 8, dtype=torch.uint8))
+        for name in ("timm/resnet18", "cifar/resnet8"):
+            production_code(name, found, {})
+        with_head(torch.nn.Identity(), file)
+
+    def check(raw, tally):
+        text = raw.decode(errors="replace")
+        save_file({"w": torch.zeros(1)}, file, metadata={"pcdistill": text, "classes": text, "mean": "0"})
+        tally.judge(use)
+        write_model_card(tmp_path)
+
+    for name, content in (("result.json", RESULT), ("recipe.yaml", {"method": "kd"})):
+        (tmp_path / name).write_text(json.dumps(content))
+    throw(files.json_texts(METADATA), check, count if count == QUICK else count // 3, seeded=count == QUICK)
 
 
 def test_the_sound_files_are_accepted(tmp_path):
@@ -180,3 +249,9 @@ def test_the_sound_files_are_accepted(tmp_path):
     assert TeacherCache(tmp_path).info.classes == 10
     (tmp_path / "result.json").write_text(json.dumps(RESULT))
     assert read_summary(tmp_path / "result.json") == RESULT
+    (tmp_path / "bench.json").write_text(json.dumps(BENCH))
+    assert read_speed(tmp_path) == BENCH
+    save_file({}, tmp_path / "w.safetensors", metadata={"pcdistill": json.dumps(METADATA)})
+    assert models.read_metadata(tmp_path / "w.safetensors") == METADATA
+    save_file({}, tmp_path / "w.safetensors", metadata={"classes": "theirs", "made": "elsewhere"})
+    assert models.read_metadata(tmp_path / "w.safetensors") == {"made": "elsewhere"}

@@ -4,6 +4,7 @@ Nothing in such a file is executed. One that holds itself, or that grows without
 refused while it is read.
 """
 
+import json
 import math
 import re
 import reprlib
@@ -19,8 +20,10 @@ from pcdistill.errors import InputError
 
 T = TypeVar("T")
 MOST_BYTES = 10_000_000  # of a file that people or programs write settings into
+MOST_DATA = 2**34  # bytes of a file that describes data
 MOST_VALUES = 100_000  # of a YAML document, its aliases followed
 DEEPEST = 40  # levels of nesting
+CHUNK = 1 << 20  # bytes
 LARGEST = 2**63  # whole numbers are below it, as in a tensor
 _TAG = "tag:yaml.org,2002:"
 _PLAIN = ("null", "bool", "int", "float", "str", "seq", "map")
@@ -52,18 +55,24 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
-def read_text(path: Path) -> str:
-    """A text file in UTF-8.
+def read_text(path: Path, *, most: int = MOST_BYTES) -> str:
+    """A text file in UTF-8 or UTF-16, with or without a byte-order mark.
+
+    Args:
+        path: the file.
+        most: bytes; a file with more of them is refused.
 
     Raises:
         InputError: it cannot be read, or is far larger than such a file is.
     """
     try:
-        with open(path, "rb") as file:
-            raw = file.read(MOST_BYTES + 1)
-        if len(raw) > MOST_BYTES:
-            raise InputError(f"{path} has more than {MOST_BYTES // 1_000_000} MB; this is no such file")
-        return raw.decode("utf-8-sig")
+        raw = bytearray()
+        with open(path, "rb") as file:  # in parts, for a pipe has no length, and a device no end
+            while len(raw) <= most and (part := file.read(CHUNK)):
+                raw += part
+        if len(raw) > most:
+            raise InputError(f"{path} has more than {most // 1_000_000} MB; this is no such file")
+        return raw.decode(json.detect_encoding(raw))
     except UnicodeDecodeError:
         raise InputError(f"{path} is not a text file in UTF-8") from None
     except (OSError, ValueError) as error:
@@ -72,18 +81,19 @@ def read_text(path: Path) -> str:
         raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
-def parse_yaml(text: str, where: str) -> Any:
+def parse_yaml(text: str, where: str, *, as_text: bool = False) -> Any:
     """One YAML document. Numbers are read as in YAML 1.2 (1e-3 is one), dates as text; keys are text, each once.
 
     Args:
         text: the document.
         where: what to name in messages.
+        as_text: read every scalar and key as the text that it is written with: `no` and `1` are text.
 
     Raises:
         InputError: naming `where` and the line.
     """
     try:
-        return _Loader(text).get_single_data()
+        return (_TextLoader if as_text else _Loader)(text).get_single_data()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -235,6 +245,10 @@ class _Loader(yaml.SafeLoader):
             raise _refusal(f"more than {MOST_VALUES} values", mark)
 
 
+class _TextLoader(_Loader):
+    """Every scalar is text, whatever tag stands before it."""
+
+
 class _Dumper(yaml.SafeDumper):
     """Quotes text that the loader would take for a number."""
 
@@ -255,6 +269,7 @@ def _make_rules() -> None:
         first: [(tag, form) for tag, form in rules if tag not in (f"{_TAG}timestamp", f"{_TAG}value")]
         for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+    _TextLoader.yaml_implicit_resolvers, _TextLoader.yaml_constructors = {}, {}
     number = re.compile(r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$")
     for one in (_Loader, _Dumper):
         one.add_implicit_resolver(f"{_TAG}float", number, list("-+.0123456789"))

@@ -35,6 +35,7 @@ from pcdistill.engine.stopping import StopRequest
 from pcdistill.engine.tally import Tally
 from pcdistill.errors import InputError, PcdistillError, TrainingStopped
 from pcdistill.files import sealed_json, unsealed_json
+from pcdistill.plain import read_text
 from pcdistill.recipe import OptimConfig, TrainConfig
 from pcdistill.schedules import learning_rate_factor
 
@@ -480,10 +481,10 @@ def with_times(rows: list[dict[str, float]], out: Path | None) -> tuple[list[dic
     seconds: dict[int, float] = {}
     path = (out or Path()) / "times.json"
     try:
-        found = unsealed_json(path.read_text(encoding="utf-8"), str(path))
+        found = unsealed_json(read_text(path), str(path))
         epochs = {int(row["epoch"]): {key: float(row[key]) for key in TIMES} for row in found["epochs"]}
         seconds = {int(found["under_way"]["epoch"]): float(found["under_way"]["seconds"])}
-    except (OSError, UnicodeDecodeError, InputError, KeyError, TypeError, ValueError):
+    except (InputError, KeyError, TypeError, ValueError, OverflowError):
         pass
     none = dict.fromkeys(TIMES, 0.0)
     return [{**row, **epochs.get(int(row["epoch"]), none), **row} for row in rows], seconds

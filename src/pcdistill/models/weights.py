@@ -8,21 +8,43 @@ import pickle
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import ConfigDict, Field, TypeAdapter
 
 from pcdistill.errors import InputError
 from pcdistill.files import CHECKSUM, CHUNK, SEAL, atomic_file, check_archive, new_digest, unreadable
-from pcdistill.plain import parse_json
+from pcdistill.plain import checked_json, parse_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 PathLike = str | os.PathLike[str]
 SIZE = 8  # bytes of the header's length, with which a safetensors file begins
+MOST_HEADER = 100_000_000  # bytes; the format allows no more
 UNSEALED = SEAL + "0" * 32  # stands in the header while the checksum is computed
 STATE_KEYS = ("state_dict", "model", "model_state", "model_state_dict", "student", "ema")
+
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Pixels = Annotated[int, Field(ge=1, lt=2**16)]
+
+
+@dataclass(frozen=True)
+class Known:
+    """The metadata that the package reads; anything may stand beside them."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="ignore")
+    task: str = ""
+    classes: list[str | int | float] = field(default_factory=list)
+    mean: list[Finite] = field(default_factory=list)
+    std: list[Annotated[Finite, Field(gt=0)]] = field(default_factory=list)
+    image_size: Pixels | None = None
+    short_side: Pixels | None = None
+    category_ids: list[int | str] = field(default_factory=list)
+    head: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -254,13 +276,13 @@ def check_safetensors(path: Path) -> None:
     """
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(SIZE), "little")
-        if length > path.stat().st_size - SIZE:
+        if length > min(path.stat().st_size - SIZE, MOST_HEADER):
             return  # the library says so
         text = file.read(length)
         try:
-            metadata = json.loads(text)["__metadata__"]
+            metadata = parse_json(text, str(path))["__metadata__"]
             seals = [one for one in metadata.values() if one.startswith(SEAL)]
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (InputError, KeyError, TypeError, AttributeError):
             return
         if not seals and not (CHECKSUM in metadata and "pcdistill" in metadata):
             return
@@ -276,8 +298,10 @@ def check_safetensors(path: Path) -> None:
 def read_metadata(path: PathLike) -> dict[str, Any]:
     """What :func:`save_weights` was told about the weights; a foreign safetensors file's own strings; {} for others.
 
+    Of a foreign file's strings those are left out whose names mean something here.
+
     Raises:
-        InputError: a file that is missing, or a corrupt safetensors file.
+        InputError: a file that is missing, a corrupt safetensors file, or metadata of other types.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -291,11 +315,21 @@ def read_metadata(path: PathLike) -> dict[str, Any]:
             raw: dict[str, str] = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is not a complete safetensors file: {first_line(error)}") from error
-    try:
-        ours = parse_json(raw["pcdistill"], str(path))
-    except (KeyError, InputError):
-        return dict(raw)
-    return ours if isinstance(ours, dict) else dict(raw)
+    if "pcdistill" in raw:
+        return checked_metadata(raw["pcdistill"], str(path))
+    return {key: value for key, value in raw.items() if key not in Known.__dataclass_fields__}
+
+
+def checked_metadata(text: str, where: str) -> dict[str, Any]:
+    """The metadata that :func:`save_weights` wrote as JSON, the types of what the package reads checked.
+
+    Raises:
+        InputError: naming the key that is not of its type.
+    """
+    known = checked_json(text, TypeAdapter(Known), f"{where}: metadata")
+    if len(known.mean) != len(known.std):
+        raise InputError(f"{where}: metadata: mean has {len(known.mean)} channels and std {len(known.std)}")
+    return dict(parse_json(text, where))
 
 
 def read_classes(path: PathLike) -> list[str] | None:

@@ -127,11 +127,11 @@ def replace_file(path: Path, text: str) -> Path:
 
 def _read(path: Path, run: Run) -> str | None:
     try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        run.problems.append(f"{path.name} is not in the folder.")
-    except (OSError, UnicodeDecodeError):
-        run.problems.append(f"{path.name} could not be read.")
+        return read_text(path)
+    except InputError:
+        run.problems.append(
+            f"{path.name} could not be read." if path.exists() else f"{path.name} is not in the folder."
+        )
     return None
 
 

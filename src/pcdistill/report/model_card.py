@@ -10,7 +10,8 @@ import yaml
 
 from pcdistill.engine.console import duration
 from pcdistill.errors import InputError
-from pcdistill.plain import parse_json
+from pcdistill.models.weights import checked_metadata
+from pcdistill.plain import parse_json, read_text
 from pcdistill.recipe import LOADERS
 from pcdistill.report._folder import Run, read_run
 from pcdistill.report._format import SPLITS, count, metric_name, number, shown
@@ -127,8 +128,8 @@ def _license(run: Run) -> str:
     """That of the weights which a timm student started from; else nobody but its maker knows."""
     if _dict(run.recipe.get("student")).get("pretrained"):
         try:
-            config = _dict(json.loads((run.path / "config.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError):
+            config = _dict(parse_json(read_text(run.path / "config.json"), "config.json"))
+        except InputError:
             config = {}
         if found := _dict(config.get("pretrained_cfg")).get("license"):
             return str(found)
@@ -266,7 +267,7 @@ def _weights_metadata(path: Path) -> dict[str, Any]:
         with open(path, "rb") as file:
             length = struct.unpack("<Q", file.read(8))[0]
             header = _dict(parse_json(file.read(min(length, 100_000_000)), path.name))
-        return _dict(parse_json(_dict(header.get("__metadata__")).get("pcdistill", "{}"), path.name))
+        return checked_metadata(_dict(header.get("__metadata__")).get("pcdistill", "{}"), path.name)
     except (OSError, InputError, struct.error):
         return {}
 

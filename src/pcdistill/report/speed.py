@@ -1,22 +1,37 @@
 """What `pcdistill bench` measured, as a table for the terminal, a run's page and a model card."""
 
-import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict, TypeAdapter
+
+from pcdistill.errors import InputError
+from pcdistill.plain import checked_json, parse_json, read_text
 from pcdistill.report._format import MISSING, number
 
 FILE = "bench.json"
 
 
+@dataclass(frozen=True)
+class _Speed:
+    """What is read of it."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="ignore")
+    rows: list[dict[str, Any]]
+    machine: dict[str, Any] | None = None
+    left_out: list[Any] | None = None
+
+
 def read_speed(run_dir: Path) -> dict[str, Any] | None:
     """bench.json of a run's folder; None where there is none, or it is damaged."""
     try:
-        found = json.loads((Path(run_dir) / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        text = read_text(Path(run_dir) / FILE)
+        speed = checked_json(text, TypeAdapter(_Speed), FILE)
+        return dict(parse_json(text, FILE)) if speed.rows else None
+    except InputError:
         return None
-    return found if isinstance(found, dict) and isinstance(found.get("rows"), list) and found["rows"] else None
 
 
 def speed_cells(found: Mapping[str, Any]) -> list[list[str]]:

@@ -72,7 +72,10 @@ def texts(found, kind):
             "annotation 0 must have .*; it has no bbox, and a run-length segmentation",
         ),
         (lambda t: t["categories"][0].update(name=None), r"categories\[0\].name must be text, got None"),
-        (lambda t: t["categories"][0].update(name="\ud800"), r"categories\[0\].name is no valid text"),
+        (
+            lambda t: t["categories"][0].update(name="\ud800"),
+            "train.json is not valid JSON: unexpected end of hex escape",
+        ),
         (lambda t: t["categories"][0].update(name="dog"), "category name 'dog' occurs twice"),
         (lambda t: t["images"][0].update(file_name="http://x/y.jpg"), "it is an address: download the images first"),
     ],
@@ -90,7 +93,7 @@ def test_hostile_values_are_refused_by_file_and_key(change, sentence, tree, tmp_
 )
 def test_texts_that_are_no_coco_tree_are_refused(text, tmp_path):
     (tmp_path / "train.json").write_text(text)
-    with pytest.raises(InputError, match="train.json: not (valid JSON|in COCO format)"):
+    with pytest.raises(InputError, match="train.json(: not in COCO format| is not valid JSON)"):
         read_set(tmp_path, "coco")
 
 

@@ -1,6 +1,5 @@
 """COCO json, as COCO itself, Roboflow, CVAT, Label Studio and FiftyOne write it."""
 
-import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from pcdistill.detection.formats.base import (
 )
 from pcdistill.detection.formats.images import ImageFinder
 from pcdistill.errors import InputError
+from pcdistill.plain import MOST_DATA, parse_json, read_text
 
 LAYOUT = "train.json beside images/, annotations/instances_train*.json, or train/_annotations.coco.json"
 # Where a split's file is looked for, with the split's name for {}; the last of several in sorting order.
@@ -303,20 +303,7 @@ def load_json(path: Path) -> dict[str, list[Any]]:
     Raises:
         InputError: it cannot be read, is no JSON, or has not the three lists.
     """
-    try:
-        tree = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise InputError(f"annotation file {path} does not exist") from error
-    except OSError as error:
-        raise InputError(f"annotation file {path} cannot be read: {error.strerror}") from error
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: not valid JSON (line {error.lineno}: {error.msg}); is it cut off?") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not valid JSON: not UTF-8 text") from error
-    except RecursionError:
-        raise InputError(f"{path}: not in COCO format: lists within lists without end") from None
-    except ValueError:  # Python's bound on digits
-        raise InputError(f"{path}: not in COCO format: a number of thousands of digits") from None
+    tree = parse_json(read_text(path, most=MOST_DATA), f"the annotation file {path}")
     keys = ("images", "annotations", "categories")
     missing = [key for key in keys if not isinstance(tree, dict) or key not in tree]
     if missing:

@@ -20,6 +20,7 @@ from pcdistill.detection.formats.base import (
 )
 from pcdistill.detection.formats.images import ImageFinder, Size
 from pcdistill.errors import InputError
+from pcdistill.plain import MOST_DATA, read_text
 
 LAYOUT = "Annotations/, JPEGImages/ and ImageSets/Main/"
 YES = ("1", "true", "yes")
@@ -163,10 +164,7 @@ def _listed(folder: Path) -> dict[str, tuple[Path, list[str]]]:
 
 def _entries(path: Path, folder: Path) -> list[str]:
     """The names of a list; the lists of a class have -1, 0 or 1 behind each."""
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeError) as error:
-        raise InputError(f"{path}: cannot be read as a list of names: {error}") from None
+    lines = [line.strip() for line in read_text(path, most=MOST_DATA).splitlines() if line.strip()]
     found = []
     for line in lines:
         name, _, mark = line.rpartition(" ")

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pcdistill.detection.formats.base import (
     SPLITS,
     DetectionSet,
@@ -21,6 +19,7 @@ from pcdistill.detection.formats.base import (
 )
 from pcdistill.detection.formats.images import images_in
 from pcdistill.errors import InputError
+from pcdistill.plain import MOST_DATA, parse_yaml, read_text
 
 LAYOUT = "data.yaml, or classes.txt beside images/ and labels/"
 BEYOND = 1.1  # a centre or side greater than this is no part of an image
@@ -159,14 +158,7 @@ def _from_yaml(file: Path) -> YoloSet:
 
 def _load_yaml(file: Path) -> Any:
     """The tree of a yaml file with every scalar as text, as it is written: a class may be called `no` or `1`."""
-    try:
-        return yaml.load(file.read_text(encoding="utf-8-sig"), Loader=yaml.BaseLoader)
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeError) as error:
-        raise InputError(f"{file}: not valid YAML: {' '.join(str(error).split())[:200]}") from None
-    except (RecursionError, ValueError):
-        raise InputError(f"{file}: not a YOLO data file: lists within lists without end") from None
+    return parse_yaml(read_text(file), str(file), as_text=True)
 
 
 def _names(tree: dict[Any, Any], file: Path) -> dict[int, str]:
@@ -252,12 +244,7 @@ def _list(listing: Path, root: Path) -> list[Path]:
 
 
 def _lines(file: Path) -> list[str]:
-    try:
-        return file.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read: {error.strerror}") from None
-    except UnicodeError:
-        raise InputError(f"{file}: cannot be read: not UTF-8 text") from None
+    return read_text(file, most=MOST_DATA).splitlines()
 
 
 def _rows(file: Path, position: dict[int, int], keypoints: bool) -> list[Row] | None:
