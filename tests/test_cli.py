@@ -159,6 +159,7 @@ def test_wrong_numbers_of_a_comparison_are_refused(flags, says, tmp_path, capsys
         call(*argv, *flags, "--out", tmp_path)
     assert stop.value.code == 2
     assert says in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())  # before a teacher is trained
 
 
 @pytest.mark.slow

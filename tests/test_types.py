@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from pcdistill import cli, models
-from pcdistill.commands.folder import read_recipe
+from pcdistill.commands.folder import read_recipe, settle_contents
 from pcdistill.commands.run import result_text
 from pcdistill.data.preprocess import Preprocess
 from pcdistill.data.unlabelled import open_unlabelled
@@ -51,6 +51,7 @@ RESULT = {
     "student": {"name": "cifar/resnet8", "parameters": 5, "macs": 9},
     "best": {"epoch": 1, "val": VALUES, "test": VALUES},
     "last": {"epoch": 2, "val": VALUES, "test": VALUES},
+    "contents": {"student.start": "a" * 32, "student.kept": "b" * 32},
 }
 BENCH = {
     "image_size": 32,
@@ -198,6 +199,7 @@ def test_a_runs_folder(count, tmp_path):
         for call in (write_run_report, write_model_card, read_recipe):
             tally.judge(lambda call=call: call(tmp_path))
         tally.judge(text)
+        tally.judge(lambda: settle_contents(tmp_path, {"student.start": "a" * 32}))
         read_metrics(tmp_path / "metrics.csv")
         with_times([{"epoch": 1}], tmp_path)
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import shutil
 
 import pytest
@@ -140,6 +141,7 @@ def test_the_datas_own_category_ids_are_written(tmp_path):
     [
         (Predict("coco"), "--format coco is not for a classifier; take csv or json"),
         (Predict(top_k=0), "--top-k must be 1 or more"),
+        (Predict(score=math.nan), "--score must be from 0 to 1, got nan"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(tmp_path, plan, sentence):

@@ -12,7 +12,7 @@ from pcdistill.commands.claim import claimed
 from pcdistill.commands.contents import PresentContents
 from pcdistill.commands.ending import WEIGHTS, write_pages
 from pcdistill.commands.folder import read_json, recorded_summary, refuse_another_run, refuse_stopped_run
-from pcdistill.commands.jobs import Job, run_jobs, shares
+from pcdistill.commands.jobs import Job, check_numbers, run_jobs, shares
 from pcdistill.commands.run import run_with_report
 from pcdistill.commands.session import check_names, open_data, teacher_folder, teacher_recipe
 from pcdistill.commands.tasks import Task, task_of
@@ -132,6 +132,7 @@ def compare(recipe: Recipe, plan: Plan, out: Path, *, console: Console, command:
         TrainingStopped: the teacher was stopped, now or in an earlier call.
         Interrupted: stopped by a signal; the same call continues.
     """
+    check_numbers(plan.jobs, plan.threads)
     recipes = _recipes(recipe, plan)
     with claimed(out, "comparison", recipe):
         return _compare(recipe, recipes, plan, out, console=console, command=command)

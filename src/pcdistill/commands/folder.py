@@ -115,8 +115,11 @@ def recorded_summary(out: Path, recipe: Recipe) -> dict[str, Any] | None:
 
 def settle_contents(out: Path, found: Contents) -> None:
     """Refuse a folder whose result was made of other contents; as :func:`pcdistill.engine.fingerprint.settle`."""
-    recorded = read_json(out / "result.json").get("contents")
-    if isinstance(recorded, dict):
+    try:
+        recorded = read_summary(out / "result.json").get("contents")
+    except InputError:  # not there, or damaged: then it is made again
+        return
+    if recorded is not None:
         settle(out, found, recorded, [recorded[KEPT]] if KEPT in recorded else [])
 
 

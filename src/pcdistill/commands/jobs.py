@@ -71,6 +71,14 @@ class Share:
     gpu: int | None = None
 
 
+def check_numbers(jobs: int | Literal["auto"], threads: int | None) -> None:
+    """Raise InputError unless there are runs at a time, and threads of each run."""
+    if jobs != "auto" and jobs < 1:
+        raise InputError(f"--jobs must be auto or at least 1, got {jobs}")
+    if threads is not None and threads < 1:
+        raise InputError(f"--threads must be at least 1, got {threads}")
+
+
 def shares(jobs: int | Literal["auto"], runs: int, *, threads: int | None = None, device: str = "auto") -> list[Share]:
     """How the machine is divided.
 
@@ -83,10 +91,7 @@ def shares(jobs: int | Literal["auto"], runs: int, *, threads: int | None = None
     Raises:
         InputError: numbers below 1.
     """
-    if jobs != "auto" and jobs < 1:
-        raise InputError(f"--jobs must be auto or at least 1, got {jobs}")
-    if threads is not None and threads < 1:
-        raise InputError(f"--threads must be at least 1, got {threads}")
+    check_numbers(jobs, threads)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
     wanted = (gpus or max(1, cores // (threads or 1))) if jobs == "auto" else jobs

@@ -114,6 +114,8 @@ def _form(student: Student, plan: Predict) -> str:
         raise InputError("--format yolo writes a file for each image; name their folder with --out")
     if student.channels not in (1, 3):
         raise InputError(f"image files have 1 or 3 channels, and the student reads {student.channels}")
+    if plan.score is not None and not 0 <= plan.score <= 1:
+        raise InputError(f"--score must be from 0 to 1, got {plan.score:g}")
     if plan.top_k < 1:
         raise InputError(f"--top-k must be 1 or more, got {plan.top_k}")
     return form

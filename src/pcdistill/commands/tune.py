@@ -11,7 +11,7 @@ from pcdistill.commands.cache import make_cache
 from pcdistill.commands.claim import claimed
 from pcdistill.commands.compare import Key, Plan, carry_out, with_teachers, write_comparison
 from pcdistill.commands.contents import PresentContents
-from pcdistill.commands.jobs import run_jobs, shares
+from pcdistill.commands.jobs import check_numbers, run_jobs, shares
 from pcdistill.commands.session import check_names, open_data
 from pcdistill.commands.tasks import task_of
 from pcdistill.distillation.cache_replay import resolve_cache
@@ -78,6 +78,7 @@ def tune(recipe: Recipe, plan: TunePlan, out: Path, *, console: Console, command
         raise InputError("tune needs optuna, which is not installed: pip install 'pcdistill[tune]'") from None
     from pcdistill.commands.search import Space
 
+    check_numbers(plan.jobs, plan.threads)
     if not recipe.all_teachers:
         raise InputError("tune needs a teacher (--teacher MODEL)")
     task = task_of(recipe)

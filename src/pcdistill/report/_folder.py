@@ -57,6 +57,7 @@ class _Summary:
     seconds: float = 0.0
     strength: float | None = None
     notes: list[str] = field(default_factory=list)
+    contents: dict[str, str] | None = None
 
 
 @dataclass
