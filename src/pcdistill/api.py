@@ -1,19 +1,24 @@
 """Distillation from Python, on plain modules and loaders."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.utils.data import DataLoader
 
-from pcdistill.classification.data import LoaderBatches
-from pcdistill.classification.task import Classification
+from pcdistill.classification.passed import check_modules, count_classes, held_parts, last_size, takes_one, try_step
+from pcdistill.classification.task import Classification, build_distiller
 from pcdistill.commands.run import run_with_report
-from pcdistill.distillation.teacher import Teacher, logits_of
+from pcdistill.data.passed import LoaderBatches
+from pcdistill.data.sharing import Share
+from pcdistill.distillation.teacher import Teacher
 from pcdistill.engine.console import Console
+from pcdistill.engine.modes import held_in_eval, left_as_it_was
+from pcdistill.engine.placement import Placement
 from pcdistill.errors import InputError
 from pcdistill.recipe import ALONE, LOADERS, Recipe, TeacherConfig, make_recipe
 
@@ -56,25 +61,46 @@ class _Passed(Classification):
         self,
         student: nn.Module,
         teacher: Teacher | None,
-        train: LoaderBatches,
-        val: LoaderBatches,
-        test: LoaderBatches | None,
+        loaders: tuple[Iterable[Any], Iterable[Any], Iterable[Any] | None],
+        views: int,
         stats: tuple[Sequence[float], Sequence[float]] | None,
     ) -> None:
         self._student, self._teacher = student, teacher
-        self._train, self._val, self._test = train, val, test
-        self._stats = stats
+        self._loaders, self._views, self._stats = loaders, views, stats
+        held = held_in_eval(student)
+        self._held = [student.get_submodule(name) for name in held]
 
     def data(self, recipe: Recipe, accelerator: Accelerator) -> Any:
-        """The loaders; how many classes there are is read off the student."""
-        student = self._student.to(accelerator.device)
-        images = next(iter(self._val.epoch(0))).images
-        was_training = student.training
-        with torch.no_grad():
-            num_classes = int(logits_of(student.eval()(images[:2].to(accelerator.device))).shape[1])
-        student.train(was_training)
+        """The loaders, their first batches checked; how many classes there are is read off the student."""
+        rank, world_size = accelerator.process_index, accelerator.num_processes
+        train, val, test = self._loaders
+        share, part = Share(rank, world_size), Share(rank, world_size, equal=False)
+        batches = LoaderBatches(train, views=self._views, name="the training loader", share=share)
+        held_out = LoaderBatches(val, name="the validation loader", share=part)
+        last = None if test is None else LoaderBatches(test, name="the test loader", share=part)
+        # What a loader of the user's own class does when it is gone through is not known: the test set waits.
+        looked = [(one, one.look()) for one in (batches, held_out)]
+        if last is not None and isinstance(test, DataLoader):
+            looked.append((last, last.look()))
+        images = looked[1][1][0].images
+        num_classes = count_classes(self._student.to(accelerator.device), images[:2].float().to(accelerator.device))
+        for one, found in looked:
+            one.expect(num_classes, found, raw="raw-images" in recipe.allow)
+        if last is not None:
+            last.expect(num_classes)
+        self._first = looked[0][1][0]
         classes = [str(i) for i in range(num_classes)]
-        return _Loaders(classes, self._train, self._val, self._test, images.shape[1], images.shape[-1])
+        return _Loaders(classes, batches, held_out, last, images.shape[1], images.shape[-1])
+
+    def distiller(self, recipe: Recipe, student: nn.Module, teacher: Any, data: Any, placement: Placement) -> nn.Module:
+        """The distiller, after a try on a few samples; it keeps the modes that the user set."""
+        built = build_distiller(recipe, student, teacher, data=data, placement=placement).to(placement.device)
+        built.held = held_parts(built.student, self._held)
+        try_step(built, self._first, self._views, placement)
+        if last_size(data.train.loader) == 1 and not takes_one(built, self._first, self._views, placement):
+            # Each process sees the same data set, and so the same size of the last batch.
+            data.train.without_last()
+        return built
 
     def student(self, recipe: Recipe, data: Any) -> nn.Module:
         return self._student
@@ -120,10 +146,14 @@ def distill(
     """Train `student` with `teacher` on your own loaders.
 
     Args:
-        teacher: images [N, C, H, W] -> logits [N, K]; frozen and kept in eval mode. None trains the student alone.
-        student: images -> logits [N, K]; trained in place.
+        teacher: images [N, C, H, W] -> logits [N, K]; frozen and in eval mode during the call, afterwards as it was.
+            None trains the student alone.
+        student: images -> logits [N, K]; trained in place. Parts of it that stand in eval mode, and parameters that
+            require no gradient, stay so. It may be compiled.
         train: batches (images, target [N]); any iterable that can be iterated once per epoch. With views = 2,
-            ((weak, strong), target).
+            ((weak, strong), target). Labels are integers from 0, -100 for an image without one, or probabilities
+            [N, K]. A last batch of one image is left out where the student's batch normalisation cannot take it. With
+            several processes a DataLoader is split among them.
         val: batches of held-out data; picks the best epoch, and the teacher must pass its gate on them.
         test: batches that best and last epoch and the teacher are evaluated on once, at the end.
         method: a name of `pcdistill list methods`, or path/to/file.py:Class.
@@ -142,14 +172,14 @@ def distill(
         out: folder of the run, with all that the command writes: recipe.yaml, checkpoints, metrics.csv, result.json,
             student.safetensors with its card, report.html. The same call continues an interrupted run, exactly so if
             the loader's order depends on the epoch alone (`sampler.set_epoch` is called where it exists).
-        allow: ("weak-teacher",) turns the teacher gate into a warning.
+        allow: "weak-teacher" turns the teacher gate into a warning; "raw-images" lets pixels from 0 to 255 pass.
         verbose: print a line per epoch.
 
     Returns:
         The student with its best weights (`train_options={"keep": "last"}` keeps the last), the history, the summary.
 
     Raises:
-        InputError: what does not fit, in one sentence.
+        InputError: what does not fit, in one sentence: modules and the loaders' first batches before the first step.
         TrainingStopped: the loss is not finite, or accuracy collapsed.
         PcdistillError: Ctrl-C or a polite kill, after a checkpoint was written.
     """
@@ -168,19 +198,21 @@ def distill(
     recipe = make_recipe(tree, "distill()")
     if out is None and recipe.train.trackers:
         raise InputError("train.trackers need a folder; give out")
-    wrapped = (
-        None
-        if teacher is None
-        else Teacher(
-            teacher,
-            class_map=class_map,
-            student_stats=student_stats,
-            teacher_stats=teacher_stats,
-            image_size=teacher_image_size,
-        )
-    )
-    loaders = (LoaderBatches(train, views=views), LoaderBatches(val), None if test is None else LoaderBatches(test))
-    task = _Passed(student, wrapped, *loaders, student_stats)
-    console = Console(recipe.method, quiet=not verbose)
-    result = run_with_report(recipe, None if out is None else Path(out), console=console, task=task)
+    check_modules(student, teacher)
+    with ExitStack() as stack:
+        for module in (student, teacher):
+            if module is not None:
+                stack.enter_context(left_as_it_was(module))
+        wrapped = None
+        if teacher is not None:
+            wrapped = Teacher(
+                teacher,
+                class_map=class_map,
+                student_stats=student_stats,
+                teacher_stats=teacher_stats,
+                image_size=teacher_image_size,
+            )
+        task = _Passed(student, wrapped, (train, val, test), views, student_stats)
+        console = Console(recipe.method, quiet=not verbose)
+        result = run_with_report(recipe, None if out is None else Path(out), console=console, task=task)
     return Distilled(result.student.eval(), result.history, result.summary)

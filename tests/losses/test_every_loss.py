@@ -1,4 +1,4 @@
-"""Rules that hold for every loss on logits: finite gradients, torch.func, no samples, half precision, missing labels."""
+"""Rules for every loss on logits: finite gradients, torch.func, no samples, half precision, missing labels."""
 
 import hypothesis.strategies as st
 import pytest

@@ -40,10 +40,18 @@ class ClassificationDistiller(nn.Module):
         self.student = student
         self.objective = objective
         self._hidden = (teacher, student_taps, teacher_taps)  # a tuple: nn.Module registers nothing of it
+        self.held: list[str] = []  # parts of the student that stay in eval mode, whatever mode is asked for
 
     @property
     def teacher(self) -> Teacher | TeacherEnsemble | None:
         return self._hidden[0]
+
+    def train(self, mode: bool = True) -> "ClassificationDistiller":
+        """Set the mode of all parts but those that are held."""
+        super().train(mode)
+        for name in self.held:
+            self.student.get_submodule(name).training = False
+        return self
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """One pass.

@@ -18,7 +18,7 @@ from pcdistill.commands.tasks import Task, task_of
 from pcdistill.distillation.cache_replay import replayed
 from pcdistill.distillation.teacher import TeacherEnsemble
 from pcdistill.distillation.unused import unused_parameters
-from pcdistill.engine.checkpoint import atomic_write
+from pcdistill.engine.checkpoint import atomic_write, load_state
 from pcdistill.engine.console import Console, duration
 from pcdistill.engine.loop import Fit, Interrupted, Record, Trainer
 from pcdistill.engine.placement import Placement, make_accelerator, make_placement, tell_unused
@@ -153,7 +153,7 @@ class Session:
         if self.data.test is None:
             summary["notes"].append(NO_TEST)
         keep = self.recipe.train.keep
-        self.student.load_state_dict(self.fit.best_state if keep == "best" else self.fit.last_state)
+        load_state(self.student, self.fit.best_state if keep == "best" else self.fit.last_state)
         self._save_student()
         self._write_summary(summary)
         self.accelerator.wait_for_everyone()
@@ -287,11 +287,11 @@ class Session:
     def _measure_epochs(self) -> dict[str, Any]:
         """ "best" and "last", each with its epoch."""
         fit, epochs = self.fit, len(self.fit.history)
-        self.student.load_state_dict(fit.best_state)
+        load_state(self.student, fit.best_state)
         best = {"epoch": fit.best_epoch, **self._measure(self.student)}
         if epochs == fit.best_epoch:  # the same weights
             return {"best": best, "last": dict(best)}
-        self.student.load_state_dict(fit.last_state)
+        load_state(self.student, fit.last_state)
         return {"best": best, "last": {"epoch": epochs, **self._measure(self.student)}}
 
     def _save_student(self) -> None:

@@ -22,7 +22,7 @@ def unused_parameters(distiller: nn.Module, batch: Any) -> list[str]:
     Returns:
         In the order of `named_parameters`; empty if every parameter is used.
     """
-    with _left_as_it_is(distiller), torch.enable_grad():
+    with as_it_is(distiller), torch.enable_grad():
         distiller.train()
         used = {id(leaf) for leaf in _leaves(distiller(batch)["loss"])}
     return [name for name, p in distiller.named_parameters() if p.requires_grad and id(p) not in used]
@@ -43,14 +43,15 @@ def _leaves(loss: Tensor) -> Iterator[Tensor]:
 
 
 @contextmanager
-def _left_as_it_is(module: nn.Module) -> Iterator[None]:
-    """Put back buffers, modes and random numbers."""
+def as_it_is(module: nn.Module) -> Iterator[None]:
+    """Put back buffers, modes, what else a part keeps in its state, and random numbers."""
     modes = {part: part.training for part in module.modules()}
     buffers = [
         (part, name, buffer, buffer.detach().clone())
         for part in module.modules()
         for name, buffer in part.named_buffers(recurse=False)
     ]
+    extras = {part: part.get_extra_state() for part in module.modules() if has_extra_state(part)}
     devices = {p.device for p in module.parameters()}
     random = {device: _random_state(device) for device in {torch.device("cpu"), *devices}}
     try:
@@ -62,8 +63,15 @@ def _left_as_it_is(module: nn.Module) -> Iterator[None]:
             for part, name, buffer, values in buffers:
                 buffer.copy_(values)
                 setattr(part, name, buffer)  # in case it was replaced
+        for part, extra in extras.items():
+            part.set_extra_state(extra)
         for device, state in random.items():
             _set_random_state(device, state)
+
+
+def has_extra_state(part: nn.Module) -> bool:
+    """Whether a module keeps more than tensors in its state."""
+    return type(part).get_extra_state is not nn.Module.get_extra_state
 
 
 def _random_state(device: torch.device) -> Tensor | None:

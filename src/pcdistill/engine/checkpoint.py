@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from pcdistill.errors import InputError
 
 FORMAT = "pcdistill-1"
+COMPILED = "_orig_mod."  # what torch.compile puts into the names of a module's state
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
@@ -94,7 +95,7 @@ class Weights:
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
         if self.module is not None and state is not None:
-            self.module.load_state_dict(state)
+            load_state(self.module, state)
 
 
 @dataclass(frozen=True)
@@ -142,9 +143,15 @@ class Randomness:
 def to_cpu(state: dict[str, Any]) -> dict[str, Any]:
     """A copy of a state dict on the CPU, free of the wrappers' prefixes."""
     return {
-        key.replace("_orig_mod.", ""): value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value
+        key.replace(COMPILED, ""): value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value
         for key, value in state.items()
     }
+
+
+def load_state(module: nn.Module, state: Mapping[str, Any]) -> None:
+    """Give a module a state of :func:`to_cpu` back: it, or a part of it, may be in torch.compile."""
+    own = {name.replace(COMPILED, ""): name for name in module.state_dict()}
+    module.load_state_dict({own.get(name, name): value for name, value in state.items()})
 
 
 def random_state() -> dict[str, Any]:

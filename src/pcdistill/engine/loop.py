@@ -12,8 +12,8 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from pcdistill.engine.average import MovingAverage
 from pcdistill.engine.checkpoint import (
     Part,
     Randomness,
@@ -108,9 +108,15 @@ class Fit:
 
 
 def make_optimizer(module: nn.Module, config: OptimConfig, device: torch.device) -> torch.optim.Optimizer:
-    """SGD or AdamW over everything trainable, by the fused kernels where there are any."""
+    """SGD or AdamW over everything trainable, by the fused kernels where there are any: complex numbers have none.
+
+    Raises:
+        InputError: there is nothing to train.
+    """
     parameters = [p for p in module.parameters() if p.requires_grad]
-    fused = device.type in ("cuda", "cpu")
+    if not parameters:
+        raise InputError("the student has no parameter that requires a gradient, so there is nothing to train")
+    fused = device.type in ("cuda", "cpu") and all(p.is_floating_point() for p in parameters)
     if config.name == "adamw":
         return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
     return torch.optim.SGD(
@@ -178,11 +184,9 @@ class Trainer:
         if train.sync_batchnorm and self.accelerator.num_processes > 1 and device.type == "cuda":
             self.student = nn.SyncBatchNorm.convert_sync_batchnorm(self.student)
             distiller.student = self.student
-        self.ema = None
-        if train.ema > 0:
-            self.ema = AveragedModel(self.student, multi_avg_fn=get_ema_multi_avg_fn(train.ema), use_buffers=True)
-            self.ema.requires_grad_(False)
-        if train.compile:
+        plain: nn.Module = getattr(self.student, "_orig_mod", self.student)  # of one that came compiled
+        self.ema = MovingAverage(plain, train.ema) if train.ema > 0 else None
+        if train.compile and plain is self.student:
             self.student.compile()
         optimizer = make_optimizer(distiller, self.optim, device)
         self.distiller, self.optimizer = self.accelerator.prepare(distiller, optimizer)
