@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from pcdistill.classification.passed import check_modules, count_classes, held_parts, last_size, takes_one, try_step
 from pcdistill.classification.task import Classification, build_distiller
 from pcdistill.commands.run import run_with_report
-from pcdistill.data.passed import LoaderBatches
+from pcdistill.data.passed import RAW, LoaderBatches
 from pcdistill.data.sharing import Share
 from pcdistill.distillation.teacher import Teacher
 from pcdistill.engine.console import Console
@@ -84,11 +84,10 @@ class _Passed(Classification):
             looked.append((last, last.look()))
         images = looked[1][1][0].images
         num_classes = count_classes(self._student.to(accelerator.device), images[:2].float().to(accelerator.device))
-        for one, found in looked:
-            one.expect(num_classes, found, raw="raw-images" in recipe.allow)
+        checked = [one.expect(num_classes, found, raw=RAW in recipe.allow) for one, found in looked]
+        self._first = checked[0][0]  # of training
         if last is not None:
             last.expect(num_classes)
-        self._first = looked[0][1][0]
         classes = [str(i) for i in range(num_classes)]
         return _Loaders(classes, batches, held_out, last, images.shape[1], images.shape[-1])
 

@@ -63,6 +63,7 @@ class ClassificationDistiller(nn.Module):
         Returns:
             "loss" (scalar with a graph), "loss/NAME" (detached, unweighted), "logits" [N, K] (detached),
             "sum/correct" and "sum/counted": images whose largest logit is their class, of how many that have a label.
+            "watch/student" and "watch/teacher": sums of logits, finite if all of them are.
         """
         teacher, student_taps, teacher_taps = self._hidden
         images = batch.images
@@ -84,4 +85,8 @@ class ClassificationDistiller(nn.Module):
         known = batch.labelled
         counted = (logits, batch.target) if known is None else (logits[known], batch.target[known])
         counts = count_correct(counted[0].float(), counted[1])
-        return {**result, "logits": logits, "sum/correct": counts[0], "sum/counted": counts[3]}
+        watched = {"watch/student": logits.float().sum()}
+        taught = getattr(teacher_out, "logits", teacher_out)
+        if taught is not None:
+            watched["watch/teacher"] = taught.float().sum()
+        return {**result, **watched, "logits": logits, "sum/correct": counts[0], "sum/counted": counts[3]}

@@ -12,6 +12,7 @@ from pcdistill.distillation.teacher import logits_of
 from pcdistill.engine.loop import Metric
 from pcdistill.engine.modes import evaluating
 from pcdistill.engine.placement import Placement
+from pcdistill.errors import InputError
 
 
 def top1_metric(num_classes: int, lr: float) -> Metric:
@@ -72,6 +73,9 @@ def evaluate(
 
     Returns:
         "top1" and "top5" in percent, "loss" in nats per sample, "samples", and "finite": 1.0 unless a logit was not.
+
+    Raises:
+        InputError: no image has a label.
     """
     accelerator = placement.accelerator
     totals = torch.zeros(5, dtype=torch.float64, device="cpu")
@@ -96,7 +100,8 @@ def evaluate(
     if accelerator.num_processes > 1:
         totals = accelerator.reduce(totals.to(accelerator.device), reduction="sum").cpu()
     correct1, correct5, loss, n, bad = totals.tolist()
-    n = max(n, 1.0)
+    if n == 0:
+        raise InputError("none of the images to evaluate on has a label; accuracy needs some that do")
     return {
         "top1": 100 * correct1 / n,
         "top5": 100 * correct5 / n,

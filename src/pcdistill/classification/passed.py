@@ -102,7 +102,7 @@ def count_classes(student: nn.Module, images: Tensor) -> int:
 def _channels_hint(images: Tensor) -> str:
     if images.ndim == 4 and images.shape[-1] in (1, 3, 4) and images.shape[1] not in (1, 3, 4):
         return "; they look like [N, H, W, C]: use images.permute(0, 3, 1, 2)"
-    return "; images must be what the student takes, as a rule [N, C, H, W]"
+    return ""
 
 
 def _first_line(error: Exception) -> str:
@@ -128,7 +128,7 @@ def try_step(distiller: ClassificationDistiller, batch: Batch, views: int, place
     except Exception as error:
         raise InputError(
             f"student, teacher and losses cannot be run on the first training batch, images {list(batch.images.shape)} "
-            f"and labels {list(batch.target.shape)}: {_first_line(error)}"
+            f"and labels {list(batch.target.shape)} ({_first_line(error)}){_channels_hint(batch.images)}"
         ) from error
 
 

@@ -15,6 +15,7 @@ from pcdistill.classification.data import Data, build_data
 from pcdistill.classification.distiller import ClassificationDistiller
 from pcdistill.classification.features import tap
 from pcdistill.classification.metrics import evaluate, top1_metric
+from pcdistill.data.finite import problem_of
 from pcdistill.data.loader import Stream
 from pcdistill.distillation.cache_store import read_state
 from pcdistill.distillation.folding import fold_batchnorm
@@ -279,6 +280,7 @@ def check_teacher(
         )
     result = evaluate(teacher, batches.epoch(0), placement, limit=GATE_SAMPLES)
     if not result["finite"]:
+        _refuse_bad_inputs(batches)
         raise InputError(
             "the teacher's logits are NaN or infinite on held-out images; check that its weights are loaded and its "
             "input normalisation (teacher.mean, teacher.std) is right"
@@ -300,6 +302,14 @@ def check_teacher(
             raise InputError(advice)
         (console or Console(quiet=True)).warn(advice)
     return result
+
+
+def _refuse_bad_inputs(batches: Any) -> None:
+    """Raise if the held-out images themselves are not finite: then the teacher is not to blame."""
+    for number, batch in enumerate(batches.epoch(0)):
+        problem = problem_of(batch)
+        if problem is not None:
+            raise InputError(f"held-out batch {number + 1} of {len(batches)}: {problem}")
 
 
 def _weakness(result: dict[str, float], num_classes: int) -> str | None:

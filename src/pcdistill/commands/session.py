@@ -22,6 +22,7 @@ from pcdistill.engine.checkpoint import atomic_write, load_state
 from pcdistill.engine.console import Console, duration
 from pcdistill.engine.loop import Fit, Interrupted, Record, Trainer
 from pcdistill.engine.placement import Placement, make_accelerator, make_placement, tell_unused
+from pcdistill.engine.together import FailTogether
 from pcdistill.engine.tracking import Tracker, check_trackers, make_trackers
 from pcdistill.errors import InputError, TrainingStopped
 from pcdistill.models.heads import head_metadata
@@ -92,10 +93,11 @@ class Session:
         self.seconds = 0.0
 
     def run(self) -> RunResult:
-        """All three steps."""
-        self.prepare()
-        self.train()
-        return self.conclude()
+        """All three steps. Of several processes, one that fails ends all."""
+        with FailTogether():
+            self.prepare()
+            self.train()
+            return self.conclude()
 
     def prepare(self) -> None:
         """Build everything; a teacher without weights is trained on the way. What can be checked early is.

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pcdistill.data.finite import problem_of
 from pcdistill.data.loader import (
     UNLABELLED,
     Batch,
@@ -88,12 +89,12 @@ class LoaderBatches(Batches):
         """
         found = list(islice(self.epoch(0), LOOKED_AT))
         for number, batch in enumerate(found):
-            problem = bad_images(batch, self.views)
+            problem = problem_of(batch, self.views)
             if problem is not None:
                 raise InputError(f"{self._where(number)}: {problem}")
         return found
 
-    def expect(self, num_classes: int, looked: Iterable[Batch] = (), *, raw: bool = False) -> None:
+    def expect(self, num_classes: int, looked: Iterable[Batch] = (), *, raw: bool = False) -> list[Batch]:
         """Check the batches that were looked at, and every batch from now on, against the student's outputs.
 
         Args:
@@ -101,18 +102,24 @@ class LoaderBatches(Batches):
             looked: what :meth:`look` gave.
             raw: let images pass that hold whole numbers from 0 to 255.
 
+        Returns:
+            The batches that were looked at, as training will get them.
+
         Raises:
             InputError: the first batch that does not fit, and what would be right.
         """
         self.num_classes = num_classes
+        found = []
         for number, batch in enumerate(looked):
-            self._fitting(batch.images, batch.target, number)
+            images, target = self._fitting(batch.images, batch.target, number)
+            found.append(Batch(images, target, labelled=labelled_rows(target)))
             if not raw and _like_pixels(batch.images):
                 raise InputError(
                     f"{self._where(number)}: the images hold whole numbers up to {batch.images.max():g}, as pixels do; "
                     "normalise them (divide by 255, take off the mean, divide by the std), or, if both models do so "
                     f'themselves, allow=["{RAW}"]'
                 )
+        return found
 
     def without_last(self) -> None:
         """Leave the last batch of every epoch out."""
@@ -206,20 +213,6 @@ def _length(loader: Any, name: str) -> int:
     if isinstance(loader, Iterator):
         raise InputError(f"{name} is an iterator, which is used up after one epoch; give a DataLoader or a list")
     return length
-
-
-def bad_images(batch: Batch, views: int = 1) -> str | None:
-    """Which image of a batch holds a value that is not finite, in words; None if none does."""
-    images = batch.images
-    if not (images.is_floating_point() or images.is_complex()) or bool(images.isfinite().all()):
-        return None
-    row = int((~images.flatten(1).isfinite()).any(1).nonzero()[0, 0])
-    value = images[row][~images[row].isfinite()][0].item()
-    place = row % (len(images) // views)
-    number = (
-        "" if batch.index is None or place >= len(batch.index) else f" (number {int(batch.index[place])} of its set)"
-    )
-    return f"images[{row}]{number} holds {value}; remove the sample, or mend what reads it"
 
 
 def _counts(target: Tensor) -> bool:

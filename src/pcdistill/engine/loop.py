@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from pcdistill.engine.average import MovingAverage
+from pcdistill.engine.causes import NEVER, Watch, cause_of
 from pcdistill.engine.checkpoint import (
     Part,
     Randomness,
@@ -134,7 +136,7 @@ class Trainer:
 
     Args:
         distiller: `distiller(batch)` -> dict with "loss", "loss/NAME" (means over the batch) and "sum/NAME" (counts);
-            it has `.student` and `.objective`.
+            it has `.student` and `.objective`. Scalars "watch/NAME" tell which model's outputs were not finite.
         batches: this process's share of every global batch.
         validate: evaluates a student module -> metrics, among them the watched one.
         optim: optimiser, schedule, clipping.
@@ -159,6 +161,12 @@ class Trainer:
         if len(batches) == 0:
             raise InputError("the training data gives no batch; lower data.batch_size")
         self.batches, self.validate = batches, validate
+        lengths = gather_object([len(batches)]) if placement.accelerator.num_processes > 1 else []
+        if len(set(lengths)) > 1:
+            raise InputError(
+                f"the processes have {', '.join(map(str, lengths))} batches an epoch and must have equally many; give "
+                "a sampler that shares the images equally (DistributedSampler), or leave the rest out (drop_last)"
+            )
         self.optim, self.config = optim, train
         self.placement, self.accelerator = placement, placement.accelerator
         self.metric, self.record = metric, record or Record()
@@ -167,7 +175,7 @@ class Trainer:
 
         self.steps_per_epoch = math.ceil(len(batches) / train.accumulate)
         self.epoch = self.batch = self.step = 0
-        self.tally = Tally(self.accelerator)
+        self.tally, self.watch = Tally(self.accelerator), Watch()
         self.history: list[dict[str, float]] = []
         self.best: dict[str, float] = {"epoch": 0, "value": -math.inf}
         self.best_state: dict[str, Tensor] = {}
@@ -230,6 +238,7 @@ class Trainer:
                 result = self.distiller(batch)
                 self.accelerator.backward(result["loss"] / size)
             self.tally.add(result, len(batch))
+            self.watch.add(result, self.batch)
             self.batch += 1
             if closes:
                 if self.optim.clip_norm is not None:
@@ -259,6 +268,7 @@ class Trainer:
         self._keep_best(metrics[self.metric.name], epoch)
         self.epoch, self.batch, self.epoch_seconds = epoch, 0, 0.0
         self.tally.clear()
+        self.watch.clear()
         if self.out is not None:
             self.save()
             if self.accelerator.is_main_process:
@@ -319,9 +329,30 @@ class Trainer:
         if self._agree(not all(math.isfinite(value) for value in means.values())):
             shown = ", ".join(f"{key.removeprefix('loss/')} {value:.4g}" for key, value in means.items())
             raise TrainingStopped(
-                f"the loss is not finite in epoch {self.epoch + 1} (by step {self.step}; means so far: {shown}); lower "
-                f"optim.lr (now {self.optim.lr:g}), the weight of a term, or optim.clip_norm"
+                f"the loss is not finite in epoch {self.epoch + 1} (by step {self.step}; means so far: {shown})"
+                f"{self._cause()}"
             )
+
+    def _cause(self) -> str:
+        """The first batch, of any process, that was not finite, and why."""
+        lower = f"lower optim.lr (now {self.optim.lr:g}), the weight of a term, or optim.clip_norm"
+        own = self.watch.first()
+        found = (NEVER, f"; {lower}")
+        if own is not None:
+            number, names = own
+            fresh = self.epoch == 0 and number < self.config.accumulate
+            cause = cause_of(self._again(number), names, fresh=fresh, lower=lower)
+            found = (number, f", first in batch {number + 1} of {len(self.batches)}: {cause}")
+        if self.accelerator.num_processes > 1:
+            found = min(gather_object([found]))
+        return found[1]
+
+    def _again(self, number: int) -> Batch | None:
+        """A batch of this epoch once more; None where its loader cannot give it."""
+        try:
+            return next(self.batches.epoch(self.epoch, start=number)).to(self.placement)
+        except Exception:  # the loss is to be explained, not a user's loader
+            return None
 
     def _parameters(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
