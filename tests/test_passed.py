@@ -6,11 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn.utils import parametrizations
 from torch.utils.data import DataLoader, TensorDataset
 
 import pcdistill
+from pcdistill.distillation.teacher import logits_of
 from pcdistill.errors import InputError, TrainingStopped
 from pcdistill.methods import METHODS
 
@@ -38,8 +40,8 @@ def net(width: int = 8, seed: int = 0, norm: bool = True) -> nn.Sequential:
     torch.manual_seed(seed)
     return nn.Sequential(
         *(nn.Conv2d(3, width, 3, 2, 1), nn.BatchNorm2d(width) if norm else nn.Identity(), nn.ReLU()),
-        *(nn.Conv2d(width, 2 * width, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(2)),
-        *(nn.Flatten(), nn.Linear(8 * width, CLASSES)),
+        *(nn.Conv2d(width, 2 * width, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1)),
+        *(nn.Flatten(), nn.Linear(2 * width, CLASSES)),
     )
 
 
@@ -131,38 +133,28 @@ STUDENTS = {
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
-@pytest.mark.parametrize("extra", [{}, {"ema": 0.5}, {"keep": "last"}], ids=str)
+@pytest.mark.parametrize(
+    "extra", [{}, *(pytest.param(one, marks=pytest.mark.slow) for one in ({"ema": 0.5}, {"keep": "last"}))], ids=str
+)
 @pytest.mark.parametrize("name", STUDENTS)
 def test_students_of_every_make_train_and_are_saved(name, extra, teacher, tmp_path):
     student = STUDENTS[name]()
+    if name == "scripted" and "ema" in extra:
+        with pytest.raises(InputError, match=r"cannot be copied .*; set train.ema to 0"):
+            go(teacher, student, train_options=extra)
+        return
     found = go(teacher, student, epochs=2, train_options=extra, out=tmp_path)
     assert found.student is student
     assert not student.training
-    logits = student(VX)
-    logits = (
-        logits
-        if isinstance(logits, torch.Tensor)
-        else next(iter(logits.values()))
-        if isinstance(logits, dict | UserDict)
-        else getattr(logits, "logits", None)
-        if hasattr(logits, "logits")
-        else logits[0]
-    )
-    top1 = 100 * float((logits.argmax(1) == VY).float().mean())
+    top1 = 100 * float((logits_of(student(VX)).argmax(1) == VY).float().mean())
     which = "last" if extra.get("keep") == "last" else "best"
     assert top1 == pytest.approx(found.summary[which]["val"]["top1"], abs=0.01)
-    if name != "complex":
-        from pcdistill.models.weights import load_weights
-
-        fresh = STUDENTS[name]()
-        plain = getattr(fresh, "_orig_mod", fresh)
-        plain = plain.module if isinstance(plain, nn.DataParallel) else plain
-        if name == "lazy":
-            plain(VX[:2])
-        if name != "compiled inside":
-            load_weights(plain, tmp_path / "student.safetensors")
+    saved = load_file(tmp_path / "student.safetensors")
+    plain = {key.replace("_orig_mod.", "").removeprefix("module."): x for key, x in student.state_dict().items()}
+    assert all(torch.equal(saved[key], x) for key, x in plain.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["compiled", "compiled inside", "DataParallel"])
 def test_a_wrapped_student_resumes_to_the_same_weights(name, teacher, tmp_path):
     class Stop(Exception):
@@ -187,7 +179,7 @@ def test_a_wrapped_student_resumes_to_the_same_weights(name, teacher, tmp_path):
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
-@pytest.mark.parametrize("decay", [0.5, 0.9, 0.999, 0.9999])
+@pytest.mark.parametrize("decay", [0.9, 0.9999])
 def test_the_average_leaves_alone_what_cannot_be_averaged(decay, teacher):
     class Student(nn.Module):
         def __init__(self):
@@ -248,6 +240,7 @@ def test_modes_frozen_parts_and_hooks_are_as_before(method, fails, teacher):
     assert all(torch.equal(x, frozen[name]) for name, x in student[:2].state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("method", sorted(n for n, m in METHODS.items() if m.kind != "pyramids" and n not in ONE_VIEW))
 def test_a_teacher_in_another_precision_teaches(method, dtype, teacher):
@@ -271,10 +264,7 @@ def meta():
 BAD_MODULES = {
     "one module": (lambda t: (t, t), "teacher and student are one module"),
     "one in a wrapper": (lambda t: (t, nn.DataParallel(t)), "teacher and student are one module"),
-    "shared": (
-        lambda t: (t, nn.Sequential(t[:6], nn.Flatten(), nn.Linear(128, 4))),
-        r"share 6 parameters \(0.0.weight\)",
-    ),
+    "shared": (lambda t: (t, nn.Sequential(t[:7], nn.Linear(32, 4))), r"share 6 parameters \(0.0.weight\)"),
     "student on meta": (lambda t: (t, meta()), "the student's 0.weight is on the meta device"),
     "teacher on meta": (lambda t: (meta(), net()), "the teacher's 0.weight is on the meta device"),
     "lazy teacher": (lambda t: (lazy(), net()), "the teacher's 0.weight has no values yet"),
@@ -286,8 +276,8 @@ BAD_MODULES = {
     "one dimension": (lambda t: (t, Wrapped(lambda z: z[:, 0])), r"must give logits \[N, C\]"),
     "raises": (lambda t: (t, Wrapped(lambda z: z.view(7, 77))), "the student cannot run on images"),
     "raises in training": (
-        lambda t: (t, Wrapped(lambda z: z if not z.requires_grad else z @ z)),
-        "cannot be run on the",
+        lambda t: (t, Wrapped(lambda z: z.view(7, 77) if z.requires_grad else z)),
+        r"cannot be run on the first training batch, images \[32, 3, 8, 8\]",
     ),
     "not finite": (lambda t: (t, Wrapped(lambda z: z / 0)), "NaN or infinite before training"),
 }
@@ -327,7 +317,9 @@ def test_images_in_another_precision_train(dtype, teacher):
 
 
 @pytest.mark.parametrize("method", sorted(n for n, m in METHODS.items() if m.kind == "logits" and n not in ONE_VIEW))
-@pytest.mark.parametrize("share", ["some", "none of a batch", "one-hot rows"])
+@pytest.mark.parametrize(
+    "share", ["none of a batch", *(pytest.param(one, marks=pytest.mark.slow) for one in ("some", "one-hot rows"))]
+)
 def test_an_unlabelled_image_is_no_label_to_any_method(method, share, teacher):
     y = torch.where(torch.arange(len(Y)) % 3 == 0, -100, Y)
     if share == "none of a batch":
@@ -387,7 +379,7 @@ BAD_LOADERS = {
     "one-hot of 5": (lambda: loader(X, nn.functional.one_hot(Y, 5)), r"got int64 \[32, 5\]"),
     "two-hot": (lambda: loader(X, one_hot() + one_hot().flip(1)), "must have a single 1 in each row"),
     "no probabilities": (lambda: loader(X, 2 * one_hot().float()), "must be probabilities that sum to 1"),
-    "NaN probabilities": (lambda: loader(X, one_hot() * torch.nan), "must be probabilities that sum to 1"),
+    "NaN probabilities": (lambda: loader(X, one_hot() * torch.nan), r"target\[0\] holds nan; mend the labels"),
     "uint8 images": (lambda: loader(X.to(torch.uint8)), "images must be floating point and normalised, got uint8"),
     "pixels": (lambda: loader((X * 60 + 100).clamp(0, 255).round()), "whole numbers up to .* as pixels do; normalise"),
     "NaN": (lambda: loader(changed(X, (40, 1, 2, 3), torch.nan)), r"batch 2 of 4: images\[8\] holds nan"),

@@ -94,7 +94,8 @@ if CASE == "sampler":
 if CASE == "few":
     loader = DataLoader(train, 200)
 try:
-    found = pcdistill.distill(teacher=teacher, student=student, train=loader, val=DataLoader(val, 10), verbose=False, **options)
+    data = {"train": loader, "val": DataLoader(val, 10)}
+    found = pcdistill.distill(teacher=teacher, student=student, **data, verbose=False, **options)
     weights = [p.detach().flatten()[:3].tolist() for p in student.parameters()]
     result = {"rows": found.history, "seen": train.seen, "val": val.seen, "weights": weights}
 except PcdistillError as error:

@@ -45,7 +45,7 @@ def inputs(loss, n, *, scale=1.0, near=None, dtype=torch.float64, seed=0) -> tup
 @EVERY
 @given(st.data())
 @example(None)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_a_finite_loss_has_a_finite_gradient(name, data):
     loss = build(name)
     if data is None:  # the case that was found first: CSKD
@@ -126,7 +126,7 @@ def test_no_samples_and_every_dtype_also_when_compiled(name, dtype, n):
 
 @pytest.mark.parametrize("name", FEATURES)
 @given(st.integers(0, 4), st.sampled_from([1e-3, 1.0, 30.0, 1e3]), st.booleans(), st.integers(0, 100))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_finite_features_have_finite_gradients(name, n, scale, double, seed):
     dtype = torch.float64 if double else torch.float32
 

@@ -32,12 +32,12 @@ class MovingAverage(AveragedModel):
 
         try:
             super().__init__(model, multi_avg_fn=average, use_buffers=True)
+            self.requires_grad_(False)  # a scripted module's copy refuses
         except (RuntimeError, TypeError, AttributeError) as error:
             raise InputError(
                 f"train.ema averages a copy of the student, and this {type(model).__name__} cannot be copied "
                 f"({str(error).splitlines()[0]}); set train.ema to 0, or make copy.deepcopy work on it"
             ) from error
-        self.requires_grad_(False)
         self._fixed = [i for i, buffer in enumerate(model.buffers()) if _holds_infinity(buffer)]
 
     def update_parameters(self, model: nn.Module) -> None:
