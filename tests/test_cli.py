@@ -73,9 +73,9 @@ def test_distill_leaves_a_complete_folder(teacher, tmp_path, capsys):
         assert 0 <= summary[which]["test"]["top1"] <= 100
     rows = rows_of(out / "metrics.csv")
     assert [row["epoch"] for row in rows] == ["1", "2"]
-    assert {"train/ce", "train/pcd", "val/top1"} <= set(rows[0])
+    assert {"train/ce", "train/dist", "val/top1"} <= set(rows[0])
     recipe = yaml.safe_load((out / "recipe.yaml").read_text())
-    assert [term["method"] for term in recipe["losses"]] == ["ce", "pcd"]
+    assert [term["method"] for term in recipe["losses"]] == ["ce", "dist"]
     printed = capsys.readouterr().out
     assert "teacher" in printed
     assert "(best epoch" in printed
@@ -300,9 +300,9 @@ def test_an_unknown_option_names_the_nearest(capsys):
         (["--student", "cifar/resnet9"], "cifar/resnet"),
         (["--student", "timm/resnet1818"], "timm/resnet"),
         (["--data", "digit"], "digits"),
-        (["--set", "losses.pcd.stages=6"], "stages must be at most C // 2 = 5"),
-        (["--set", "losses.pcd.temperature=0"], "temperature must be a finite number > 0, got 0"),
-        (["--set", "losses.pcd.stagess=3"], 'pcd has no option "stagess"; did you mean "stages"'),
+        (["--method", "pcd", "--set", "losses.pcd.stages=6"], "stages must be at most C // 2 = 5"),
+        (["--method", "pcd", "--set", "losses.pcd.temperature=0"], "temperature must be a finite number > 0, got 0"),
+        (["--method", "pcd", "--set", "losses.pcd.stagess=3"], 'pcd has no option "stagess"; did you mean "stages"'),
         (["--set", "data.augment=flipp"], "flip"),
         (["--teacher-weights", "nowhere.safetensors"], "nowhere.safetensors does not exist"),
     ],

@@ -83,7 +83,7 @@ def test_base_lies_below_and_flags_and_sets_lie_above():
 def test_the_digest_changes_with_results_and_not_with_bookkeeping():
     recipe = load_recipe("digits")
     assert load_recipe("digits", ["optim.lr=0.06"]).digest() != recipe.digest()
-    assert load_recipe("digits", ["losses.pcd.stages=2"]).digest() != recipe.digest()
+    assert load_recipe("digits", ["losses.dist.inter_weight=2"]).digest() != recipe.digest()
     assert load_recipe("digits", ["train.checkpoint_seconds=1"]).digest() == recipe.digest()
 
 
@@ -92,7 +92,7 @@ def test_the_digest_changes_with_results_and_not_with_bookkeeping():
     [
         (["optim.lrr=1"], 'unknown key "optim.lrr"; did you mean "lr"'),
         (["trian.epochs=1"], 'unknown key "trian"; did you mean "train"'),
-        (["losses.pdc.stages=1"], 'no such term; did you mean "pcd"'),
+        (["losses.dits.inter_weight=1"], 'no such term; did you mean "dist"'),
         (["method=pdc"], 'unknown method "pdc"; did you mean "pcd"'),
         (["optim.lr=-1"], "optim.lr: input should be greater than 0, got -1"),
         (["train.epochs=few"], "train.epochs: .*valid integer.*'few'"),
@@ -125,9 +125,18 @@ def test_files_are_named(tmp_path):
         load_recipe(tmp_path / "no.yaml")
     with pytest.raises(InputError, match='unknown recipe "digit"; did you mean "digits"'):
         load_recipe("digit")
-    file.write_text("base: cifar100-resnet56-resnet20\n")
-    with pytest.raises(InputError, match="one level is the most"):
-        load_recipe(file)
+
+
+def test_bases_lie_below_each_other_but_never_below_themselves(tmp_path):
+    file, other = tmp_path / "mine.yaml", tmp_path / "other.yaml"
+    file.write_text("base: cifar100-resnet56-resnet20\ntrain: {epochs: 3}\n")
+    other.write_text("base: mine.yaml\noptim: {lr: 0.01}\n")
+    recipe = load_recipe(other)
+    assert (recipe.optim.lr, recipe.train.epochs, recipe.teacher.name) == (0.01, 3, "cifar/resnet56")
+    assert recipe.optim.milestones == (150, 180, 210)
+    file.write_text("base: other.yaml\n")
+    with pytest.raises(InputError, match="is its own base"):
+        load_recipe(other)
 
 
 def test_nothing_in_a_recipe_is_executed(tmp_path):

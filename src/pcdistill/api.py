@@ -20,7 +20,7 @@ from pcdistill.engine.console import Console
 from pcdistill.engine.modes import held_in_eval, left_as_it_was
 from pcdistill.engine.placement import Placement
 from pcdistill.errors import InputError
-from pcdistill.recipe import ALONE, LOADERS, Recipe, TeacherConfig, make_recipe
+from pcdistill.recipe import ALONE, LOADERS, Recipe, TeacherConfig, load_recipe, make_recipe
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def distill(
     train: Iterable[Any],
     val: Iterable[Any],
     test: Iterable[Any] | None = None,
-    method: str = "pcd",
+    method: str | None = None,
     losses: Sequence[Mapping[str, Any]] | None = None,
     epochs: int = 30,
     lr: float = 0.05,
@@ -155,9 +155,10 @@ def distill(
             several processes a DataLoader is split among them.
         val: batches of held-out data; picks the best epoch, and the teacher must pass its gate on them.
         test: batches that best and last epoch and the teacher are evaluated on once, at the end.
-        method: a name of `pcdistill list methods`, or path/to/file.py:Class.
+        method: a name of `pcdistill list methods`, or path/to/file.py:Class; None takes the default of the recipe
+            "default". Names that this recipe gives a strength have it here too.
         losses: terms in the recipe's form, in place of the method's own, e.g.
-            [{"method": "ce"}, {"method": "pcd", "stages": 5}].
+            [{"method": "ce"}, {"method": "pcd", "strength": 4, "stages": 5}].
         epochs: length of the training.
         lr: base learning rate.
         optim: further keys of the recipe's `optim`, e.g. {"name": "adamw", "weight_decay": 0.05}.
@@ -184,8 +185,10 @@ def distill(
     """
     if (student_stats is None) != (teacher_stats is None):
         raise InputError("student_stats and teacher_stats must be given together")
+    default = load_recipe("default").to_dict()
     tree: dict[str, Any] = {
-        "method": method if teacher is not None or losses else ALONE,
+        "method": method or default["method"] if teacher is not None or losses else ALONE,
+        "methods": default["methods"],
         "losses": [dict(term) for term in losses or ()],
         "teacher": None if teacher is None else {"name": type(teacher).__name__},
         "student": {"name": type(student).__name__},

@@ -80,7 +80,7 @@ class Common:
     )
     """Where to compute."""
     set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE")] = ()
-    """Any other key of the recipe, as often as needed: --set losses.pcd.stages=5 --set optim.clip_norm=1."""
+    """Any other key of the recipe, as often as needed: --set losses.dist.temperature=2 --set optim.clip_norm=1."""
     allow: Annotated[
         UseAppendAction[tuple[Literal["weak-teacher", "mismatched-weights", "class-order"], ...]], Key("allow")
     ] = ()

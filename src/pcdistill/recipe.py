@@ -423,14 +423,15 @@ def with_method(recipe: Recipe, method: str, seed: int) -> Recipe:
     return make_recipe(tree)
 
 
-def _read(source: str | Path) -> tuple[dict[str, Any], str]:
-    """The merged tree of a recipe and its base, and the name to use in messages."""
+def _read(source: str | Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], str]:
+    """The merged tree of a recipe and the bases below it, and the name to use in messages."""
     tree, path = _read_file(source)
+    if path.resolve() in above:
+        raise InputError(f"{above[0].name}: base: {path.name} is its own base")
     base = tree.pop("base", None)
     if base is not None:
-        below, _ = _read_file(path.parent / base if str(base).endswith((".yaml", ".yml")) else str(base))
-        if "base" in below:
-            raise InputError(f"{path.name}: base: {base} has a base of its own; one level is the most")
+        name = str(base)
+        below, _ = _read(path.parent / name if name.endswith((".yaml", ".yml")) else name, (*above, path.resolve()))
         tree = _merge(below, tree)
     return tree, path.name
 
