@@ -64,7 +64,9 @@ class _Passed(Classification):
         loaders: tuple[Iterable[Any], Iterable[Any], Iterable[Any] | None],
         views: int,
         stats: tuple[Sequence[float], Sequence[float]] | None,
+        console: Console,
     ) -> None:
+        self._console = console
         self._student, self._teacher = student, teacher
         self._loaders, self._views, self._stats = loaders, views, stats
         held = held_in_eval(student)
@@ -96,9 +98,10 @@ class _Passed(Classification):
         built = build_distiller(recipe, student, teacher, data=data, placement=placement).to(placement.device)
         built.held = held_parts(built.student, self._held)
         try_step(built, self._first, self._views, placement)
-        if last_size(data.train.loader) == 1 and not takes_one(built, self._first, self._views, placement):
+        if last_size(self._loaders[0]) == 1 and not takes_one(built, self._first, self._views, placement):
             # Each process sees the same data set, and so the same size of the last batch.
             data.train.without_last()
+            self._console.warn("the last batch of each epoch holds one image, too few for the student: left out")
         return built
 
     def student(self, recipe: Recipe, data: Any) -> nn.Module:
@@ -214,7 +217,7 @@ def distill(
                 teacher_stats=teacher_stats,
                 image_size=teacher_image_size,
             )
-        task = _Passed(student, wrapped, (train, val, test), views, student_stats)
         console = Console(recipe.method, quiet=not verbose)
+        task = _Passed(student, wrapped, (train, val, test), views, student_stats, console)
         result = run_with_report(recipe, None if out is None else Path(out), console=console, task=task)
     return Distilled(result.student.eval(), result.history, result.summary)

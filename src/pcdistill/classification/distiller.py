@@ -40,6 +40,7 @@ class ClassificationDistiller(nn.Module):
         self.student = student
         self.objective = objective
         self._hidden = (teacher, student_taps, teacher_taps)  # a tuple: nn.Module registers nothing of it
+        self.watched: dict[str, Tensor] = {}  # of the last pass: the sum of each model's logits, finite if all are
         self.held: list[str] = []  # parts of the student that stay in eval mode, whatever mode is asked for
 
     @property
@@ -63,7 +64,6 @@ class ClassificationDistiller(nn.Module):
         Returns:
             "loss" (scalar with a graph), "loss/NAME" (detached, unweighted), "logits" [N, K] (detached),
             "sum/correct" and "sum/counted": images whose largest logit is their class, of how many that have a label.
-            "watch/student" and "watch/teacher": sums of logits, finite if all of them are.
         """
         teacher, student_taps, teacher_taps = self._hidden
         images = batch.images
@@ -85,8 +85,8 @@ class ClassificationDistiller(nn.Module):
         known = batch.labelled
         counted = (logits, batch.target) if known is None else (logits[known], batch.target[known])
         counts = count_correct(counted[0].float(), counted[1])
-        watched = {"watch/student": logits.float().sum()}
+        self.watched = {"watch/student": logits.float().sum()}
         taught = getattr(teacher_out, "logits", teacher_out)
         if taught is not None:
-            watched["watch/teacher"] = taught.float().sum()
-        return {**result, **watched, "logits": logits, "sum/correct": counts[0], "sum/counted": counts[3]}
+            self.watched["watch/teacher"] = taught.float().sum()
+        return {**result, "logits": logits, "sum/correct": counts[0], "sum/counted": counts[3]}

@@ -1,6 +1,6 @@
 """Modules that a user passes in: what cannot be trained is said in one sentence, before the first step."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import Any
 
 import torch
@@ -155,11 +155,11 @@ def few_of(batch: Batch, views: int, count: int) -> Batch:
 def last_size(loader: Any) -> int | None:
     """Samples in the last batch of a DataLoader's epoch; None where it cannot be told."""
     size, dataset = getattr(loader, "batch_size", None), getattr(loader, "dataset", None)
-    sampler = getattr(loader, "sampler", None)
-    if not isinstance(size, int) or getattr(loader, "drop_last", False) or not hasattr(dataset, "__len__"):
+    sampler: Any = getattr(loader, "sampler", None)
+    if not isinstance(size, int) or getattr(loader, "drop_last", False) or not isinstance(dataset, Sized):
         return None
     try:
-        count = len(sampler) if hasattr(sampler, "__len__") else len(dataset)
+        count = len(sampler if isinstance(sampler, Sized) else dataset)
     except TypeError:
         return None
     return count % size or size

@@ -16,9 +16,9 @@ def problem_of(batch: Any, views: int | None = None) -> str | None:
     Returns:
         None if all is finite.
     """
-    index = getattr(batch, "index", None)
+    index: Any = getattr(batch, "index", None)
     for name in ("images", "target", "teacher_logits"):
-        values = getattr(batch, name, None)
+        values: Any = getattr(batch, name, None)
         row = _bad_row(values)
         if row is None:
             continue

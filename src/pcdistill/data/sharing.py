@@ -112,7 +112,7 @@ def _split(loader: "DataLoader[Any]", share: Share) -> "DataLoader[Any]":
         }
     return DataLoader(
         loader.dataset,
-        batch_sampler=EveryNth(loader.batch_sampler, share),  # type: ignore[arg-type]
+        batch_sampler=EveryNth(loader.batch_sampler, share),
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,

@@ -6,6 +6,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pcdistill.errors import InputError
 
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
 
 class MovingAverage(AveragedModel):
     """An exponential moving average of parameters and buffers (batch statistics, as is customary).
@@ -24,7 +26,7 @@ class MovingAverage(AveragedModel):
     def __init__(self, model: nn.Module, decay: float) -> None:
         lerp = get_ema_multi_avg_fn(decay)
 
-        def average(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+        def average(averaged: Tensors, current: Tensors, count: Tensor | int) -> None:
             if averaged[0].is_floating_point() or averaged[0].is_complex():
                 lerp(averaged, current, count)
             else:

@@ -136,7 +136,8 @@ class Trainer:
 
     Args:
         distiller: `distiller(batch)` -> dict with "loss", "loss/NAME" (means over the batch) and "sum/NAME" (counts);
-            it has `.student` and `.objective`. Scalars "watch/NAME" tell which model's outputs were not finite.
+            it has `.student` and `.objective`. Its `.watched`, where it has one, holds "watch/NAME": a scalar
+            that is not finite if an output of that model is not.
         batches: this process's share of every global batch.
         validate: evaluates a student module -> metrics, among them the watched one.
         optim: optimiser, schedule, clipping.
@@ -186,7 +187,7 @@ class Trainer:
     def _place(self, distiller: nn.Module) -> None:
         """The modules on their device, the optimiser over them, and what averages, compiles or distributes them."""
         train, device = self.config, self.placement.device
-        distiller.to(device)
+        self._plain = distiller.to(device)
         self.student: nn.Module = self.placement.module(distiller.student)  # type: ignore[type-var,assignment]
         self.objective: nn.Module = distiller.objective  # type: ignore[assignment]
         if train.sync_batchnorm and self.accelerator.num_processes > 1 and device.type == "cuda":
@@ -238,7 +239,7 @@ class Trainer:
                 result = self.distiller(batch)
                 self.accelerator.backward(result["loss"] / size)
             self.tally.add(result, len(batch))
-            self.watch.add(result, self.batch)
+            self.watch.add({**result, **getattr(self._plain, "watched", {})}, self.batch)
             self.batch += 1
             if closes:
                 if self.optim.clip_norm is not None:
