@@ -16,7 +16,7 @@ from _bench import commit
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-BENCHMARKS = ("ops_on_step", "loss", "step", "cache")
+BENCHMARKS = ("ops_on_step", "loss", "step", "cache", "pictures")
 
 
 def main() -> None:

@@ -1,6 +1,8 @@
 """`pcdistill.distill` on plain modules and loaders: what comes back, what the teacher sees, what is refused."""
 
+import copy
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pcdistill
 from pcdistill.commands.evaluate import evaluation_recipe
-from pcdistill.errors import InputError
+from pcdistill.errors import InputError, PcdistillError
 
 CLASSES = 4
 
@@ -58,6 +60,13 @@ def test_student_and_history_come_back(teacher, loaders):
     best = max(row["val/top1"] for row in history)
     x, y = loaders[1].dataset.tensors
     assert 100 * float((student(x).argmax(1) == y).float().mean()) == pytest.approx(best)
+
+
+@pytest.mark.parametrize(("method", "expected"), [(None, "dist"), ("kd", "kd")])
+def test_what_is_not_said_is_as_in_the_recipe_default(teacher, loaders, method, expected):
+    found = run(teacher, loaders, method=method, epochs=1)
+    assert (found.summary["method"], found.summary["strength"]) == (expected, 4.0)
+    assert f"train/weight/{expected}" in found.history[0]
 
 
 def test_the_same_seed_gives_the_same_student(teacher, loaders):
@@ -153,6 +162,61 @@ def test_a_run_in_a_folder_continues(teacher, loaders, tmp_path):
     assert (tmp_path / "a" / "metrics.csv").exists()
 
 
+def test_a_folder_belongs_to_its_teacher_student_and_data(teacher, loaders, tmp_path):
+    out, train, val = tmp_path / "run", *loaders
+    first = run(teacher, loaders, out=out)
+    other = copy.deepcopy(teacher)
+    with torch.no_grad():
+        other[1].bias[0] += 1e-6
+    with pytest.raises(InputError, match="the teacher's weights changed; name another"):
+        run(other, loaders, out=out)
+    with pytest.raises(InputError, match="the student's structure and the student's start weights changed"):
+        run(teacher, loaders, net(8, 1), out=out)
+    with pytest.raises(InputError, match=r"the student's start weights changed \(a student that was trained since"):
+        run(teacher, loaders, net(4, 2), out=out)
+    x, y = train.dataset.tensors
+    turned = DataLoader(TensorDataset(x, (y + (torch.arange(len(y)) == 200)) % CLASSES), 32, shuffle=True)
+    with pytest.raises(InputError, match="the labels of train changed"):
+        run(teacher, (turned, val), out=out)
+    with pytest.raises(InputError, match="the batches of train changed"):
+        run(teacher, (DataLoader(train.dataset, 64, shuffle=True), val), out=out)
+    for student in (net(4, 1), first.student):  # built anew, or as the run left it
+        again = run(teacher, loaders, student, out=out)
+        assert all(
+            torch.equal(a, b) for a, b in zip(again.student.parameters(), first.student.parameters(), strict=True)
+        )
+
+
+def test_a_stopped_run_goes_on_with_the_students_own_module(teacher, loaders, tmp_path):
+    whole = run(teacher, loaders, epochs=3, out=tmp_path / "whole")
+
+    class Stopping:
+        """A loader that ends the process in its second epoch."""
+
+        def __init__(self, loader):
+            self.dataset, self.batch_size, self.loader, self.rounds = loader.dataset, loader.batch_size, loader, 0
+            self.generator = loader.generator
+
+        def __len__(self):
+            return len(self.loader)
+
+        def __iter__(self):
+            self.rounds += 1
+            return self.batches(iter(self.loader))
+
+        def batches(self, iterator):
+            for number, batch in enumerate(iterator):
+                if self.rounds == 2 and number == 3:
+                    signal.raise_signal(signal.SIGTERM)
+                yield batch
+
+    student = net(4, 1)
+    with pytest.raises(PcdistillError, match="interrupted in epoch 2"):
+        run(teacher, (Stopping(loaders[0]), loaders[1]), student, epochs=3, out=tmp_path / "run")
+    again = run(teacher, loaders, student, epochs=3, out=tmp_path / "run")
+    assert all(torch.equal(a, b) for a, b in zip(again.student.parameters(), whole.student.parameters(), strict=True))
+
+
 def test_python_leaves_what_the_command_leaves_and_evaluates_the_test_set_once(teacher, loaders, tmp_path):
     class Counted:
         """A loader that counts how often it is gone through."""
@@ -180,7 +244,9 @@ def test_python_leaves_what_the_command_leaves_and_evaluates_the_test_set_once(t
         *("recipe.yaml", "environment.json", "metrics.csv", "best.pt", "last.pt", "result.json"),
         *("student.safetensors", "report.html", "README.md"),
     }
-    assert json.loads((tmp_path / "run" / "result.json").read_text()) == found.summary
+    written = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert written.pop("checksum").startswith("blake2b:")
+    assert written == found.summary
     card = (tmp_path / "run" / "README.md").read_text()
     assert "distilled by pcd" in card
     scope = {"model": net(4, 5), "images": loaders[1].dataset.tensors[0]}

@@ -210,7 +210,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_resume(teacher, tmp_path):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert "interrupted in epoch" in err or "interrupted after epoch" in err
     assert "the same command continues" in err
     assert "Traceback" not in err
@@ -420,7 +420,8 @@ def test_another_recipe_in_the_same_folder_is_refused(capsys, teacher, tmp_path)
         *(capsys, "distill", "--data", "digits", "--teacher", "cifar/resnet8", "--teacher-weights", teacher),
         *("--student", "cifar/resnet8", "--epochs", "3", "--out", tmp_path / "run", "--quiet"),
     )
-    assert "another recipe" in text
+    assert "another recipe (data.limit 256 -> none, train.epochs 2 -> 3); name another folder" in text
+    assert f"(--out {tmp_path / 'run-2'})" in text
 
 
 def test_a_users_own_models_and_loss_from_a_file(tmp_path):

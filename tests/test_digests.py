@@ -99,3 +99,12 @@ def test_entropy_weighting_changes_a_digest_only_where_it_is_on():
 @pytest.mark.parametrize("method", DETECTION)
 def test_methods_on_detection_keep_their_digests(method):
     assert with_method(load_recipe("digits-detection"), method, 1).digest() == DETECTION[method]
+
+
+def test_keys_of_detection_that_came_later_count_only_where_they_are_set():
+    plain = load_recipe("digits-detection")
+    assert "pairing" not in plain.to_yaml()
+    for change in ("pairing=teacher", "boxes=giou", "boxes_weight=2", "adapters=[mine.py:Mine]"):
+        changed = load_recipe("digits-detection", [f"detection.{change}"])
+        assert changed.digest() != plain.digest()
+        assert make_recipe(changed.to_dict()) == changed

@@ -127,6 +127,17 @@ def test_files_are_named(tmp_path):
         load_recipe("digit")
 
 
+@pytest.mark.parametrize("name", ["default", "digits"])
+def test_the_names_of_a_default_recipe_pull_equally_hard(name):
+    recipe = load_recipe(name)
+    assert {"kd", "pcd", recipe.method} <= set(recipe.methods)
+    assert recipe.strength == 4.0
+    for method in recipe.methods:
+        (labels, own) = with_method(recipe, method, 0).losses
+        assert (labels.method, labels.weight, labels.strength) == ("ce", 1.0, None)
+        assert (own.method, own.weight, own.strength, own.warmup_epochs) == (method, 1.0, 4.0, 0.0)
+
+
 def test_bases_lie_below_each_other_but_never_below_themselves(tmp_path):
     file, other = tmp_path / "mine.yaml", tmp_path / "other.yaml"
     file.write_text("base: cifar100-resnet56-resnet20\ntrain: {epochs: 3}\n")

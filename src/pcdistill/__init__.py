@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pcdistill.api import Distilled as Distilled
     from pcdistill.api import distill as distill
+    from pcdistill.commands.push import load_student as load_student
     from pcdistill.errors import InputError as InputError
     from pcdistill.errors import PcdistillError as PcdistillError
     from pcdistill.errors import TrainingStopped as TrainingStopped
@@ -21,11 +22,12 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "distill": "pcdistill.api",
     "Distilled": "pcdistill.api",
+    "load_student": "pcdistill.commands.push",
     "InputError": "pcdistill.errors",
     "PcdistillError": "pcdistill.errors",
     "TrainingStopped": "pcdistill.errors",
 }
-__all__ = ["Distilled", "InputError", "PcdistillError", "TrainingStopped", "distill"]
+__all__ = ["Distilled", "InputError", "PcdistillError", "TrainingStopped", "distill", "load_student"]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from accelerate import Accelerator
 from torch import nn
@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader
 from pcdistill.classification.passed import check_modules, count_classes, held_parts, last_size, takes_one, try_step
 from pcdistill.classification.task import Classification, build_distiller
 from pcdistill.commands.run import run_with_report
+from pcdistill.commands.tasks import passed_detection
+from pcdistill.data.contents import loader_contents
 from pcdistill.data.passed import RAW, LoaderBatches
 from pcdistill.data.sharing import Share
 from pcdistill.distillation.teacher import Teacher
@@ -30,7 +32,8 @@ class Distilled:
     Attributes:
         student: the module that was passed in, on the device it was trained on, in eval mode, with the kept weights;
             with SimKD a module around it that has the teacher's classifier.
-        history: one dict per epoch: "epoch", "lr", "train/loss", "train/NAME" per term, "val/top1", "seconds", ...
+        history: one dict per epoch: "epoch", "lr", "train/loss", "train/NAME" per term, "val/top1" or, of boxes,
+            "val/map", "seconds", ...
         summary: what result.json holds: "best" and "last" with their metrics on "val" and "test", the teacher's, ...
     """
 
@@ -52,6 +55,7 @@ class _Loaders:
     test: LoaderBatches | None
     in_channels: int
     image_size: int
+    contents: dict[str, str]
 
 
 class _Passed(Classification):
@@ -91,7 +95,12 @@ class _Passed(Classification):
         if last is not None:
             last.expect(num_classes)
         classes = [str(i) for i in range(num_classes)]
-        return _Loaders(classes, batches, held_out, last, images.shape[1], images.shape[-1])
+        contents = {
+            f"data.{name}.{what}": value
+            for name, loader in (("train", train), ("val", val), ("test", test))
+            for what, value in ({} if loader is None else loader_contents(loader)).items()
+        }
+        return _Loaders(classes, batches, held_out, last, images.shape[1], images.shape[-1], contents)
 
     def distiller(self, recipe: Recipe, student: nn.Module, teacher: Any, data: Any, placement: Placement) -> nn.Module:
         """The distiller, after a try on a few samples; it keeps the modes that the user set."""
@@ -129,6 +138,7 @@ def distill(
     train: Iterable[Any],
     val: Iterable[Any],
     test: Iterable[Any] | None = None,
+    task: Literal["classification", "detection"] = "classification",
     method: str | None = None,
     losses: Sequence[Mapping[str, Any]] | None = None,
     epochs: int = 30,
@@ -140,6 +150,9 @@ def distill(
     student_stats: tuple[Sequence[float], Sequence[float]] | None = None,
     teacher_stats: tuple[Sequence[float], Sequence[float]] | None = None,
     teacher_image_size: int | None = None,
+    classes: Sequence[str] | None = None,
+    teacher_classes: Sequence[str] | None = None,
+    detection: Mapping[str, Any] | None = None,
     seed: int = 0,
     out: str | Path | None = None,
     allow: Sequence[str] = (),
@@ -149,17 +162,20 @@ def distill(
 
     Args:
         teacher: images [N, C, H, W] -> logits [N, K]; frozen and in eval mode during the call, afterwards as it was.
-            None trains the student alone.
-        student: images -> logits [N, K]; trained in place. Parts of it that stand in eval mode, and parameters that
-            require no gradient, stay so. It may be compiled.
+            None trains the student alone. For detection a detector of torchvision or transformers, or one with a
+            registered adapter.
+        student: images -> logits [N, K], or a detector; trained in place. Parts of it that stand in eval mode, and
+            parameters that require no gradient, stay so. It may be compiled.
         train: batches (images, target [N]); any iterable that can be iterated once per epoch. With views = 2,
             ((weak, strong), target). Labels are integers from 0, -100 for an image without one, or probabilities
             [N, K]. A last batch of one image is left out where the student's batch normalisation cannot take it. With
-            several processes a DataLoader is split among them.
+            several processes a DataLoader is split among them. For detection (images, targets): images [3, H, W] in
+            0..1, a list or stacked, and for each a mapping of "boxes" [M, 4] xyxy in pixels and "labels" [M] from 1.
         val: batches of held-out data; picks the best epoch, and the teacher must pass its gate on them.
         test: batches that best and last epoch and the teacher are evaluated on once, at the end.
-        method: a name of `pcdistill list methods`, or path/to/file.py:Class; None takes the default of the recipe
-            "default". Names that this recipe gives a strength have it here too.
+        task: "detection" for boxes.
+        method: a name of `pcdistill list methods`, or path/to/file.py:Class; None takes the default of the task's
+            recipe, "default" or "detection". Names that this recipe gives a strength have it here too.
         losses: terms in the recipe's form, in place of the method's own, e.g.
             [{"method": "ce"}, {"method": "pcd", "strength": 4, "stages": 5}].
         epochs: length of the training.
@@ -171,6 +187,9 @@ def distill(
         student_stats: (mean, std) that your loader normalises with; needed only with `teacher_stats`.
         teacher_stats: (mean, std) that the teacher expects, where they differ.
         teacher_image_size: the teacher's resolution in pixels, where it differs.
+        classes: of detection: names of the labels 1..K.
+        teacher_classes: of detection: names of the teacher's labels, in its order, where they differ.
+        detection: keys of the recipe's `detection`, e.g. {"pairing": "teacher", "boxes": "giou"}.
         seed: of everything that the training draws.
         out: folder of the run, with all that the command writes: recipe.yaml, checkpoints, metrics.csv, result.json,
             student.safetensors with its card, report.html. The same call continues an interrupted run, exactly so if
@@ -188,14 +207,23 @@ def distill(
     """
     if (student_stats is None) != (teacher_stats is None):
         raise InputError("student_stats and teacher_stats must be given together")
-    default = load_recipe("default").to_dict()
+    if task == "detection" and (class_map is not None or student_stats is not None or views != 1):
+        raise InputError(
+            "class_map, student_stats, teacher_stats and views are for classifiers; detectors are matched by "
+            "teacher_classes, and normalise by themselves"
+        )
+    if task != "detection" and (classes or teacher_classes or detection):
+        raise InputError('classes, teacher_classes and detection are for detectors; give task="detection"')
+    default = load_recipe("detection" if task == "detection" else "default").to_dict()
     tree: dict[str, Any] = {
+        "task": task,
+        "detection": dict(detection or {}),
         "method": method or default["method"] if teacher is not None or losses else ALONE,
         "methods": default["methods"],
         "losses": [dict(term) for term in losses or ()],
         "teacher": None if teacher is None else {"name": type(teacher).__name__},
         "student": {"name": type(student).__name__},
-        "data": {"name": LOADERS, "views": views},
+        "data": {"name": LOADERS, "views": None if task == "detection" else views},
         "optim": {"lr": lr, **(optim or {})},
         "train": {"epochs": epochs, "seed": seed, **(train_options or {})},
         "allow": list(allow),
@@ -204,20 +232,33 @@ def distill(
     if out is None and recipe.train.trackers:
         raise InputError("train.trackers need a folder; give out")
     check_modules(student, teacher)
+    console = Console(recipe.method, quiet=not verbose)
     with ExitStack() as stack:
         for module in (student, teacher):
             if module is not None:
                 stack.enter_context(left_as_it_was(module))
-        wrapped = None
-        if teacher is not None:
-            wrapped = Teacher(
-                teacher,
-                class_map=class_map,
-                student_stats=student_stats,
-                teacher_stats=teacher_stats,
-                image_size=teacher_image_size,
+        passed: Any
+        if task == "detection":
+            passed = passed_detection(
+                student=student,
+                teacher=teacher,
+                train=train,
+                val=val,
+                test=test,
+                classes=classes,
+                teacher_classes=teacher_classes,
+                teacher_image_size=teacher_image_size,
             )
-        console = Console(recipe.method, quiet=not verbose)
-        task = _Passed(student, wrapped, (train, val, test), views, student_stats, console)
-        result = run_with_report(recipe, None if out is None else Path(out), console=console, task=task)
+        else:
+            wrapped = None
+            if teacher is not None:
+                wrapped = Teacher(
+                    teacher,
+                    class_map=class_map,
+                    student_stats=student_stats,
+                    teacher_stats=teacher_stats,
+                    image_size=teacher_image_size,
+                )
+            passed = _Passed(student, wrapped, (train, val, test), views, student_stats, console)
+        result = run_with_report(recipe, None if out is None else Path(out), console=console, task=passed)
     return Distilled(result.student.eval(), result.history, result.summary)

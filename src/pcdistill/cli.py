@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_type_hints
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_type_hi
 import tyro
 from tyro.conf import Positional, UseAppendAction, arg
 
-from pcdistill.errors import InputError, PcdistillError
+from pcdistill.errors import WORDS, InputError, PcdistillError, os_sentence
 
 if TYPE_CHECKING:
     from pcdistill.engine.console import Console
@@ -54,7 +54,7 @@ class Common:
     """A shipped recipe's name (`pcdistill list recipes`) or a YAML file; by default one that fits the data."""
     data: Annotated[str | None, flag("NAME|FOLDER|FILE.npz"), Key("data.name")] = None
     """digits, cifar10, cifar100, torchvision/NAME, a folder of class folders, or an .npz file; for detection
-    digits-detection, coco:FOLDER or voc:FOLDER."""
+    digits-detection, coco:FOLDER, voc:FOLDER or yolo:data.yaml."""
     epochs: Annotated[int | None, flag("N"), Key("train.epochs")] = None
     """Length of the training."""
     batch_size: Annotated[int | None, flag("N"), Key("data.batch_size")] = None
@@ -388,6 +388,127 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Export:
+    """Write a run's student in the form that production reads, and compare it on real images."""
+
+    folder: Annotated[Positional[Path], arg(name="run", metavar="RUN", help_behavior_hint="")]
+    """A run's folder."""
+    to: Literal["onnx", "torch-export", "safetensors", "timm", "hf"] = "onnx"
+    """The form; detectors: onnx or safetensors."""
+    int8: Annotated[bool, FLAG] = False
+    """Also in 8-bit integers, calibrated on 256 training images (onnx, classifiers)."""
+    check: Annotated[str | None, flag("DATA")] = None
+    """Data to compare and calibrate on, with the student's classes; by default the run's own."""
+    out: Annotated[Path | None, flag("PATH")] = None
+    """The file, or for timm and hf the folder; by default in export/ of the run's folder."""
+
+    def run(self, command: str) -> None:
+        from pcdistill.commands.export import Export, export
+
+        export(self.folder, Export(self.to, self.int8, self.check, self.out), print)
+
+
+@dataclass(frozen=True)
+class Predict:
+    """What a run's student says of image files: classes with probabilities, or boxes."""
+
+    folder: Annotated[Positional[Path], arg(name="run", metavar="RUN", help_behavior_hint="")]
+    """A run's folder."""
+    images: Annotated[Positional[tuple[str, ...]], arg(metavar="IMAGES", help_behavior_hint="")]
+    """Files, and folders, which are searched with all that is in them."""
+    format: Annotated[Literal["csv", "json", "coco", "yolo"] | None, flag("csv|json|coco|yolo")] = None
+    """csv or json for classifiers; csv, coco or yolo for detectors."""
+    out: Annotated[Path | None, flag("PATH")] = None
+    """Write to this file, for yolo to this folder; by default it is printed."""
+    draw: Annotated[Path | None, flag("FOLDER")] = None
+    """Also draw the answers on the images, into this folder."""
+    top_k: int = 1
+    """Classes per image (classifiers)."""
+    score: Annotated[float | None, flag("X")] = None
+    """Leave out boxes below it (detectors; by default 0.3, for coco 0)."""
+
+    def run(self, command: str) -> None:
+        from pcdistill.commands.predict import Predict, predict
+
+        print(predict(self.folder, self.images, Predict(self.format, self.out, self.draw, self.top_k, self.score)))
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Latency and throughput of a run's student and teacher, or of any model, eager, compiled, in ONNX and int8."""
+
+    what: Annotated[Positional[str], arg(name="run", metavar="RUN|MODEL", help_behavior_hint="")]
+    """A run's folder, whose page and card then show the table; or a classifier's name."""
+    batch_size: int = 64
+    """Images of a batch, for the throughput."""
+    image_size: Annotated[int | None, flag("N")] = None
+    """Side of the images in pixels; by default the run's, or 224 (cifar/: 32)."""
+    programs: str = "eager,compiled,onnx,int8"
+    """What to measure: names with commas between."""
+    seconds: float = 2.0
+    """How long each figure is measured."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where eager and compiled models run; ONNX Runtime runs on the CPU."""
+
+    def run(self, command: str) -> None:
+        from pcdistill.commands.bench import Bench, bench
+
+        programs = tuple(name.strip() for name in self.programs.split(",") if name.strip())
+        plan = Bench(self.batch_size, self.image_size, programs, self.seconds, self.device)
+        print(bench(self.what, plan, lambda line: print(line, file=sys.stderr)))
+
+
+@dataclass(frozen=True)
+class CheckData:
+    """What a data set holds, what was repaired or left out in reading it, what looks wrong; a page of samples."""
+
+    data: Annotated[Positional[str], arg(metavar="DATA"), Key("data.name")]
+    """As for --data: a name, a folder, an .npz file, or coco:, voc: or yolo: and a folder or annotation file."""
+    task: Annotated[Literal["classification", "detection"] | None, flag("classification|detection")] = None
+    """What the data is for; by default what it looks like."""
+    samples: int = 12
+    """Images on the page."""
+    val_fraction: Annotated[float | None, flag("X"), Key("data.val_fraction")] = None
+    """Share of the training images that validation gets if the data has none."""
+    out: Annotated[Path | None, flag("FILE")] = None
+    """The page; by default in runs/."""
+    json: Annotated[bool, FLAG] = False
+    """Print JSON instead of text."""
+
+    def run(self, command: str) -> None:
+        from pcdistill.commands.check_data import check_data, default_page, findings_text
+        from pcdistill.recipe import DataConfig
+        from pcdistill.report.data_page import write_data_page
+
+        if self.val_fraction is not None and not 0 < self.val_fraction < 1:
+            raise InputError(f"--val-fraction must be between 0 and 1, got {self.val_fraction:g}")
+        config = DataConfig(**{key.removeprefix("data."): value for key, value in keys_of(self).items()})
+        found = check_data(config, self.task, self.samples)
+        page = write_data_page(found, self.out or default_page(self.data))
+        if self.json:
+            print(json.dumps({**found.to_dict(), "page": str(page)}, indent=2))
+        else:
+            print(f"{findings_text(found)}\nwritten: {page}")
+
+
+@dataclass(frozen=True)
+class Push:
+    """Upload a run's student to the Hugging Face hub, with its card, recipe and results."""
+
+    folder: Annotated[Positional[Path], arg(name="run", metavar="RUN", help_behavior_hint="")]
+    """A run's folder."""
+    repo: Annotated[Positional[str], arg(metavar="USER/NAME", help_behavior_hint="")]
+    """The repository, which is made if it is not there."""
+    private: Annotated[bool, FLAG] = False
+    """Make it so that nobody else sees it."""
+
+    def run(self, command: str) -> None:
+        from pcdistill.commands.push import push
+
+        print(push(self.folder, self.repo, private=self.private))
+
+
+@dataclass(frozen=True)
 class List:
     """Names that can be used: methods, models, detectors, data sets, recipes."""
 
@@ -413,13 +534,21 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "tune": Tune,
     "cache": Cache,
     "evaluate": Evaluate,
+    "export": Export,
+    "predict": Predict,
+    "bench": Bench,
+    "check-data": CheckData,
+    "push": Push,
     "list": List,
     "demo": Demo,
 }
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point of `pcdistill`; exits with 0 (done), 2 (wrong input) or 1 (anything else)."""
+    """Entry point of `pcdistill`.
+
+    Exits with 0 (done), 2 (wrong input), 128 + the signal's number (130: Ctrl-C, 143: SIGTERM), or 1 (anything else).
+    """
     argv = sys.argv[1:] if argv is None else argv
     try:
         command = tyro.extras.subcommand_cli_from_dict(
@@ -430,15 +559,27 @@ def main(argv: list[str] | None = None) -> None:
             config=(tyro.conf.FlagCreatePairsOff,),
         )
         command.run(shlex.join(["pcdistill", *argv]))
+        sys.stdout.flush()
     except InputError as error:
         _fail(str(error), 2)
     except PcdistillError as error:
-        _fail(str(error), 1)
+        number = getattr(error, "signal", None)  # of an interruption
+        _fail(str(error), 1 if number is None else 128 + number)
     except KeyboardInterrupt:
-        _fail("stopped at once; the last checkpoint is kept, and the same command continues from it", 1)
+        _fail("stopped at once; the last checkpoint is kept, and the same command continues from it", 130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _close_stdout()
         sys.exit(1)
+    except OSError as error:
+        if error.filename is None:  # then it may be what cannot be printed
+            _close_stdout()
+        _fail(os_sentence(error), 2 if error.errno in WORDS else 1)
+
+
+def _close_stdout() -> None:
+    """Let what is not printed yet go nowhere: at its end Python would try once more, and fail."""
+    with suppress(OSError):  # it may have no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, code: int) -> None:

@@ -1,6 +1,7 @@
 """Errors that the command line prints as one sentence, without a traceback."""
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -26,3 +27,20 @@ def nearest(name: str, names: Iterable[str]) -> str:
         return difflib.SequenceMatcher(None, other, name).ratio(), sorted(other) == sorted(name)
 
     return f'; did you mean "{max(close, key=likeness)}"?'
+
+
+WORDS = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)  # a path that no state of the disk makes right
+ADVICE = {
+    errno.ENOSPC: "free some, and the same command continues",
+    errno.EDQUOT: "free some, and the same command continues",
+    errno.EACCES: "change its permissions, or name another place",
+    errno.EPERM: "change its permissions, or name another place",
+    errno.EROFS: "name another place",
+}
+
+
+def os_sentence(error: OSError) -> str:
+    """What the operating system refused: the path, its words, and what can be done."""
+    said = error.strerror or str(error) or type(error).__name__
+    parts = [f"{error.filename}: {said}" if error.filename is not None else said, ADVICE.get(error.errno or 0)]
+    return "; ".join(part for part in parts if part)

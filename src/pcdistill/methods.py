@@ -345,4 +345,18 @@ METHODS: dict[str, Method] = {
         "dual masking of pyramid levels, object-aware, aligned, in stages; our equations",
         (DETECTOR, {"method": "dfmsd", "weight": 6.0}),
     ),
+    "cwd": Method(
+        "pcdistill.losses.cwd:CWDLoss",
+        "pyramids",
+        "arXiv 2011.13256",
+        "where each channel of a pyramid level is active",
+        (DETECTOR, {"method": "cwd", "weight": 5.0}),
+    ),
+    "acam": Method(
+        "pcdistill.losses.acam:ACAMLoss",
+        "pyramids",
+        "ICCV 2025",
+        "pyramid levels under masks that student and teacher learn together",
+        (DETECTOR, {"method": "acam", "weight": 1.0}),
+    ),
 }

@@ -145,13 +145,22 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class DetectionConfig:
-    """Where dense detectors (RetinaNet, FCOS) compare logits: on the `top_k` anchors of an image that the teacher rates
-    highest, if it rates them `threshold` at least. Two-stage detectors compare them on the student's proposals.
+    """Where detectors are compared, and whether by their boxes too.
+
+    `pairing`: "student": its own regions; "teacher": the `top_k` regions of an image that the teacher rates highest, if
+    it rates them `threshold` at least; "anchors": those anchors, of dense detectors that share them; "auto": anchors
+    where they are the same, a two-stage student's proposals, else the teacher's regions. `boxes` distils the boxes of
+    the same regions, by their L1 distance or GIoU, at `boxes_weight`. `adapters` are the user's own, each
+    `path/to/file.py:Adapter`.
     """
 
     __pydantic_config__ = FORBID
     top_k: Count = 100
     threshold: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    pairing: Literal["auto", "student", "teacher", "anchors"] = "auto"
+    boxes: Literal["none", "l1", "giou"] = "none"
+    boxes_weight: NotNegative = 1.0
+    adapters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -293,7 +302,7 @@ def recipe_for(data: str) -> str:
     """The shipped recipe that fits the data when none is named."""
     if data in ("digits", "digits-detection"):
         return data
-    return "detection" if data.startswith(("coco:", "voc:")) else "default"
+    return "detection" if data.startswith(("coco:", "voc:", "yolo:")) else "default"
 
 
 def load_recipe(
@@ -368,7 +377,8 @@ def _make(tree: dict[str, Any], mistakes: _Mistakes, of_terms: Mapping[str, Any]
         tree["teacher"] = None
     for teacher in [tree.get("teacher"), *(several if isinstance(several, list | tuple) else ())]:
         if isinstance(teacher, dict) and "pretrained" not in teacher and teacher.get("weights") is None:
-            teacher["pretrained"] = has_zoo_weights(str(teacher.get("name", TeacherConfig.name)))
+            name, task = str(teacher.get("name", TeacherConfig.name)), str(tree.get("task", Recipe.task))
+            teacher["pretrained"] = has_zoo_weights(name, task)
     recipe = _validated(tree, mistakes)
     mistakes.raise_if_any()
     assert recipe is not None
@@ -525,6 +535,7 @@ LATER: dict[str, dict[str, Any]] = {
     "data": {"unlabelled": None, "unlabelled_batch": None},
     "student": {"head": "own"},
     "teacher": {"weight": 1.0},
+    "detection": {"pairing": "auto", "boxes": "none", "boxes_weight": 1.0, "adapters": []},
 }
 
 

@@ -174,7 +174,7 @@ def test_misfits_are_refused(weights, cache, tmp_path):
     run(recipe(method="none", student__kwargs={}, train__epochs=1), tmp_path / "other")
     with pytest.raises(InputError, match="from another teacher"):
         attempt(teacher__weights=str(tmp_path / "other" / "student.safetensors"))
-    with pytest.raises(InputError, match="holds another cache .epochs differ"):
+    with pytest.raises(InputError, match="holds another cache .epochs 2 -> 3"):
         make_cache(recipe(method="kd", teacher__weights=weights), cache, epochs=3)
     with pytest.raises(InputError, match="top_k must be from 1 to 9 for 10 classes, got 10"):
         make_cache(recipe(method="kd", teacher__weights=weights), tmp_path / "k", epochs=1, top_k=10)
@@ -203,6 +203,20 @@ def test_damage_is_noticed(cache, weights, tmp_path):
     (tmp_path / "cache" / "cache.json").write_text('{"format": "pcdistill-cache-1"}')
     with pytest.raises(InputError, match=r"cache\.json cannot be read: it is damaged"):
         TeacherCache(tmp_path / "cache")
+
+
+def test_any_changed_byte_of_cache_json_is_refused_or_changes_nothing(cache, tmp_path):
+    (tmp_path / "cache").mkdir()
+    whole, known = (cache / "cache.json").read_bytes(), stored.read_state(cache)
+    for place in range(len(whole)):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << (place % 7)
+        for raw in (changed, whole[:place]):
+            (tmp_path / "cache" / "cache.json").write_bytes(raw)
+            try:
+                assert stored.read_state(tmp_path / "cache") == known
+            except InputError as error:
+                assert "cache.json" in str(error)  # noqa: PT017
 
 
 def test_logits_that_float16_cannot_hold_are_refused(weights, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 from pcdistill.commands.jobs import Outcome
 from pcdistill.commands.search import Search, Space, described, open_study
 from pcdistill.engine.console import Console
-from pcdistill.errors import InputError
+from pcdistill.errors import InputError, PcdistillError
 from pcdistill.recipe import load_recipe, make_recipe
 
 METHODS = ["kd", "dist", "wttm", "pcd", "ldrld"]
@@ -163,9 +163,12 @@ def test_a_failed_trial_is_counted_and_checkpoints_go_when_a_trial_is_over(tmp_p
     first.out.mkdir(parents=True)
     (first.out / "last.pt").write_text("")
     search.take(first, Outcome("failed", "no such luck"))
-    assert not (first.out / "last.pt").exists()
+    assert (first.out / "last.pt").exists()  # it may be another's: the folder may be what the trial failed for
     second = next(jobs)
+    second.out.mkdir(parents=True)
+    (second.out / "last.pt").write_text("")
     search.take(second, Outcome("stopped", "the loss is not finite"))
+    assert not (second.out / "last.pt").exists()
     play(search)
     assert [trial.state.name for trial in search.study.trials[:3]] == ["FAIL", "PRUNED", "COMPLETE"]
     said = capsys.readouterr().err
@@ -182,8 +185,20 @@ def test_half_a_line_of_a_killed_process_is_taken_away(tmp_path):
 
 def test_the_folder_of_another_search_is_refused(tmp_path):
     make_search(tmp_path / "out")
-    with pytest.raises(InputError, match="holds the search of another recipe or other methods"):
+    with pytest.raises(InputError, match=r"recipe or other methods \(--methods \S+ -> kd\); .*--out \S+/out-2\)"):
         make_search(tmp_path / "out", methods=["kd"])
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="is a file; --out must name a folder"):
-        make_search(tmp_path / "file")
+
+
+def test_opening_a_search_again_writes_nothing(tmp_path):
+    play(make_search(tmp_path, trials=2))
+    before = (tmp_path / "study.log").read_bytes()
+    assert play(make_search(tmp_path, trials=2)) == []
+    assert (tmp_path / "study.log").read_bytes() == before
+
+
+def test_a_trial_that_the_system_refuses_is_not_over(tmp_path):
+    search = make_search(tmp_path, trials=2)
+    job = next(search.jobs())
+    with pytest.raises(PcdistillError, match="trial 0: no space left"):
+        search.take(job, Outcome("refused", "no space left"))
+    assert search.study.trials[0].state.name == "RUNNING"

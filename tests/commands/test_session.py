@@ -9,7 +9,7 @@ import torch
 
 from pcdistill.classification.task import build_distiller, build_student
 from pcdistill.commands.compare import expand_methods
-from pcdistill.commands.folder import recorded_summary, refuse_another_run
+from pcdistill.commands.folder import recorded_summary
 from pcdistill.commands.run import run_with_report
 from pcdistill.commands.session import Session, run
 from pcdistill.distillation.teacher import Teacher
@@ -72,19 +72,6 @@ def test_a_run_that_diverges_is_recorded_with_its_reason_and_reported(tmp_path):
     assert summary["status"] == "stopped"
     assert "the loss is not finite" in summary["notes"][0]
     assert "the loss is not finite" in (tmp_path / "run" / "report.html").read_text()
-
-
-def test_a_folder_of_something_else_is_refused(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="is a file; --out must name a folder"):
-        refuse_another_run(tmp_path / "file", "abc")
-    (tmp_path / "run").mkdir()
-    refuse_another_run(tmp_path / "run", "abc")
-    for content in ("{", "[]", '{"digest": "abc"}'):  # damaged, not a result, ours
-        (tmp_path / "run" / "result.json").write_text(content)
-        refuse_another_run(tmp_path / "run", "abc")
-    with pytest.raises(InputError, match="holds the result of another recipe"):
-        refuse_another_run(tmp_path / "run", "abd")
 
 
 def test_groups_of_methods_are_spelt_out_once():

@@ -4,6 +4,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
+from PIL import Image
 from torchvision.transforms import v2
 
 from pcdistill.data.augment import (
@@ -19,8 +20,10 @@ from pcdistill.data.augment import (
     augment_batch,
     augment_image,
     crop_boxes,
+    draw_window,
     make_augment,
 )
+from pcdistill.data.decoding import Decoded
 from pcdistill.errors import InputError
 
 FILL = torch.tensor([1, 2, 3], dtype=torch.uint8)
@@ -176,10 +179,44 @@ def test_rand_augment_draws_every_operation_equally_often():
     )
 
 
+def view_of(image, augment, size):
+    """One image [C, H, W] as a worker process would give it."""
+    picture = Decoded(Image.fromarray(image.permute(1, 2, 0).numpy()))
+    return augment_image(picture.show(draw_window(augment, size, *picture.image.size)), augment, FILL)
+
+
+def earlier_view(image, augment, size):
+    """The same with torchvision's own transforms of tensors, drawn one after the other."""
+    if augment is not None and augment.resized_crop:
+        image = v2.RandomResizedCrop(size, (0.08, 1.0), (3 / 4, 4 / 3), antialias=True)(image)
+    else:
+        short = size if augment not in (None, Augment()) else round(size * 256 / 224)
+        image = v2.functional.center_crop(v2.functional.resize(image, [short], antialias=True), [size, size])
+    if augment is None:
+        return image
+    if augment.padding:
+        image = v2.RandomCrop(size, padding=augment.padding)(image)
+    return v2.RandomHorizontalFlip()(image) if augment.flip else image
+
+
 class TestOneImage:
+    @pytest.mark.parametrize("name", [None, "none", "crop", "crop-flip", "imagenet"])
+    @pytest.mark.parametrize(("height", "width"), [(40, 25), (25, 40), (33, 33), (17, 90), (16, 16), (9, 12)])
+    def test_pixels_are_those_of_torchvisions_transforms_to_the_bit(self, name, height, width):
+        image = noise(1, 100)[0][:, :height, :width].contiguous()
+        policy = None if name is None else make_augment(name, size=16, channels=3, folder=True)
+        for seed in range(8):
+            found = []
+            for view in (view_of, earlier_view):
+                with torch.random.fork_rng():
+                    torch.manual_seed(seed)
+                    found.append((view(image, policy, 16), torch.rand(1)))
+            assert torch.equal(found[0][0], found[1][0])
+            assert found[0][1] == found[1][1]  # and not a number more was drawn
+
     def test_evaluation_is_the_resized_middle(self):
         image = noise(1, 40)[0][:, :, :30]
-        found = augment_image(image, None, 14, FILL)
+        found = view_of(image, None, 14)
         expected = v2.functional.center_crop(v2.functional.resize(image, [16], antialias=True), [14, 14])
         assert torch.equal(found, expected)
 
@@ -191,7 +228,7 @@ class TestOneImage:
         for seed in (1, 1, 2):
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
-                found.append(augment_image(image, policy, 16, FILL))
+                found.append(view_of(image, policy, 16))
         assert found[0].shape == (3, 16, 16)
         assert found[0].dtype == torch.uint8
         assert torch.equal(found[0], found[1])

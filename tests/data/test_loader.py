@@ -6,12 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 from pcdistill.data.augment import Augment
+from pcdistill.data.decoding import Plan, windows_of
 from pcdistill.data.loader import Batch, Feed, SplitBatches, Stream, seed_of
 from pcdistill.data.passed import LoaderBatches
 from pcdistill.data.readers import ItemReader, MemoryReader
+from pcdistill.data.workers import Workers
 from pcdistill.errors import InputError
 
 SIZE, CLASSES = 8, 4
@@ -28,8 +31,8 @@ class FakeItems:
     def __len__(self) -> int:
         return len(self.images)
 
-    def read(self, i: int) -> torch.Tensor:
-        return self.images[i]
+    def read(self, i: int, plan: Plan) -> list[torch.Tensor]:
+        return windows_of(Image.fromarray(self.images[i].permute(1, 2, 0).numpy()), plan)
 
 
 def make(kind="memory", n=50, feed=None, views=(POLICY,), workers=0, **changes) -> SplitBatches:
@@ -46,7 +49,9 @@ def make(kind="memory", n=50, feed=None, views=(POLICY,), workers=0, **changes) 
     if kind == "memory":
         reader = MemoryReader(images, rows, views, FILL, stream.seed)
     else:
-        reader = ItemReader(FakeItems(images), rows, views, size=SIZE, fill=FILL, seed=stream.seed, workers=workers)
+        reader = ItemReader(
+            FakeItems(images), rows, views, size=SIZE, fill=FILL, seed=stream.seed, workers=Workers(workers)
+        )
     return SplitBatches(reader, torch.arange(n) % CLASSES, feed, "data")
 
 

@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from PIL import Image
 from torchvision import datasets
 
-from pcdistill.data.sources import ImageFiles, stratified
+from pcdistill.data.decoding import Window
+from pcdistill.data.files import ImageFiles
+from pcdistill.data.sources import stratified
 from pcdistill.errors import InputError
 from tests.helpers import data_of
 
@@ -23,6 +25,12 @@ def write_images(folder: Path, count: int, *, size=(12, 10), suffix=".png", seed
     rng = np.random.default_rng(seed)
     for i in range(count):
         Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(folder / f"{i}{suffix}")
+
+
+def read_all(path: Path) -> torch.Tensor:
+    """A whole image file as it is."""
+    (image,) = ImageFiles([str(path)]).read(0, lambda w, h: [Window((0, 0, w, h), (w, h), (0, 0, w, h))])
+    return image
 
 
 def class_folders(root: Path, counts: dict[str, int], **options) -> Path:
@@ -289,7 +297,7 @@ class TestFolders:
     def test_formats_are_read_as_rgb(self, tmp_path, suffix):
         path = tmp_path / f"image{suffix}"
         Image.new("RGB", (9, 7), (250, 10, 10)).save(path)
-        image = ImageFiles([str(path)]).read(0)
+        image = read_all(path)
         assert image.shape == (3, 7, 9)
         assert image.dtype == torch.uint8
         assert image[0].min() > 240
@@ -299,7 +307,7 @@ class TestFolders:
     def test_other_colours_become_rgb(self, tmp_path, mode):
         path = tmp_path / "image.png"
         Image.new(mode, (9, 7)).save(path)
-        image = ImageFiles([str(path)]).read(0)
+        image = read_all(path)
         assert (tuple(image.shape), image.dtype) == ((3, 7, 9), torch.uint8)
 
     @pytest.mark.parametrize("workers", [0, 2])

@@ -7,20 +7,19 @@ import pytest
 import torch
 from torch import nn
 from torchvision.models import detection as zoo
-from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign
 
 from pcdistill.detection.data import DetectionBatch
 from pcdistill.detection.detectors.base import pyramid_strides
 from pcdistill.detection.detectors.build import build_detector
 from pcdistill.detection.detectors.dense import Dense, label_of_centres, with_background
+from pcdistill.detection.detectors.pairing import Pairer, PairingOptions
 from pcdistill.detection.detectors.table import adapter_of
 from pcdistill.detection.detectors.two_stage import TwoStage
 from pcdistill.detection.distiller import DetectionDistiller, DetectionObjective
 from pcdistill.detection.teacher import TeacherDetector
 from pcdistill.distillation.objective import Term, build_loss
 from pcdistill.errors import InputError
-from pcdistill.losses._pyramid import Pyramid
 
 FAMILIES = ("fasterrcnn", "retinanet", "fcos")
 CLASSES = ("a", "b", "c")
@@ -55,7 +54,7 @@ def objective(*methods, student=None, teacher=None, **options):
     context = {"num_classes": len(CLASSES) + 1}
     if teacher is not None:
         seen = adapter_of(student).student_pass(batch().images, batch().targets)
-        theirs = teacher.adapter.pyramid(teacher.features(seen.batch), seen.batch)
+        theirs = teacher.observe(seen.batch).pyramid
         context.update(student=seen.pyramid, teacher=theirs)
     terms = []
     for method in methods:
@@ -97,7 +96,7 @@ def test_the_pyramid_has_the_strides_and_the_padded_size(family):
     assert seen.pyramid.strides == [4, 8, 16, 32]
     assert seen.pyramid.image_size == (96, 96)  # 72 x 96 and 96 x 80, padded to 32
     assert [tuple(level.shape[2:]) for level in seen.pyramid.levels] == [(24, 24), (12, 12), (6, 6), (3, 3)]
-    assert torch.equal(seen.targets[0]["boxes"], batch().targets[0]["boxes"])
+    assert torch.equal(seen.batch.targets[0]["boxes"], batch().targets[0]["boxes"])
 
 
 def test_strides_are_found_where_no_one_says_them():
@@ -211,11 +210,11 @@ def test_proposals_and_images_are_scaled_for_a_teacher_of_another_resolution():
         hand_made(1.0, [0.0, 1.0, 2.0], boxes), student_classes=("x", "y"), student=student, image_size=64
     )
     seen = TwoStage(student).student_pass([image], [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0).long()}])
-    features = teacher.features(seen.batch)
-    assert features["0"].shape == (1, 1, 16, 16)
-    pairing = TwoStage(student).pair(seen, teacher, features)
+    found = teacher.observe(seen.batch)
+    assert found.pyramid.levels[0].shape == (1, 1, 16, 16)
+    pairing = Pairer(TwoStage(student), teacher, PairingOptions())(seen, found)
     torch.testing.assert_close(pairing.teacher, pairing.student.detach(), atol=1e-3, rtol=0)
-    assert teacher.adapter.pyramid(features, seen.batch).image_size == (32, 32)  # boxes are the student's
+    assert found.pyramid.image_size == (32, 32)  # boxes are the student's
 
 
 # Dense detectors
@@ -249,16 +248,16 @@ def test_dense_logits_are_those_of_the_anchors_that_the_teacher_rates_highest(fa
     images, targets = batch().images, batch().targets
     adapter = Dense(student)
     seen = adapter.student_pass(images, targets)
-    features = teacher.features(seen.batch)
-    outputs = head(list(features.values()))
+    found = teacher.observe(seen.batch)
+    outputs = head(found.pyramid.levels)
     rated = ratings(family, outputs)
     threshold = 0.0 if above is None else rated[0][above][0] + 1e-7
-    pairing = adapter.pair(seen, teacher, features, top_k=top_k, threshold=threshold)
+    pairing = Pairer(adapter, teacher, PairingOptions("auto", top_k, threshold))(seen, found)
     rows = [(n, a) for n in range(2) for rating, a in rated[n][:top_k] if rating >= threshold]
     assert len(pairing.labels) == len(rows) == len(pairing.student) == len(pairing.teacher)
     if above is not None:
         assert 0 < sum(n == 0 for n, _ in rows) <= above
-    own, theirs = seen.raw[0], outputs["cls_logits"]
+    own, theirs = seen.state.outputs["cls_logits"], outputs["cls_logits"]
     expected = [  # sorted, because equal ratings may come in any order
         (n, *own[n, a, 1:].tolist(), *theirs[n, a, 1:].tolist(), labels_of(seen, n, a)) for n, a in rows
     ]
@@ -275,14 +274,14 @@ def test_dense_logits_are_those_of_the_anchors_that_the_teacher_rates_highest(fa
 
 
 def labels_of(seen, n, a):
-    return label_of_centres(seen.raw[1][n][a][None], seen.targets[n]).item()
+    return label_of_centres(seen.state.anchors[n][a][None], seen.batch.targets[n]).item()
 
 
 def test_a_softmax_with_a_zero_for_background_is_the_sigmoid_of_one_class():
     logits = torch.tensor([[9.0, 0.7, -2.0], [-5.0, -1.0, 3.0]])  # column 0 belongs to no label
-    one = with_background(logits, torch.tensor([0, 2]))
+    one = with_background(logits)[:, [0, 2]]
     torch.testing.assert_close(one.softmax(dim=1)[:, 1], logits[:, 2].sigmoid())
-    assert with_background(logits, torch.tensor([0, 2, 1])).tolist() == [[0.0, -2.0, pytest.approx(0.7)], [0, 3, -1]]
+    assert with_background(logits)[:, [0, 2, 1]].tolist() == [[0.0, -2.0, pytest.approx(0.7)], [0, 3, -1]]
 
 
 def test_the_label_of_a_centre_is_that_of_the_smallest_box_around_it():
@@ -296,14 +295,24 @@ def test_the_label_of_a_centre_is_that_of_the_smallest_box_around_it():
     assert label_of_centres(anchors, none).tolist() == [0, 0, 0, 0]
 
 
-def test_anchors_that_are_not_the_same_boxes_are_refused():
-    images = batch().images
+@pytest.mark.parametrize(("family", "options"), [("retinanet", {"anchor_scale": 6}), ("fcos", {})], ids=str)
+def test_where_anchors_differ_the_teachers_regions_are_compared(family, options):
     student = detector("retinanet").train()
-    Dense(student).check_pair(teacher_of("retinanet", student), images)
-    with pytest.raises(InputError, match="are not the same boxes"):
-        Dense(student).check_pair(teacher_of("retinanet", student, anchor_scale=6), images)
-    with pytest.raises(InputError, match=r"the student has 6885 anchors on an image and the teacher 765"):
-        Dense(student).check_pair(teacher_of("fcos", student), images)
+    same, other = teacher_of("retinanet", student), teacher_of(family, student, **options)
+    seen = adapter_of(student).student_pass(batch().images, batch().targets)
+    asked = PairingOptions("anchors")
+    assert len(Pairer(Dense(student), same, asked)(seen, same.observe(seen.batch)).labels) == 200
+    with pytest.raises(InputError, match="detection.pairing: the anchors of student and teacher are not the same"):
+        Pairer(Dense(student), other, asked)(seen, other.observe(seen.batch))
+    found = other.observe(seen.batch)
+    pairing = Pairer(Dense(student), other, PairingOptions())(seen, found)
+    assert torch.equal(pairing.teacher, other.regions(found, top_k=100, threshold=0.0).logits)
+
+
+def test_anchors_are_refused_where_one_of_the_two_has_none():
+    student = detector("retinanet").train()
+    with pytest.raises(InputError, match="a RetinaNet and a FasterRCNN have no anchors in common"):
+        Pairer(Dense(student), teacher_of("fasterrcnn", student), PairingOptions("anchors"))
 
 
 # The teacher
@@ -331,10 +340,10 @@ def test_the_teacher_gets_the_students_pixels_in_its_own_normalisation():
     student = detector()
     stats = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.25, 1.0]}
     teacher = teacher_of(student=student, **stats)
-    own, _ = student.transform(images)
+    own = adapter_of(student).prepare(images)
     wanted, _ = teacher.model.transform(images)
-    torch.testing.assert_close(teacher.prepare(own), wanted.tensors, atol=1e-5, rtol=0)
-    assert teacher_of(student=student).prepare(own) is own.tensors
+    torch.testing.assert_close(teacher.prepare(own).pixels, wanted.tensors, atol=1e-5, rtol=0)
+    assert teacher_of(student=student).prepare(own).pixels is own.pixels
 
 
 def test_the_teacher_stays_as_it_is_and_out_of_the_state():
@@ -372,15 +381,6 @@ def test_gradients_reach_the_student_and_the_adapters_only(family, method):
         assert all(p.grad is not None for p in distiller.objective.parameters())
 
 
-def test_pyramids_are_compared_across_families_and_logits_are_not():
-    student = detector("retinanet").train()
-    teacher = teacher_of("fasterrcnn", student)
-    terms = objective("detector", "dfmsd", student=student, teacher=teacher)
-    assert torch.isfinite(DetectionDistiller(student, terms, teacher).train()(batch())["loss"])
-    with pytest.raises(InputError, match="logits of a FasterRCNN and of a RetinaNet cannot be compared"):
-        DetectionDistiller(student, objective("detector", "kd"), teacher)
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", ["pcd", "dfmsd", "fgd"])
 def test_images_without_boxes_are_no_problem(family, method):
@@ -390,7 +390,7 @@ def test_images_without_boxes_are_no_problem(family, method):
         student,
         objective("detector", method, student=student, teacher=teacher, **method_options(method)),
         teacher,
-        threshold=0.99,
+        pairing=PairingOptions(threshold=0.99),
     ).train()
     for empty in ((0,), (0, 1)):
         loss = distiller(batch(empty))["loss"]
@@ -429,14 +429,16 @@ def test_options_of_the_pairing_reach_dense_detectors():
     student = detector("retinanet").train()
     teacher = teacher_of("retinanet", student)
     for options, rows in (({"top_k": 3}, 6), ({"threshold": 1.0}, 0), ({}, 200)):
-        compared = DetectionDistiller(student, objective("detector", "kd"), teacher, **options).compare(batch())
+        compared = DetectionDistiller(
+            student, objective("detector", "kd"), teacher, pairing=PairingOptions(**options)
+        ).compare(batch())
         assert compared.pairing.student.shape == compared.pairing.teacher.shape == (rows, 4)
 
 
 def test_a_teacher_that_no_term_needs_is_not_asked(monkeypatch):
     student = detector().train()
     teacher = teacher_of(student=student)
-    monkeypatch.setattr(teacher, "features", None)
+    monkeypatch.setattr(teacher, "observe", None)
     assert DetectionDistiller(student, objective("detector"), teacher)(batch())["loss"].isfinite()
 
 
@@ -483,12 +485,3 @@ def test_what_is_no_detector_of_boxes_is_refused():
     mask = zoo.maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=2)
     with pytest.raises(InputError, match="MaskRCNN predicts more than boxes"):
         adapter_of(mask)
-
-
-def test_a_pyramid_says_where_it_was_seen():
-    student = detector()
-    seen, _ = student.transform(batch().images)
-    assert isinstance(seen, ImageList)
-    pyramid = TwoStage(student).pyramid(student.backbone(seen.tensors), seen)
-    assert isinstance(pyramid, Pyramid)
-    assert len(pyramid.levels) == len(pyramid.strides) == 4

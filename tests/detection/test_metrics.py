@@ -9,7 +9,9 @@ from torch import nn
 
 from pcdistill.detection.data import DetectionBatch
 from pcdistill.detection.metrics import SUMMARY, coco_arrays, coco_map, evaluate_detection
+from pcdistill.detection.task import finder_of
 from pcdistill.errors import InputError
+from tests.detection.families import CLASSES, HUB, SIDE, detector, sample
 from tests.helpers import on_cpu
 
 
@@ -186,3 +188,78 @@ def test_without_a_tool_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
     with pytest.raises(InputError, match=r"pip install pcdistill\[detection\]"):
         coco_map([prediction()], [target()], ["a"])
+
+
+# Beside an independent program: a forward of our own and pycocotools
+
+EVALUATED = ("fasterrcnn", "retinanet", "fcos", "ssd", "rt_detr", "d_fine", "rf_detr", "detr", "deformable_detr")
+MASKED = ("detr", "deformable_detr")  # keep the proportion, and are told of the padding
+
+
+def own_forward(family, model, images):
+    """Boxes, labels and scores of a batch, without the adapter."""
+    if family not in HUB:
+        return model(images)
+    import transformers
+
+    mean, std = (torch.tensor(v)[:, None, None] for v in model.stats)
+    scaled = []
+    for image in images:
+        height, width = image.shape[1:]
+        scale = min(SIDE / min(height, width), model.max_size / max(height, width))
+        size = (round(height * scale), round(width * scale)) if family in MASKED else (SIDE, SIDE)
+        normal = ((image - mean) / std)[None]
+        scaled.append(nn.functional.interpolate(normal, size=size, mode="bilinear", antialias=True)[0])
+    rows, columns = (-(-max(x.shape[d] for x in scaled) // 32) * 32 for d in (1, 2))
+    pixels, mask = torch.zeros(len(images), 3, rows, columns), torch.zeros(len(images), rows, columns).long()
+    for i, x in enumerate(scaled):
+        pixels[i, :, : x.shape[1], : x.shape[2]], mask[i, : x.shape[1], : x.shape[2]] = x, 1
+    out = model.inner(pixel_values=pixels, **({"pixel_mask": mask} if family in MASKED else {}))
+    kinds = {"detr": "Detr", "rf_detr": "RfDetr"}
+    processor = getattr(transformers, f"{kinds.get(family, 'RTDetr')}ImageProcessor")()
+    sizes = torch.tensor([image.shape[1:] for image in images])
+    found = processor.post_process_object_detection(out, threshold=0.0, target_sizes=sizes)
+    for one, (height, width) in zip(found, sizes.tolist(), strict=True):
+        limits = torch.tensor([width, height] * 2, dtype=torch.float32)
+        one.update(labels=one["labels"] + 1, boxes=torch.minimum(one["boxes"].clamp(min=0), limits))
+    return found
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+@pytest.mark.parametrize("family", EVALUATED)
+def test_evaluation_is_that_of_an_own_forward_and_pycocotools(family, batch_size):
+    """The truth is what the fresh model finds, moved a little: so its AP is neither 0 nor 100."""
+    coco = pytest.importorskip("pycocotools.coco").COCO
+    slow = pytest.importorskip("pycocotools.cocoeval").COCOeval
+    model = detector(family).eval()
+    if hasattr(model, "roi_heads"):
+        model.roi_heads.score_thresh = 0.0
+    else:
+        model.score_thresh = 0.0  # a fresh model is sure of nothing
+    if family == "fcos":
+        nn.init.constant_(model.head.regression_head.bbox_reg.bias, 2.0)  # of fresh points most have no area
+    pairs = [sample(i, size) for i, size in enumerate([(64, 64), (48, 64), (64, 40), (40, 64)] * 2)]
+    images = [image for image, _ in pairs]
+    with torch.no_grad():
+        found = [one for i in range(0, 8, batch_size) for one in own_forward(family, model, images[i : i + batch_size])]
+    g = torch.Generator().manual_seed(0)
+    targets = []
+    for one in found:
+        sides = one["boxes"][:, 2:] - one["boxes"][:, :2]
+        chosen = (sides > 1).all(1).nonzero()[:6, 0]
+        moved = 0.05 * torch.randn(len(chosen), 4, generator=g) * sides[chosen].repeat(1, 2)
+        boxes, labels = one["boxes"][chosen] + moved, one["labels"][chosen]
+        area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+        targets.append({"boxes": boxes, "labels": labels, "area": area, "iscrowd": torch.zeros_like(labels)})
+    batches = [DetectionBatch(images[i : i + batch_size], targets[i : i + batch_size]) for i in range(0, 8, batch_size)]
+    result = evaluate_detection(model, batches, on_cpu(), classes=CLASSES, find=finder_of(model))
+    plain = [{key: value.numpy() for key, value in one.items()} for one in found]
+    truth = [
+        {"size": tuple(i.shape[1:]), **{k: v.numpy() for k, v in t.items()}}
+        for i, t in zip(images, targets, strict=True)
+    ]
+    arrays = coco_arrays(plain, truth, 3, tool=(coco, slow))
+    precision = arrays["precision"][:, :, :, 0, -1]
+    assert result["map"] == pytest.approx(100 * precision[precision > -1].mean(), abs=0.05)
+    assert 0 < result["map"] < 100
+    assert result["samples"] == 8

@@ -115,6 +115,7 @@ def test_samples_hold_what_was_found_and_masked(tmp_path):
     from pcdistill.detection.detectors.build import build_detector
     from pcdistill.detection.distiller import DetectionDistiller, DetectionObjective
     from pcdistill.detection.samples import write_samples
+    from pcdistill.detection.task import observed_pyramids
     from pcdistill.detection.teacher import TeacherDetector
     from pcdistill.distillation.objective import Term
     from pcdistill.losses.detector import DetectorLoss
@@ -125,12 +126,8 @@ def test_samples_hold_what_was_found_and_masked(tmp_path):
     data = build_detection_data(DataConfig("digits-detection", batch_size=8, image_size=48, limit=8), Stream())
     student, model = (build_detector(f"fasterrcnn/tiny{w}", num_classes=10, image_size=48) for w in (4, 6))
     teacher = TeacherDetector(model, student_classes=data.classes, student=student)
-    batch, _ = student.eval().transform([torch.rand(3, 48, 48)] * 2)
-    with torch.no_grad():
-        alone = DetectionObjective([Term("detector", DetectorLoss())])
-        own = DetectionDistiller(student, alone).adapter.pyramid(student.backbone(batch.tensors), batch)
-        theirs = teacher.adapter.pyramid(teacher.features(batch), batch)
-    loss = DFMSDLoss(own, theirs)
+    levels = observed_pyramids(student, teacher, [torch.rand(3, 48, 48)] * 2, needed=True)
+    loss = DFMSDLoss(levels["student"], levels["teacher"])
     objective = DetectionObjective([Term("detector", DetectorLoss()), Term("dfmsd", loss)])
     objective.set_progress(progress=0.9, epoch=1.0, total_epochs=2)
     student.train()

@@ -16,6 +16,7 @@ from pcdistill import cli
 from pcdistill.detection.detectors.build import build_detector
 from pcdistill.engine.loop import Trainer
 from pcdistill.models import read_metadata, save_weights
+from tests.detection.families import HUB
 
 COLORS = {3: (220, 40, 40), 7: (40, 200, 60), 12: (50, 60, 230)}  # category ids with gaps
 NAMES = {3: "red", 7: "green", 12: "blue"}
@@ -137,14 +138,33 @@ def test_distill_evaluate_and_the_same_command_again(squares, teacher, tmp_path,
     assert json.loads(capsys.readouterr().out)["per_class"] == values["per_class"]
 
 
+REAL_TIME = json.dumps({"num_denoising": 10, **HUB["rt_detr"]})
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("student", ["retinanet/tiny4", "fcos/tiny4"])
-def test_dense_students_learn_features_of_a_teacher_of_another_family(squares, teacher, tmp_path, student, capsys):
-    call("distill", *settings(squares, teacher, student, 1), "--method", "pkd", "--out", tmp_path / "run")
-    assert "student" in capsys.readouterr().out
-    text = error_of(capsys, "distill", *settings(squares, teacher, student), "--method", "kd", "--out", tmp_path / "no")
-    assert "logits of a FasterRCNN" in text
-    assert not (tmp_path / "no" / "metrics.csv").exists()
+@pytest.mark.parametrize("student", ["retinanet/tiny4", "fcos/tiny4", "ssd/tiny4", "hf/rt_detr"])
+def test_students_learn_features_and_logits_of_a_teacher_of_another_family(squares, teacher, tmp_path, student, capsys):
+    own = ("--set", f"student.kwargs={REAL_TIME}") if student.startswith("hf/") else ()
+    for method in ("pkd", "kd"):
+        command = ("distill", *settings(squares, teacher, student, 1), "--method", method, *own)
+        call(*command, "--out", tmp_path / method, "--set", "detection.boxes=giou")
+        assert "student" in capsys.readouterr().out
+        header = (tmp_path / method / "metrics.csv").read_text().splitlines()[0]
+        assert f"train/{method}" in header
+        assert "train/boxes" in header
+        assert (tmp_path / method / "pictures" / "1_detections.png").exists()
+    call("evaluate", tmp_path / "kd")
+    values = json.loads(capsys.readouterr().out)
+    result = json.loads((tmp_path / "kd" / "result.json").read_text())
+    assert values["map"] == pytest.approx(result["best"]["test"]["map"])
+
+
+@pytest.mark.slow
+def test_a_set_prediction_teacher_is_trained_first_and_teaches(squares, tmp_path, capsys):
+    command = ("distill", *settings(squares, epochs=1), "--teacher", "hf/rt_detr", "--teacher-epochs", "1")
+    out = tmp_path / "run"
+    call(*command, "--set", f"teacher.kwargs={REAL_TIME}", "--method", "kd", "--out", out)
+    assert json.loads((out / "result.json").read_text())["teacher"]["name"] == "hf/rt_detr"
 
 
 @pytest.mark.slow
@@ -230,6 +250,9 @@ WRONG = [
     (["--set", "losses=[{method: detector}, {method: dfmsd, maskin: both}]"], 'no option "maskin"'),
     (["--set", "losses=[{method: detector}, {method: pkd, strides: [64]}]"], "no level of stride 64"),
     (["--set", "detection.topk=3"], 'unknown key "detection.topk"; did you mean "top_k"'),
+    (["--method", "kd", "--set", "detection.boxes=l2"], "detection.boxes: input should be 'none', 'l1' or 'giou'"),
+    (["--method", "kd", "--student", "fcos/tiny4", "--set", "detection.pairing=anchors"], "have no anchors in common"),
+    (["--method", "kd", "--set", "detection.adapters=[nowhere.py:Mine]"], "detection.adapters.0: file nowhere.py does"),
     (["--set", "data.mixup=0.2"], "mixup, cutmix and a second view are for classifiers"),
     (["--method", "kd", "--set", "train.channels_last=true"], "a strided 1x1 convolution of fewer than 16"),
     (["--set", "train.compile=true"], "train.compile is for classifiers"),

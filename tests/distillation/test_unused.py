@@ -88,6 +88,18 @@ def test_statistics_memories_gradients_modes_and_random_numbers_stay(training):
     assert all(module.training == training for module in distiller.modules())
 
 
+def test_a_measured_strength_stays_as_it_was():
+    terms = make_recipe({"losses": [{"method": "ce"}, {"method": "kd", "strength": 4}]}).losses
+    teacher = make_features(n=6, widths=(6,), sizes=(8,), seed=2)
+    distiller = Distiller(Student(), build_objective(terms, num_classes=5), teacher)
+    (strength,) = distiller.objective.strengths.values()
+    distiller(make_batch())
+    before = (strength.steps, strength.log_ratio.clone(), strength.accepted.clone())
+    unused_parameters(distiller, make_batch())
+    assert (strength.steps, strength.log_ratio, strength.accepted) == before
+    assert strength.steps == 1
+
+
 @pytest.mark.parametrize("name", FEATURES)
 def test_it_agrees_with_the_gradients_of_a_step(name):
     student = Student()

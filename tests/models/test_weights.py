@@ -251,7 +251,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError("no space left")
 
-    monkeypatch.setattr("safetensors.torch.save_file", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="no space"):
         models.save_weights(tiny(), path, {"epoch": 2})
     assert models.read_metadata(path) == {"epoch": 1}
@@ -265,3 +265,97 @@ def test_metadata_is_json_inside_safetensors(tmp_path):
     assert models.read_metadata(tmp_path / "w.safetensors") == {}
     header = (tmp_path / "w.safetensors").read_bytes()
     assert json.loads(header[8 : 8 + int.from_bytes(header[:8], "little")])["__metadata__"]["format"] == "pt"
+
+
+def test_the_same_model_gives_the_same_bytes_and_the_mode_follows_the_umask(tmp_path):
+    metadata = {"classes": ["a", "b"], "mean": [0.5], "std": [0.2], "model": "x", "digest": "d"}
+    for number in range(8):
+        shuffled = dict(sorted(metadata.items(), key=lambda pair: hash((pair[0], number))))
+        models.save_weights(tiny(), tmp_path / f"{number}.safetensors", shuffled)
+    torch.manual_seed(0)
+    model = tiny()
+    old = os.umask(0o027)
+    try:
+        for number in range(8):
+            models.save_weights(model, tmp_path / f"{number}.safetensors", metadata)
+    finally:
+        os.umask(old)
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == 8
+    assert len({path.read_bytes() for path in files}) == 1
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o640}
+    assert models.read_metadata(files[0]) == metadata
+
+
+def test_any_changed_byte_of_weights_of_ours_is_refused(tmp_path):
+    path, model = tmp_path / "w.safetensors", tiny()
+    models.save_weights(model, path, {"classes": ["a", "b", "c"]})
+    whole = path.read_bytes()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    for place in range(len(whole)):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << (place % 8)
+        path.write_bytes(changed)
+        with pytest.raises(InputError):
+            models.load_weights(model, path)
+        if place % 5 == 0:
+            path.write_bytes(whole[:place])
+            with pytest.raises(InputError):
+                models.load_weights(model, path)
+            with pytest.raises(InputError):
+                models.read_metadata(path)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_a_changed_byte_of_a_foreign_torch_file_is_refused_or_changes_nothing(tmp_path):
+    path, model, source = tmp_path / "w.pt", tiny(), tiny()
+    torch.save(source.state_dict(), path)
+    whole, refused = path.read_bytes(), 0
+    for place in range(0, len(whole), 13):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << (place % 8)
+        path.write_bytes(changed)
+        try:
+            models.load_weights(model, path)
+        except InputError:
+            refused += 1
+        else:
+            assert same_weights(model, source)
+    assert refused > 100
+
+
+def test_foreign_files_without_checksums_load(tmp_path):
+    source = tiny()
+    save_file(source.state_dict(), tmp_path / "w.safetensors", metadata={"checksum": "own", "format": "pt"})
+    models.load_weights(model := tiny(), tmp_path / "w.safetensors")
+    assert same_weights(model, source)
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(source.state_dict(), tmp_path / "w.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    models.load_weights(model := tiny(), tmp_path / "w.pt")
+    assert same_weights(model, source)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [("norm.running_mean", torch.nan, "buffers that are not finite"), ("norm.running_var", -1.0, "variances below 0")],
+)
+def test_buffers_that_no_model_has_are_refused(tmp_path, key, value, says):
+    state = tiny().state_dict()
+    state[key][0] = value
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match=f"{says}: {key}"):
+        models.load_weights(tiny(), tmp_path / "w.safetensors")
+
+
+def test_a_buffer_may_be_infinite_where_the_models_own_is(tmp_path):
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(2, 2)
+            self.register_buffer("mask", torch.full((2,), -torch.inf))
+
+    models.save_weights(Masked(), tmp_path / "w.safetensors")
+    assert models.load_weights(Masked(), tmp_path / "w.safetensors").fits

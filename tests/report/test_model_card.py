@@ -1,6 +1,7 @@
 """The model card: what made the student, and lines that load it."""
 
 import re
+import sys
 
 import pytest
 import yaml
@@ -68,3 +69,25 @@ def test_the_cards_three_lines_load_the_student(tmp_path, monkeypatch):
     exec(code, scope)
     torch.testing.assert_close(scope["logits"], student(images))
     assert "mean [0.3] and std [0.4]" in code
+
+
+def test_the_front_matter_names_license_base_and_data_where_they_are_known(tmp_path):
+    front, _ = card(make_run(tmp_path / "scratch"))
+    assert front["license"] == "unknown"
+    assert "base_model" not in front
+    assert "datasets" not in front
+    recipe = {"student": {"name": "timm/resnet18.a1_in1k", "pretrained": True}, "data": {"name": "cifar10"}}
+    result = make_result(student={"name": "timm/resnet18.a1_in1k"}, data="cifar10")
+    run = make_run(tmp_path / "timm", result=result, recipe=recipe)
+    (run / "config.json").write_text('{"pretrained_cfg": {"license": "apache-2.0"}}')
+    front, _ = card(run)
+    assert (front["license"], front["base_model"]) == ("apache-2.0", "timm/resnet18.a1_in1k")
+    assert front["datasets"] == ["uoft-cs/cifar10"]
+    assert front["library_name"] == "timm"
+
+
+def test_without_huggingface_hub_the_front_matter_is_the_same(tmp_path, monkeypatch):
+    run = make_run(tmp_path)
+    front, body = card(run)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert card(run) == (front, body)

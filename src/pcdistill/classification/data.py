@@ -2,19 +2,22 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import torch
 from torch import Tensor
 
 from pcdistill.data.augment import Augment, make_augment
+from pcdistill.data.contents import NONE, dataset_contents, files_fingerprint, fingerprint_of
+from pcdistill.data.files import DatasetItems, ImageFiles
 from pcdistill.data.loader import Batch, Batches, Feed, SplitBatches, Stream, digest_of, seed_of
 from pcdistill.data.passed import LoaderBatches
 from pcdistill.data.readers import ItemReader, MemoryReader
-from pcdistill.data.sources import ImageFiles, Source, Split, open_source, stratified
+from pcdistill.data.sources import Source, Split, open_source, stratified
 from pcdistill.data.unlabelled import REST, UnlabelledBatches, WithUnlabelled, open_unlabelled
+from pcdistill.data.workers import Workers, choose_workers
 from pcdistill.errors import InputError
 from pcdistill.recipe import DataConfig
 
@@ -39,6 +42,7 @@ class Data:
         val: held out, for choosing.
         test: for the end; None where the data has none.
         fingerprint: changes with the training images, their labels, the classes, or which images are in the split.
+        contents: fingerprints of what the data set holds, by :func:`pcdistill.engine.fingerprint.words`' keys.
     """
 
     name: str
@@ -52,6 +56,7 @@ class Data:
     val: Batches
     test: Batches | None
     fingerprint: str
+    contents: Mapping[str, str] = field(default_factory=dict)
 
 
 def build_data(config: DataConfig, stream: Stream) -> Data:
@@ -79,10 +84,10 @@ def build_data(config: DataConfig, stream: Stream) -> Data:
     """
     _check(config, stream)
     source = open_source(config.name, root=config.root, download=config.download)
-    _check_classes(source, config.name)
+    check_source(source, config.name)
     channels, native = _shape(source, config.name, config.image_size)
     size = config.image_size or native
-    train_rows, rest, val_split, val_rows = _split(source, config)
+    train_rows, rest, val_split, val_rows = split_rows(source, config)
     mean, std = source.stats or _measure(cast(Tensor, source.train.images), train_rows)
     evaluation = Feed(
         num_classes=len(source.classes),
@@ -110,6 +115,7 @@ def build_data(config: DataConfig, stream: Stream) -> Data:
         val=make.batches(val_split, val_rows, evaluation),
         test=None if source.test is None else make.batches(source.test, None, evaluation),
         fingerprint=make.fingerprint,
+        contents=_contents(source, config.unlabelled, make.fingerprint),
     )
 
 
@@ -119,6 +125,7 @@ class _Arrangement:
     def __init__(self, fingerprint: str, config: DataConfig, count: int) -> None:
         self.fingerprint, self.config, self.count = fingerprint, config, count
         self._placed: dict[int, Tensor] = {}
+        self._workers: dict[int, Workers] = {}
 
     def batches(self, split: Split, rows: Tensor | None, feed: Feed) -> SplitBatches:
         """The rows of a split, all where None, as they are."""
@@ -153,9 +160,14 @@ class _Arrangement:
             size=feed.image_size,
             fill=fill,
             seed=stream.seed,
-            workers=_workers(self.config.workers, max(len(rows), self.count), stream.world_size),
-            pin=where.type == "cuda",
+            workers=self._shared_workers(len(rows), stream),
         )
+
+    def _shared_workers(self, count: int, stream: Stream) -> Workers:
+        """The processes that read `count` images in turn with other splits."""
+        number = choose_workers(self.config.workers, max(count, self.count), stream.world_size)
+        pin = torch.device(stream.device).type == "cuda"
+        return self._workers.setdefault(number, Workers(number, pin=pin))
 
 
 def _unlabelled(
@@ -183,7 +195,7 @@ def _unlabelled(
     return UnlabelledBatches(reader, len(rows), feed, steps=steps, fingerprint=digest_of(fingerprint, rows))
 
 
-def _split(source: Source, config: DataConfig) -> tuple[Tensor, Tensor, Split, Tensor | None]:
+def split_rows(source: Source, config: DataConfig) -> tuple[Tensor, Tensor, Split, Tensor | None]:
     """Rows of the training images to train on, and those that `limit` leaves out; the split that holds validation, and
     its rows (None: all).
     """
@@ -222,7 +234,7 @@ def _check(config: DataConfig, stream: Stream) -> None:
         raise InputError(f"data.mixup and data.cutmix must be 0 or more, got {config.mixup} and {config.cutmix}")
 
 
-def _check_classes(source: Source, name: str) -> None:
+def check_source(source: Source, name: str) -> None:
     if len(source.classes) < 2:
         raise InputError(f"{name}: at least 2 classes are needed, got {len(source.classes)}")
     if len(set(source.classes)) != len(source.classes):
@@ -271,18 +283,30 @@ def _fingerprint(source: Source, rows: Tensor) -> str:
     elif isinstance(source.train.items, ImageFiles):
         # Names of all files, and sizes of some: reading a million of them would take minutes.
         paths = source.train.items.paths
-        common = os.path.commonpath([os.path.dirname(path) for path in paths])
+        common = os.path.commonpath({os.path.dirname(path) for path in paths})
         digest.update("\n".join(os.path.relpath(path, common) for path in paths).encode())
         digest.update(repr([os.path.getsize(path) for path in paths[:: max(1, len(paths) // 1000)]]).encode())
     return digest.hexdigest()
 
 
-def _workers(asked: int | None, num_images: int, world_size: int) -> int:
-    if asked is not None:
-        if asked < 0:
-            raise InputError(f"data.workers must be 0 or more, got {asked}")
-        return asked
-    if num_images < 1000:  # starting processes takes longer than reading
-        return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, cores // world_size)
+def _contents(source: Source, unlabelled: str | None, fingerprint: str) -> dict[str, str]:
+    """Fingerprints of each split; the data's own stands for training arrays, which are read but once."""
+    found = {"data.classes": fingerprint_of(source.classes)}
+    for name, split in (("train", source.train), ("val", source.val), ("test", source.test)):
+        if split is None:
+            found |= {f"data.{name}.labels": NONE, f"data.{name}.images": NONE}
+            continue
+        found[f"data.{name}.labels"] = fingerprint_of(split.labels)
+        array = split.images is not None
+        found[f"data.{name}.images"] = fingerprint if array and name == "train" else _images_contents(split)
+    if unlabelled is not None and unlabelled != REST:
+        found["data.unlabelled.images"] = _images_contents(open_unlabelled(unlabelled))
+    return found
+
+
+def _images_contents(split: Split) -> str:
+    if split.images is not None:
+        return fingerprint_of(split.images)
+    if isinstance(split.items, ImageFiles):
+        return files_fingerprint(split.items.paths)
+    return dataset_contents(split.items.dataset)["images"] if isinstance(split.items, DatasetItems) else NONE

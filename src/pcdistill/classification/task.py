@@ -14,9 +14,13 @@ from pcdistill import models
 from pcdistill.classification.data import Data, build_data
 from pcdistill.classification.distiller import ClassificationDistiller
 from pcdistill.classification.features import tap
+from pcdistill.classification.findings import classification_findings
 from pcdistill.classification.metrics import evaluate, top1_metric
+from pcdistill.data.findings import Findings
 from pcdistill.data.finite import problem_of
-from pcdistill.data.loader import Stream
+from pcdistill.data.loader import SplitBatches, Stream
+from pcdistill.data.preprocess import Preprocess
+from pcdistill.data.readers import ItemReader
 from pcdistill.distillation.cache_store import read_state
 from pcdistill.distillation.folding import fold_batchnorm
 from pcdistill.distillation.head import copy_head
@@ -28,7 +32,7 @@ from pcdistill.engine.placement import Placement
 from pcdistill.errors import InputError
 from pcdistill.models.heads import with_head
 from pcdistill.models.names import is_user_code
-from pcdistill.recipe import ModelConfig, Recipe, TeacherConfig, TrainConfig
+from pcdistill.recipe import DataConfig, ModelConfig, Recipe, TeacherConfig, TrainConfig
 
 GATE_SAMPLES = 2048
 
@@ -40,7 +44,7 @@ class Classification:
 
     def data(self, recipe: Recipe, accelerator: Accelerator) -> Data:
         config = recipe.data
-        if config.name == "digits-detection" or config.name.startswith(("coco:", "voc:")):
+        if config.name == "digits-detection" or config.name.startswith(("coco:", "voc:", "yolo:")):
             raise InputError(f"data: {config.name} holds boxes; set task: detection, or name the recipe detection")
         unlabelled = config.unlabelled_batch or config.batch_size
         micro = replace(
@@ -113,16 +117,22 @@ class Classification:
         return {"test": data.test, "val": data.val, "train": data.train_eval}
 
     def metadata(self, data: Any) -> dict[str, Any]:
-        return {"classes": list(data.classes), "mean": data.mean, "std": data.std}
+        files = isinstance(data.val, SplitBatches) and isinstance(data.val.reader, ItemReader)
+        shown = Preprocess.evaluation(data.image_size, data.mean, data.std, files=files)
+        return {"classes": list(data.classes), **shown.metadata()}
 
     def finish(self, out: Path, distiller: Any, student: nn.Module, data: Any) -> None:
-        """Nothing is left behind but what every run leaves."""
+        """What other libraries need to load the student."""
+        models.save_config(student, out, self.metadata(data))
 
-    def draw_run(self, out: Path) -> None:
+    def draw_run(self, out: Path, *, missing_only: bool = False) -> None:
         """A classifier's run has no pictures."""
 
     def draw_comparison(self, out: Path, runs: Mapping[str, Path]) -> None:
         """A comparison of classifiers has none either."""
+
+    def findings(self, config: DataConfig, samples: int) -> Findings:
+        return classification_findings(config, samples)
 
     def model_names(self) -> list[str]:
         return models.list_models()

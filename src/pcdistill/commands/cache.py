@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,13 +13,16 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from pcdistill.classification import task as prepare
-from pcdistill.distillation.cache_store import FORMAT, LARGEST, CacheInfo, checksum, epoch_file, fingerprint, read_state
+from pcdistill.commands.claim import claimed
+from pcdistill.commands.folder import changes, differing, suggestion
+from pcdistill.distillation.cache_store import FORMAT, LARGEST, CacheInfo, epoch_file, fingerprint, read_state
 from pcdistill.distillation.objective import views_of
 from pcdistill.distillation.teacher import Teacher
 from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.console import Console
 from pcdistill.engine.placement import Placement, make_accelerator, make_placement
 from pcdistill.errors import InputError
+from pcdistill.files import clear_parts, file_checksum, sealed_json
 from pcdistill.models.weights import check_file
 from pcdistill.recipe import Recipe
 
@@ -47,14 +51,22 @@ def make_cache(
     Raises:
         InputError: no weights for the teacher, one at chance, another cache in the folder, or logits beyond float16.
     """
-    console = console or Console(quiet=True)
+    with claimed(out, "cache", recipe):
+        options: dict[str, Any] = {"top_k": top_k, "temperature": temperature}
+        return _make_cache(recipe, out, epochs, console or Console(quiet=True), **options)
+
+
+def _make_cache(
+    recipe: Recipe, out: Path, epochs: int, console: Console, *, top_k: int | None, temperature: float
+) -> CacheInfo:
+    """As :func:`make_cache`, in a folder that is held."""
     placement = _placement(recipe)
     set_seed(recipe.train.seed)
     data = prepare.Classification().data(recipe, placement.accelerator)
     classes = len(data.classes)
     if top_k is not None and not 1 <= top_k < classes:
         raise InputError(f"top_k must be from 1 to {classes - 1} for {classes} classes, got {top_k}")
-    teacher = _checked_teacher(recipe, data, placement, console)
+    teacher = _teacher(recipe, data, placement)
     info = CacheInfo(
         teacher=fingerprint(teacher),
         stream=data.train.signature,
@@ -67,7 +79,11 @@ def make_cache(
         top_k=top_k,
         temperature=temperature,
     )
-    writer = _Writer(out, info, console)
+    writer = _Writer(out, info, recipe, console)
+    if writer.is_done:
+        return info
+    prepare.check_teacher(teacher, None, data.val, placement, num_classes=classes, allow=recipe.allow, console=console)
+    writer.begin()
     prepare.speed_up(teacher, recipe, placement, data)
 
     def logits(epoch: int, start: int) -> Iterator[Tensor]:
@@ -97,16 +113,13 @@ def _placement(recipe: Recipe) -> Placement:
     return make_placement(recipe.train, accelerator)
 
 
-def _checked_teacher(recipe: Recipe, data: Any, placement: Placement, console: Console) -> Teacher:
-    """The teacher, with weights for these classes and through the gate."""
+def _teacher(recipe: Recipe, data: Any, placement: Placement) -> Teacher:
+    """The teacher, with weights for these classes."""
     config = recipe.teacher
     assert config is not None
     if config.weights is None and not prepare.knows_classes(config, data):
         raise InputError(f"the teacher {config.name} has no weights for these classes: give --teacher-weights FILE")
-    teacher = prepare.build_teacher(config, data=data, allow=recipe.allow).to(placement.device)
-    classes = len(data.classes)
-    prepare.check_teacher(teacher, None, data.val, placement, num_classes=classes, allow=recipe.allow, console=console)
-    return teacher
+    return prepare.build_teacher(config, data=data, allow=recipe.allow).to(placement.device)
 
 
 class _Writer:
@@ -117,38 +130,85 @@ class _Writer:
         rows: that are safe in the epoch under way.
     """
 
-    def __init__(self, out: Path, info: CacheInfo, console: Console) -> None:
-        self.out, self.info, self.console = out, info, console
+    def __init__(self, out: Path, info: CacheInfo, recipe: Recipe, console: Console) -> None:
+        self.out, self.info, self.recipe, self.console = out, info, recipe.to_dict(), console
         self.checksums: list[str] = []
         self.rows = 0
+        clear_parts(out)
         if not (out / "cache.json").exists():
-            if out.exists() and (not out.is_dir() or any(out.iterdir())):
-                raise InputError(f"{out} is in use and is not a cache; name another --out")
-            self._save()
             return
         state = read_state(out)
         if state["info"] != json.loads(json.dumps(asdict(info))):
-            different = [key for key, value in asdict(info).items() if state["info"].get(key) != value]
             raise InputError(
-                f"{out} holds another cache ({', '.join(different)} differ); name another --out, or delete it"
+                f"{out} holds another cache{differing(self._differences(state))}; name another folder (--out "
+                f"{suggestion(out)}), or delete {out}"
             )
         self.checksums, self.rows = state["checksums"], state["rows"]
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every epoch is written, and its file is there as long as it must be."""
+        return len(self.checksums) == self.info.epochs and not self._missing()
+
+    def begin(self) -> None:
+        """Write what the cache is of, where nothing is written yet."""
+        if not (self.out / "cache.json").exists():
+            self._save()
+
+    def _missing(self) -> list[int]:
+        """Epochs that were written and whose files are gone or cut."""
+        size = self.info.batches * self.info.rows * self.info.row.itemsize
+        files = [epoch_file(self.out, epoch) for epoch in range(len(self.checksums))]
+        return [i for i, file in enumerate(files) if not file.is_file() or file.stat().st_size != size]
+
+    def _differences(self, state: dict[str, Any]) -> list[str]:
+        """What makes another cache: keys of the recipe, where they were kept, or else the parts of its info."""
+        before, old = state.get("recipe"), state["info"]
+        keys = changes(before, self.recipe) if isinstance(before, dict) else []
+        named = [key for key in keys if key.split(".")[0] in ("data", "teacher") or key.startswith("train.seed")]
+        own = [] if named else ["teacher", "stream"]
+        own += ["seed", "epochs", "batches", "rows", "classes", "views", "top_k", "temperature"]
+        now = json.loads(json.dumps(asdict(self.info)))
+        for key in own:
+            if old.get(key) != now[key]:
+                of = {"teacher": "the teacher", "stream": "the batches"}.get(key)
+                named.append(of or f"{key} {json.dumps(old.get(key))} -> {json.dumps(now[key])}")
+        return named
 
     def finish(self, logits: Callable[[int, int], Iterator[Tensor]]) -> None:
         """Write the epochs that are missing; `logits(epoch, start)` gives an epoch's [N, C] from batch `start` on."""
         info = self.info
         self.console.start((len(self.checksums) + self.rows / (info.rows * info.batches)) / info.epochs)
+        for epoch in self._missing():
+            self._write(epoch, 0, logits)
+            if file_checksum(epoch_file(self.out, epoch)) != self.checksums[epoch]:
+                raise InputError(
+                    f"epoch {epoch + 1} of the cache {self.out} was lost, and comes out otherwise now; delete "
+                    f"{self.out}, and make the cache again"
+                )
         for epoch in range(len(self.checksums), info.epochs):
             file = epoch_file(self.out, epoch)
-            first = self.rows // info.rows if file.exists() else 0
-            with open(file, "r+b" if first else "wb") as stream:
-                stream.truncate(first * info.rows * info.row.itemsize)
-                stream.seek(0, os.SEEK_END)
-                self._append(stream, epoch, first, logits(epoch, first))
-            self.checksums.append(checksum(file))
+            self._write(epoch, self.rows // info.rows if file.exists() else 0, logits)
+            self.checksums.append(file_checksum(file))
             self.rows = 0
             self._save()
             self.console.epoch(epoch, info.epochs, f"{file.stat().st_size / 1e6:.1f} MB")
+
+    def _write(self, epoch: int, first: int, logits: Callable[[int, int], Iterator[Tensor]]) -> None:
+        """An epoch's file from batch `first` on; of a file that cannot be written only what can be continued stays."""
+        file, size = epoch_file(self.out, epoch), self.info.rows * self.info.row.itemsize
+        try:
+            with open(file, "r+b" if first else "wb") as stream:
+                stream.truncate(first * size)
+                stream.seek(0, os.SEEK_END)
+                self._append(stream, epoch, first, logits(epoch, first))
+        except OSError as error:
+            with suppress(OSError):
+                safe = self.rows * self.info.row.itemsize if epoch == len(self.checksums) else 0
+                os.truncate(file, safe)
+                if safe == 0:
+                    file.unlink()
+            raise OSError(error.errno, error.strerror, str(file)) from error
 
     def _append(self, stream: BinaryIO, epoch: int, first: int, batches: Iterator[Tensor]) -> None:
         info, saved = self.info, time.monotonic()
@@ -173,4 +233,5 @@ class _Writer:
 
     def _save(self) -> None:
         state = {"format": FORMAT, "info": asdict(self.info), "checksums": self.checksums, "rows": self.rows}
-        atomic_write(self.out / "cache.json", json.dumps(state, indent=1) + "\n")
+        state["recipe"] = self.recipe
+        atomic_write(self.out / "cache.json", sealed_json(state, indent=1))

@@ -1,29 +1,36 @@
 """`pcdistill compare`: one student under several methods and seeds, against one teacher."""
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from pcdistill import report
-from pcdistill.commands.folder import read_metrics, recorded_summary
+from pcdistill.commands.claim import claimed
+from pcdistill.commands.contents import PresentContents
+from pcdistill.commands.ending import WEIGHTS, write_pages
+from pcdistill.commands.folder import read_json, read_metrics, recorded_summary, refuse_another_run, refuse_stopped_run
 from pcdistill.commands.jobs import Job, run_jobs, shares
 from pcdistill.commands.run import run_with_report
-from pcdistill.commands.session import open_data, teacher_folder, teacher_recipe
-from pcdistill.commands.tasks import task_of
+from pcdistill.commands.session import check_names, open_data, teacher_folder, teacher_recipe
+from pcdistill.commands.tasks import Task, task_of
 from pcdistill.distillation.cache_replay import resolve_cache
 from pcdistill.distillation.objective import at_strength
 from pcdistill.engine.console import Console, duration
 from pcdistill.engine.placement import make_accelerator
-from pcdistill.errors import InputError, nearest
+from pcdistill.errors import InputError, PcdistillError, nearest
+from pcdistill.files import atomic_write, clear_parts, new_digest
 from pcdistill.methods import METHODS
 from pcdistill.models.names import is_user_code
 from pcdistill.recipe import ALONE, Recipe, TeacherConfig, with_method
+from pcdistill.report.compare_page import Curves
 from pcdistill.report.strengths import best_strengths
 from pcdistill.stats import MARGIN
 
 K = TypeVar("K")
+RECORD = "comparison.json"  # says what results the pages are of
 GROUPS = {"all-logit": "logits", "all-feature": "features", "all-detection": "pyramids"}
 
 
@@ -122,9 +129,19 @@ def compare(recipe: Recipe, plan: Plan, out: Path, *, console: Console, command:
 
     Raises:
         InputError: wrong input; a method that cannot be built is known before anything is trained.
+        TrainingStopped: the teacher was stopped, now or in an earlier call.
         Interrupted: stopped by a signal; the same call continues.
     """
     recipes = _recipes(recipe, plan)
+    with claimed(out, "comparison", recipe):
+        return _compare(recipe, recipes, plan, out, console=console, command=command)
+
+
+def _compare(
+    recipe: Recipe, recipes: dict[Key, Recipe], plan: Plan, out: Path, *, console: Console, command: str | None
+) -> str:
+    """As :func:`compare`, in a folder that is held."""
+    clear_parts(out)
     if any(one.distils for one in recipes.values()):
         recipes = with_teachers(recipe, recipes, out, console=console, command=command)
     results = carry_out(recipes, plan, out, console=console, command=command)
@@ -133,9 +150,43 @@ def compare(recipe: Recipe, plan: Plan, out: Path, *, console: Console, command:
     chosen = best_strengths(ordered)
     shown = [key for key in done if key.strength is None or key.strength == chosen.get(key.method)]
     curves = {(key.method, key.seed): read_metrics(key.folder(out) / "metrics.csv") for key in shown}
-    task.draw_comparison(out, {key.method: key.folder(out) for key in shown if key.seed == 0})
-    report.write_compare_report(out, ordered, curves, command or "", margin=plan.margin)
+    drawn = {key.method: key.folder(out) for key in shown if key.seed == 0}
+    write_comparison(task, out, ordered, curves, drawn, command=command, margin=plan.margin)
     return report.comparison_text(ordered, margin=plan.margin)
+
+
+def write_comparison(
+    task: Task,
+    out: Path,
+    results: Sequence[dict[str, Any]],
+    curves: Curves,
+    drawn: Mapping[str, Path],
+    *,
+    command: str | None,
+    **options: Any,
+) -> None:
+    """Pictures and pages of a comparison, and last comparison.json, which says what results they are of.
+
+    For the same results nothing is written but what is missing.
+
+    Args:
+        task: draws the pictures.
+        out: the comparison's folder.
+        results: what the runs' result.json hold.
+        curves: as :func:`pcdistill.report.write_compare_report` takes them.
+        drawn: method to the folder of a run, whose pictures are shown.
+        command: what the user typed.
+        options: further ones of the report.
+    """
+    of = new_digest()
+    of.update(json.dumps([list(results), options], sort_keys=True).encode())
+    record = {"of": of.hexdigest()}
+    same = read_json(out / RECORD) == record
+    if not same or not any((out / "pictures").glob("*.png")):
+        task.draw_comparison(out, drawn)
+    report.write_compare_report(out, results, curves, command or "", missing_only=same, **options)
+    if not same:
+        atomic_write(out / RECORD, json.dumps(record) + "\n")
 
 
 def _recipes(recipe: Recipe, plan: Plan) -> dict[Key, Recipe]:
@@ -157,21 +208,27 @@ def carry_out(
     """The summaries of all runs: those that are there, then the others side by side; without those that failed."""
     results: dict[Key, dict[str, Any]] = {}
     waiting: dict[str, Key] = {}
+    refuse_other_runs({key.folder(out): recipe for key, recipe in recipes.items()}, out)
+    present = PresentContents()
     for key, recipe in recipes.items():
         summary = recorded_summary(key.folder(out), recipe)
         if summary is None:
             waiting[str(key)] = key
             continue
+        present.settle(key.folder(out), recipe, summary)
         results[key] = summary
+        task_of(recipe).draw_run(key.folder(out), missing_only=True)
+        write_pages(key.folder(out), summary, missing_only=True)
         console.say(f"[{len(results)}/{len(recipes)}] {key}: {_value(summary)}, as it was found")
     jobs = [Job(name, recipes[key], key.folder(out), command) for name, key in waiting.items()]
     places = shares(plan.jobs, len(jobs), threads=plan.threads, device=next(iter(recipes.values())).train.device)
     console.start()
-    failed = 0
+    failed = refused = 0
     for done, (job, outcome) in enumerate(run_jobs(jobs, places, console=console), start=1):
         key = waiting[job.name]
-        if outcome.status == "failed":
+        if outcome.status in ("failed", "refused"):
             failed += 1
+            refused += outcome.status == "refused"
             console.warn(f"{key} failed: {outcome.text}")
             continue
         if outcome.status == "stopped":
@@ -184,6 +241,8 @@ def carry_out(
         console.warn(
             f"{failed} of {len(jobs)} runs failed; the table is of the others. The same command tries them again"
         )
+    if refused == len(recipes):
+        raise PcdistillError("no run of the comparison could be carried out; the warnings above say why")
     if not results:
         raise InputError("no run of the comparison ended with a result; the warnings above say why")
     return results
@@ -203,11 +262,32 @@ def with_teachers(
         if trained is None:
             continue
         name = teacher_folder(number)
-        if recorded_summary(out / name, trained) is None:
+        refuse_other_runs({out / name: trained}, out)
+        refuse_stopped_run(out / name, trained, root=out)
+        summary = recorded_summary(out / name, trained)
+        # Of a teacher that is done the weights may be gone; what needs them says so.
+        gone = not any((out / name / file).exists() for file in (WEIGHTS, "best.pt", "last.pt"))
+        if summary is not None and ((out / name / WEIGHTS).exists() or gone):
+            PresentContents().settle(out / name, trained, summary)
+        else:
             run_with_report(trained, out / name, console=console.labelled(name), command=command)
-        changes = {"weights": str(out / name / "student.safetensors"), "pretrained": False}
+        changes = {"weights": str(out / name / WEIGHTS), "pretrained": False}
         recipes = {key: _with_teacher(one, number, changes) for key, one in recipes.items()}
     return recipes
+
+
+def refuse_other_runs(runs: Mapping[Path, Recipe], root: Path) -> None:
+    """Pass over folders of a comparison that hold no runs of other recipes, before anything is trained.
+
+    Raises:
+        InputError: one does; or, before that, a name in its recipe is mistyped.
+    """
+    for folder, recipe in runs.items():
+        try:
+            refuse_another_run(folder, recipe, root=root)
+        except InputError:
+            check_names(recipe, task_of(recipe))
+            raise
 
 
 def _with_teacher(recipe: Recipe, number: int, changes: dict[str, Any]) -> Recipe:

@@ -38,6 +38,19 @@ def environment(accelerator: Accelerator, command: str | None = None) -> dict[st
     }
 
 
+def continued(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """The record of a run that goes on: as it was, with when it went on, and what of the environment was another.
+
+    Args:
+        before: what environment.json holds; {} if there is none.
+        now: this session's.
+    """
+    if not before:
+        return now
+    other = {key: value for key, value in now.items() if before.get(key) != value}
+    return {**before, "continued": [*before.get("continued", []), other]}
+
+
 def _version(package: str) -> str:
     try:
         return version(package)

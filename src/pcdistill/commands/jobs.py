@@ -19,9 +19,10 @@ from typing import Any, Literal
 
 import torch
 
+from pcdistill.commands.claim import claimed
 from pcdistill.engine.console import Console
 from pcdistill.engine.loop import Interrupted
-from pcdistill.errors import InputError, PcdistillError, TrainingStopped
+from pcdistill.errors import InputError, PcdistillError, TrainingStopped, os_sentence
 from pcdistill.recipe import Recipe
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -51,13 +52,13 @@ class Outcome:
     """How a job ended.
 
     Attributes:
-        status: "done"; "stopped" by itself, as when it diverges; "failed" by wrong input or a fault; "abandoned", a
-            trial that was judged not worth going on with.
+        status: "done"; "stopped" by itself, as when it diverges; "failed" by wrong input or a fault; "refused" by the
+            operating system, as when the disk is full; "abandoned", a trial that was judged not worth going on with.
         text: why, where it is not done.
         summary: what result.json holds, where it was written; of a trial, its rows as "history".
     """
 
-    status: Literal["done", "stopped", "failed", "abandoned"]
+    status: Literal["done", "stopped", "failed", "refused", "abandoned"]
     text: str = ""
     summary: dict[str, Any] | None = None
 
@@ -148,12 +149,19 @@ def run_jobs(
                         worker.job = None
                         yield job, message
                         worker.give(next(waiting, None))
-    except KeyboardInterrupt:
-        raise Interrupted("interrupted; the runs under way have checkpoints: the same command continues") from None
+    except KeyboardInterrupt as stop:
+        number = signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT
+        raise Interrupted(
+            "interrupted; the runs under way have checkpoints: the same command continues", number
+        ) from None
     finally:
         for worker in workers:
             worker.end()
         console.close()
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, in the place of Ctrl-C."""
 
 
 class Abandoned(Exception):
@@ -198,6 +206,8 @@ def _carry_out(job: Job, console: Console, go_on: Callable[[dict[str, float]], b
         raise
     except PcdistillError as error:
         return Outcome("failed", str(error))
+    except OSError as error:
+        return Outcome("refused", os_sentence(error))
     except Exception as error:  # a fault of one run must not end the others
         traceback.print_exc()
         return Outcome("failed", f"{type(error).__name__}: {error}")
@@ -216,8 +226,9 @@ def _train_only(job: Job, console: Console, go_on: Callable[[dict[str, float]], 
             raise Abandoned
 
     session = Session(job.recipe, job.out, console=console, command=job.command, trackers=(track,))
-    session.prepare()
-    session.train()
+    with claimed(job.out, "run", job.recipe):
+        session.prepare()
+        session.train()
     return session.fit.history
 
 
@@ -363,7 +374,7 @@ def environment_of(share: Share) -> Iterator[None]:
 @contextmanager
 def _sigterm_as_interrupt() -> Iterator[None]:
     def ask(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
+        raise _Terminated
 
     try:
         old = signal.signal(signal.SIGTERM, ask)

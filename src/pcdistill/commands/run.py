@@ -3,12 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from pcdistill import report
 from pcdistill.commands.session import RunResult, Session
 from pcdistill.commands.tasks import Task
-from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.console import Console
-from pcdistill.errors import TrainingStopped
 from pcdistill.recipe import Recipe
 
 
@@ -20,22 +17,11 @@ def run_with_report(
     command: str | None = None,
     task: Task | None = None,
 ) -> RunResult:
-    """A run, then report.html and the student's card in its folder; a stopped run gets its report too.
+    """A run in a folder, with its report and the student's card; a stopped run gets its report too.
 
     Args and errors are those of :class:`pcdistill.commands.session.Session`.
     """
-    session = Session(recipe, out, task=task, console=console, command=command)
-    try:
-        result = session.run()
-    except TrainingStopped:
-        if out is not None and session.accelerator.is_main_process:
-            report.write_run_report(out)
-        raise
-    if out is not None and session.accelerator.is_main_process:
-        session.task.draw_run(out)
-        report.write_run_report(out)
-        atomic_write(out / "README.md", report.write_model_card(out))
-    return result
+    return Session(recipe, out, task=task, console=console, command=command).run()
 
 
 def result_text(summary: dict[str, Any], out: Path) -> str:

@@ -17,12 +17,13 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from pcdistill.commands.folder import changes, differing, suggestion
 from pcdistill.commands.jobs import Job, Outcome
 from pcdistill.distillation.cache_replay import resolve_cache
 from pcdistill.distillation.objective import at_strength, method_options, term_needs
 from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.console import Console
-from pcdistill.errors import InputError
+from pcdistill.errors import InputError, PcdistillError
 from pcdistill.recipe import ALONE, Recipe, TermConfig, with_method
 
 STRENGTHS = (0.5, 32.0)
@@ -33,6 +34,7 @@ MOST_STAGES = 5
 REDUCTION = 2  # at every rung about one trial of so many goes on, and the next rung is so many times later
 FIRST_RUNG = 4  # the first rung is after 1 / 4 of a run; earlier ones would judge noise
 CHECKPOINTS = ("last.pt", "best.pt")
+STUDY = "tune"
 
 
 class Space:
@@ -171,9 +173,15 @@ class Search:
         return not trial.should_prune()
 
     def take(self, job: Job, outcome: Outcome) -> None:
-        """Keep how a trial ended."""
+        """Keep how a trial ended.
+
+        Raises:
+            PcdistillError: the operating system refused something that it needs.
+        """
         trial = self._going.pop(job.name)
         self.study.set_user_attr("seconds", self._seconds())
+        if outcome.status == "refused":  # the trial can go on when the disk can
+            raise PcdistillError(f"{job.name}: {outcome.text}")
         if job.name in self._late:
             self.console.say(f"{job.name}: the time is over; with a longer --time-limit the same command continues it")
             return
@@ -189,6 +197,8 @@ class Search:
             said = outcome.text or f"given up after epoch {frozen.last_step} at {best:.2f} % on validation"
         line = f"[{self._count(ended=True)}/{self.trials}] {job.name}: {described(trial.params)}: {said}"
         (self.console.warn if outcome.status in ("failed", "stopped") else self.console.say)(line)
+        if outcome.status == "failed":  # its folder may hold what is not its own
+            return
         for name in CHECKPOINTS:  # only now: a trial that was not told is continued from them
             (job.out / name).unlink(missing_ok=True)
 
@@ -223,7 +233,9 @@ class Search:
             writer.writerow(
                 [trial.number, trial.state.name.lower(), value, trial.last_step or 0, *map(_cell, settings)]
             )
-        atomic_write(self.out / "trials.csv", text.getvalue())
+        path = self.out / "trials.csv"
+        if not (path.exists() and path.read_bytes() == text.getvalue().encode()):
+            atomic_write(path, text.getvalue())
 
     def _job(self, trial: Trial) -> Job:
         name = self._name(trial)
@@ -259,23 +271,28 @@ def open_study(out: Path, recipe: Recipe, methods: Sequence[str]) -> optuna.Stud
     Raises:
         InputError: the folder holds the search of another recipe or of other methods.
     """
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file; --out must name a folder")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     file = out / "study.log"
     _mend(file)
     epochs, warmup = recipe.train.epochs, math.ceil(recipe.optim.warmup_epochs)
-    study = optuna.create_study(
-        storage=JournalStorage(JournalFileBackend(str(file), lock_obj=_NoLock(str(file)))),
-        study_name="tune",
-        direction="maximize",
-        load_if_exists=True,
-        pruner=SuccessiveHalvingPruner(max(math.ceil(epochs / FIRST_RUNG), warmup + 1), reduction_factor=REDUCTION),
-    )
+    storage = JournalStorage(JournalFileBackend(str(file), lock_obj=_NoLock(str(file))))
+    pruner = SuccessiveHalvingPruner(max(math.ceil(epochs / FIRST_RUNG), warmup + 1), reduction_factor=REDUCTION)
     own = {"recipe": recipe.digest(), "methods": list(methods)}
-    if study.user_attrs.get("of", own) != own:
-        raise InputError(f"{out} holds the search of another recipe or other methods; name another --out, or delete it")
-    study.set_user_attr("of", own)
+    try:  # opening one that is there writes nothing
+        study = optuna.load_study(study_name=STUDY, storage=storage, pruner=pruner)
+    except KeyError:
+        study = optuna.create_study(study_name=STUDY, storage=storage, direction="maximize", pruner=pruner)
+    if "of" not in study.user_attrs:
+        study.set_user_attr("tree", recipe.to_dict())
+        study.set_user_attr("of", own)
+    elif study.user_attrs["of"] != own:
+        before, tree = study.user_attrs["of"].get("methods"), study.user_attrs.get("tree")
+        found = [] if before == own["methods"] else [f"--methods {','.join(before)} -> {','.join(methods)}"]
+        found += [] if tree is None else changes(tree, recipe.to_dict())
+        raise InputError(
+            f"{out} holds the search of another recipe or other methods{differing(found)}; name another folder "
+            f"(--out {suggestion(out)}), or delete {out}"
+        )
     return study
 
 

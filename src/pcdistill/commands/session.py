@@ -8,27 +8,37 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from torch import nn
 
 from pcdistill import models
-from pcdistill.commands.environment import environment
-from pcdistill.commands.folder import refuse_another_run
+from pcdistill.commands.claim import check_folder, claimed
+from pcdistill.commands.ending import METRICS, WEIGHTS, load_student, repair, stored_history, write_pages
+from pcdistill.commands.environment import continued, environment
+from pcdistill.commands.folder import (
+    read_json,
+    recorded_summary,
+    refuse_another_run,
+    refuse_stopped_run,
+    settle_contents,
+)
 from pcdistill.commands.tasks import Task, task_of
 from pcdistill.distillation.cache_replay import replayed
 from pcdistill.distillation.teacher import TeacherEnsemble
 from pcdistill.distillation.unused import unused_parameters
 from pcdistill.engine.checkpoint import atomic_write, load_state
 from pcdistill.engine.console import Console, duration
-from pcdistill.engine.loop import Fit, Interrupted, Record, Trainer
+from pcdistill.engine.fingerprint import KEPT, Contents, student_contents, teacher_contents, weights_fingerprint
+from pcdistill.engine.loop import Fit, Interrupted, Record, Trainer, write_history
 from pcdistill.engine.placement import Placement, make_accelerator, make_placement, tell_unused
 from pcdistill.engine.together import FailTogether
 from pcdistill.engine.tracking import Tracker, check_trackers, make_trackers
 from pcdistill.errors import InputError, TrainingStopped
+from pcdistill.files import clear_parts, sealed_json
 from pcdistill.models.heads import head_metadata
 from pcdistill.models.names import is_user_code
 from pcdistill.models.weights import check_file
-from pcdistill.recipe import ALONE, LOADERS, ModelConfig, Recipe, TeacherConfig, make_recipe
+from pcdistill.recipe import ALONE, LOADERS, ModelConfig, Recipe, StudentConfig, TeacherConfig, make_recipe
 
 NO_TEST = "no test set: best was chosen on the same validation images that it is reported on"
 
@@ -89,12 +99,21 @@ class Session:
         self.console = console or Console(quiet=True)
         self.command, self.trackers = command, trackers
         self.teacher: Any = None
+        self.stored: dict[str, Any] | None = None  # the result of a run that is done
         self.models: dict[str, dict[str, Any] | None] = {"teacher": None, "student": None}
+        self.contents: Contents = {}  # fingerprints of what the result is made of
         self.seconds = 0.0
 
     def run(self) -> RunResult:
-        """All three steps. Of several processes, one that fails ends all."""
-        with FailTogether():
+        """All three steps, with the folder held against other processes. Of the run's own, one that fails ends all.
+
+        Raises:
+            InputError: wrong input; the folder is not ours, or holds another run.
+            PcdistillError: another process is at work in the folder.
+            TrainingStopped: diverged or collapsed, now or in an earlier call; the folder says so.
+            Interrupted: stopped by a signal; the same call continues.
+        """
+        with FailTogether(), claimed(self.out, "run", self.recipe):
             self.prepare()
             self.train()
             return self.conclude()
@@ -102,11 +121,16 @@ class Session:
     def prepare(self) -> None:
         """Build everything; a teacher without weights is trained on the way. What can be checked early is.
 
+        For a run that is done, only what gives its student back is built, and nothing is evaluated.
+
         Raises:
             InputError: wrong input.
+            TrainingStopped: the folder holds this run, and it was stopped.
         """
         recipe = self.recipe
-        self._check_files()
+        self._check_folder()
+        if self.stored is None:
+            self._check_files()
         self.accelerator = make_accelerator(recipe.train)
         if not self.accelerator.is_main_process:
             self.console = Console(quiet=True)
@@ -116,13 +140,20 @@ class Session:
         self.task.check(recipe, self.data)
         set_seed(recipe.train.seed)
         self._build_student()
+        if self.stored is not None and not self._has_teachers():
+            self._settle_contents()
+            return
         self._build_teacher()
+        self._settle_contents()
         self._build_distiller()
-        self._record()
+        if self.stored is not None:
+            return
         self.trainer = self._make_trainer()
         # Training draws from the generators as the seed left them, whatever building the models drew.
         set_seed(recipe.train.seed)
-        if self.trainer.resume():
+        resumed = self.trainer.resume()  # which refuses before anything in the folder is written
+        self._record(resumed)
+        if resumed:
             self.console.say(f"resumed from {self.out}/last.pt in epoch {self.trainer.epoch + 1}")
 
     def train(self) -> None:
@@ -132,21 +163,28 @@ class Session:
             TrainingStopped: diverged or collapsed; the folder says so.
             Interrupted: stopped by a signal; the same call continues.
         """
+        if self.stored is not None:
+            return
         started = time.monotonic()
         try:
             self.fit = self.trainer.fit()
         except Interrupted as stop:
             kept = "" if self.out is None else f"; a checkpoint is in {self.out}: the same command continues"
-            raise Interrupted(f"{stop}{kept}") from None
+            raise Interrupted(f"{stop}{kept}", stop.signal) from None
         except TrainingStopped as stop:
-            self._write_summary({**self._summary("stopped"), "notes": [str(stop)]})
+            self._leave({**self._summary("stopped"), "notes": [str(stop)]})
             raise
         finally:
             self.console.close()
         self.seconds = time.monotonic() - started
 
     def conclude(self) -> RunResult:
-        """Evaluate best and last epoch, here only on the test set; keep one of them, and write the student's file."""
+        """Evaluate best and last epoch, here only on the test set; keep one of them, and write the student's file.
+
+        Of a run that is done the stored result is given back, and files that are missing are made again.
+        """
+        if self.stored is not None:
+            return self._as_stored(self.stored)
         summary = self._summary("done")
         summary["seconds_this_session"] = self.seconds
         summary.update(self._measure_epochs())
@@ -156,17 +194,36 @@ class Session:
             summary["notes"].append(NO_TEST)
         keep = self.recipe.train.keep
         load_state(self.student, self.fit.best_state if keep == "best" else self.fit.last_state)
+        summary["contents"] = {**self.contents, KEPT: weights_fingerprint(self.student.state_dict())}
         self._save_student()
-        self._write_summary(summary)
+        self._leave(summary)
         self.accelerator.wait_for_everyone()
         self._say_result(summary)
         return RunResult(self.out, summary, self.student, self.fit.history)
 
     # Parts of prepare
 
+    def _check_folder(self) -> None:
+        """The folder holds nothing, or this run: its result stands in `stored` once it is done."""
+        if self.out is None:
+            return
+        check_folder(self.out, "run", self.recipe)
+        try:
+            refuse_another_run(self.out, self.recipe)
+            for number, name in enumerate(map(teacher_folder, range(len(self.recipe.all_teachers)))):
+                trained = teacher_recipe(self.recipe, number) if (self.out / name).is_dir() else None
+                if trained is not None and self.recipe.distils:
+                    refuse_another_run(self.out / name, trained, root=self.out)
+                    refuse_stopped_run(self.out / name, trained, root=self.out)
+        except InputError:
+            check_names(self.recipe, self.task, self.data)  # a mistyped name is not another recipe
+            raise
+        refuse_stopped_run(self.out, self.recipe)
+        self.stored = recorded_summary(self.out, self.recipe)
+
     def _check_files(self) -> None:
         if self.out is not None:
-            refuse_another_run(self.out, self.recipe.digest())
+            clear_parts(self.out)
         check_trackers(self.recipe)
         for config in (self.recipe.student, *self.recipe.all_teachers):
             if config.weights is not None:
@@ -175,7 +232,8 @@ class Session:
     def _build_student(self) -> None:
         self.student = self.task.student(self.recipe, self.data)
         self.models["student"] = {"name": self.recipe.student.name, **self.task.info(self.student, self.data)}
-        if self.recipe.data.name != LOADERS:  # else the caller knows
+        self.contents |= student_contents(self.student)
+        if self.recipe.data.name != LOADERS and self.stored is None:  # else the caller knows
             self.console.say(f"student {self.recipe.student.name}: {starts_from(self.recipe.student)}")
         self.student.to(self.accelerator.device)
         # A wrong choice of memory format is refused before the teacher is trained.
@@ -198,7 +256,7 @@ class Session:
                 "combine": recipe.teachers_combine,
                 "members": [{**fact, "weight": w} for fact, w in zip(facts, weights, strict=True)],
             }
-        if any(config.cache is not None for config in configs):
+        if any(config.cache is not None for config in configs) and self.stored is None:
             self.data = replayed(recipe, self.teacher, self.data, self.accelerator)
 
     def _one_teacher(self, number: int) -> tuple[Any, dict[str, Any]]:
@@ -206,7 +264,10 @@ class Session:
         config = self._with_weights(number)
         teacher = self.task.teacher(config, self.student, self.data, self.recipe.allow)
         teacher.to(self.accelerator.device)
+        self.contents |= teacher_contents(teacher, teacher_folder(number))
         facts = {"name": config.name, **self.task.info(teacher, self.data)}
+        if self.stored is not None:
+            return teacher, facts
         weighted = self.student if self.recipe.student.weights is not None else None
         found = self.task.gate(teacher, weighted, self.data, self.placement, self.recipe.allow, self.console)
         self.console.say(f"teacher {config.name}: {found[self.task.metric]:.2f} % {self.task.label} on held-out images")
@@ -218,29 +279,49 @@ class Session:
         recipe = None if self.task.knows_classes(config, self.data) else teacher_recipe(self.recipe, number)
         if recipe is None or self.out is None:
             return config
-        self.console.say(f"no weights for the teacher {config.name}: training it first, {recipe.train.epochs} epochs")
         name = teacher_folder(number)
+        if self.stored is not None:
+            return replace(config, weights=str(self.out / name / WEIGHTS), pretrained=False)
+        self.console.say(f"no weights for the teacher {config.name}: training it first, {recipe.train.epochs} epochs")
         # Its own seed has its own order, and it learns from labelled images alone.
         data = self.data if number == 0 and recipe.data == self.recipe.data else None
         console, out = self.console.labelled(name), self.out / name
         Session(recipe, out, task=self.task, data=data, console=console, command=self.command).run()
-        return replace(config, weights=str(out / "student.safetensors"), pretrained=False)
+        return replace(config, weights=str(out / WEIGHTS), pretrained=False)
+
+    def _has_teachers(self) -> bool:
+        """Whether the teachers of a run that is done can be built: their weights may have been taken away."""
+        assert self.out is not None
+        for number, config in enumerate(self.recipe.all_teachers if self.recipe.distils else ()):
+            own = self.out / teacher_folder(number) / WEIGHTS
+            trained = config.weights is None and not self.task.knows_classes(config, self.data)
+            if (trained and not own.is_file()) or (config.weights is not None and not Path(config.weights).is_file()):
+                return False
+        return True
+
+    def _settle_contents(self) -> None:
+        """The main process's contents are the run's: another may have a share of its own of a user's data."""
+        self.contents |= getattr(self.data, "contents", {})
+        (self.contents,) = broadcast_object_list([self.contents])
+        if self.out is not None:
+            settle_contents(self.out, self.contents)
 
     def _build_distiller(self) -> None:
         self.distiller = self.task.distiller(self.recipe, self.student, self.teacher, self.data, self.placement)
-        if self.teacher is not None and self.recipe.student.head == "teacher":
+        if self.teacher is not None and self.recipe.student.head == "teacher" and self.stored is None:
             self.console.say("the student's classifier starts from the teacher's")
         if self.distiller.student is not self.student:  # a method gave it a new head
-            self.student = self.distiller.student  # type: ignore[assignment]
+            self.student = self.distiller.get_submodule("student")
             facts = self.task.info(self.student, self.data)
             self.models["student"] = {"name": self.recipe.student.name, **facts}
 
-    def _record(self) -> None:
-        """recipe.yaml and environment.json."""
+    def _record(self, resumed: bool) -> None:
+        """recipe.yaml and environment.json; a run that goes on keeps its record, and adds to it."""
         if self.out is not None and self.accelerator.is_main_process:
             atomic_write(self.out / "recipe.yaml", self.recipe.to_yaml())
-            found = environment(self.accelerator, self.command)
-            atomic_write(self.out / "environment.json", json.dumps(found, indent=2) + "\n")
+            path = self.out / "environment.json"
+            found = continued(read_json(path) if resumed else {}, environment(self.accelerator, self.command))
+            atomic_write(path, json.dumps(found, indent=2) + "\n")
         self.accelerator.wait_for_everyone()
 
     def _make_trainer(self) -> Trainer:
@@ -255,7 +336,9 @@ class Session:
             train=self.task.train_config(self.recipe),
             placement=self.placement,
             metric=self.task.watch(self.recipe, self.data),
-            record=Record(self.out, self.recipe.digest(), self.console, (*trackers, *self.trackers)),
+            record=Record(
+                self.out, self.recipe.digest(), self.console, (*trackers, *self.trackers), contents=self.contents
+            ),
         )
 
     def _find_unused(self) -> None:
@@ -297,16 +380,19 @@ class Session:
         return {"best": best, "last": {"epoch": epochs, **self._measure(self.student)}}
 
     def _save_student(self) -> None:
-        if self.out is None or not self.accelerator.is_main_process:
-            return
+        if self.out is not None and self.accelerator.is_main_process:
+            self._save_weights()
+            self.task.finish(self.out, self.distiller, self.student, self.data)
+
+    def _save_weights(self) -> None:
+        assert self.out is not None
         metadata = {
             "model": self.recipe.student.name,
             **self.task.metadata(self.data),
             **head_metadata(self.student),
             "digest": self.recipe.digest(),
         }
-        models.save_weights(self.student, self.out / "student.safetensors", metadata)
-        self.task.finish(self.out, self.distiller, self.student, self.data)
+        models.save_weights(self.student, self.out / WEIGHTS, metadata)
 
     def _summary(self, status: str) -> dict[str, Any]:
         """result.json without its evaluations."""
@@ -331,11 +417,33 @@ class Session:
             "seconds": seconds,
             "images_per_second": images / seconds if seconds > 0 else None,
             "notes": [],
+            "contents": dict(self.contents),
         }
 
-    def _write_summary(self, summary: dict[str, Any]) -> None:
-        if self.out is not None and self.accelerator.is_main_process:
-            atomic_write(self.out / "result.json", json.dumps(summary, indent=2) + "\n")
+    def _leave(self, summary: dict[str, Any]) -> None:
+        """The record of epochs, pages, and last the result: with it, the folder is complete."""
+        if self.out is None or not self.accelerator.is_main_process:
+            return
+        if self.trainer.history:
+            write_history(self.out / METRICS, self.trainer.history)
+        self.task.draw_run(self.out)
+        write_pages(self.out, summary)
+        atomic_write(self.out / "result.json", sealed_json(summary))
+
+    def _as_stored(self, summary: dict[str, Any]) -> RunResult:
+        """A run that is done, out of its folder; files that can be made of others are made again."""
+        assert self.out is not None
+        history = stored_history(self.out)
+        self.student = load_student(self.out, self.student, summary)
+        if self.accelerator.is_main_process:
+            if not (self.out / WEIGHTS).exists():
+                self._save_weights()
+            repair(self.out, self.recipe, history)
+            self.task.draw_run(self.out, missing_only=True)
+            write_pages(self.out, summary, missing_only=True)
+        self.accelerator.wait_for_everyone()
+        self.console.say(f"{self.out} holds this run, which is done: nothing was trained")
+        return RunResult(self.out, summary, self.student, history)
 
     def _say_result(self, summary: dict[str, Any]) -> None:
         metric, label, keep = self.task.metric, self.task.label, self.recipe.train.keep
@@ -364,6 +472,21 @@ def open_data(task: Task, recipe: Recipe, accelerator: Accelerator) -> Any:
             f"data.batch_size {recipe.data.batch_size} must be divisible by train.accumulate x processes = {micro}"
         )
     return task.data(recipe, accelerator)
+
+
+def check_names(recipe: Recipe, task: Task, data: Any = None) -> None:
+    """Build the data and the models of a recipe, without weights, for what they say of names and options.
+
+    Raises:
+        InputError: one is mistyped, or does not fit.
+    """
+    if recipe.data.name == LOADERS:
+        return
+    data = open_data(task, recipe, make_accelerator(recipe.train)) if data is None else data
+    task.check(recipe, data)
+    for config in (recipe.student, *recipe.all_teachers):
+        bare = StudentConfig(name=config.name, kwargs=config.kwargs, features=config.features)
+        task.student(replace(recipe, student=bare), data)
 
 
 def starts_from(config: ModelConfig) -> str:

@@ -7,10 +7,11 @@ from typing import Any, Protocol
 from accelerate import Accelerator
 from torch import nn
 
+from pcdistill.data.findings import Findings
 from pcdistill.engine.console import Console
 from pcdistill.engine.loop import Metric
 from pcdistill.engine.placement import Placement
-from pcdistill.recipe import Recipe, TeacherConfig, TrainConfig
+from pcdistill.recipe import DataConfig, Recipe, TeacherConfig, TrainConfig
 
 
 class Task(Protocol):
@@ -84,12 +85,16 @@ class Task(Protocol):
         """Leave in the run's folder what the task's pictures need."""
         ...
 
-    def draw_run(self, out: Path) -> None:
+    def draw_run(self, out: Path, *, missing_only: bool = False) -> None:
         """Pictures of a run, from what it left."""
         ...
 
     def draw_comparison(self, out: Path, runs: Mapping[str, Path]) -> None:
         """Pictures of a comparison; `runs` is a run's folder for each method."""
+        ...
+
+    def findings(self, config: DataConfig, samples: int) -> Findings:
+        """What there is to say about data before a training, with so many images to look at."""
         ...
 
     def model_names(self) -> list[str]:
@@ -107,6 +112,13 @@ def _detection() -> Task:
     from pcdistill.detection.task import Detection
 
     return Detection()
+
+
+def passed_detection(**passed: Any) -> Task:
+    """Detection on models and loaders: the fields of :class:`pcdistill.detection.passed.Passed`."""
+    from pcdistill.detection.passed import Passed, PassedDetection
+
+    return PassedDetection(Passed(**passed))
 
 
 TASKS: dict[str, Callable[[], Task]] = {"classification": _classification, "detection": _detection}

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pcdistill import report
 from pcdistill.commands.cache import make_cache
-from pcdistill.commands.compare import Key, Plan, carry_out, with_teachers
+from pcdistill.commands.claim import claimed
+from pcdistill.commands.compare import Key, Plan, carry_out, with_teachers, write_comparison
+from pcdistill.commands.contents import PresentContents
 from pcdistill.commands.folder import read_metrics
 from pcdistill.commands.jobs import run_jobs, shares
-from pcdistill.commands.session import open_data
+from pcdistill.commands.session import check_names, open_data
 from pcdistill.commands.tasks import task_of
 from pcdistill.distillation.cache_replay import resolve_cache
 from pcdistill.distillation.objective import method_kind, views_of
@@ -19,12 +21,13 @@ from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.console import Console
 from pcdistill.engine.placement import make_accelerator
 from pcdistill.errors import InputError
+from pcdistill.files import clear_parts
 from pcdistill.recipe import ALONE, Recipe, with_method
 from pcdistill.report.rows import kept_epoch, verdict_of
 from pcdistill.stats import MARGIN, Verdict
 
 if TYPE_CHECKING:
-    from pcdistill.commands.search import Search
+    from pcdistill.commands.search import Search, Space
 
 DEFAULT, TUNED = "default", "tuned"
 LARGEST_CACHE = 8e9  # bytes; of more, the trials run the teacher itself
@@ -74,7 +77,7 @@ def tune(recipe: Recipe, plan: TunePlan, out: Path, *, console: Console, command
         import optuna  # noqa: F401
     except ImportError:
         raise InputError("tune needs optuna, which is not installed: pip install 'pcdistill[tune]'") from None
-    from pcdistill.commands.search import Search, Space, open_study
+    from pcdistill.commands.search import Space
 
     if not recipe.all_teachers:
         raise InputError("tune needs a teacher (--teacher MODEL)")
@@ -84,11 +87,27 @@ def tune(recipe: Recipe, plan: TunePlan, out: Path, *, console: Console, command
     for method in plan.methods:
         task.check(space.recipe(space.first(method), recipe), data)
     task.check(recipe, data)
-    study = open_study(out, recipe, plan.methods)
+    with claimed(out, "search", recipe):
+        return _tune(recipe, plan, space, data, out, console=console, command=command)
+
+
+def _tune(
+    recipe: Recipe, plan: TunePlan, space: "Space", data: Any, out: Path, *, console: Console, command: str | None
+) -> str:
+    """As :func:`tune`, in a folder that is held."""
+    from pcdistill.commands.search import Search, open_study
+
+    try:
+        study = open_study(out, recipe, plan.methods)
+    except InputError:
+        check_names(recipe, task_of(recipe), data)  # a mistyped name is not another recipe
+        raise
+    clear_parts(out)
     (base,) = with_teachers(recipe, {DEFAULT: recipe}, out.resolve(), console=console, command=command).values()
+    PresentContents().settle_study(out, study, base)
     cached = _with_cache(base, plan.methods, data, (out / "cache").resolve(), console=console)
     limits: dict[str, Any] = {"trials": plan.trials, "seconds": plan.seconds}
-    search = Search(study, space, cached, out=out, metric=task.metric, console=console, **limits)
+    search = Search(study, space, cached, out=out, metric=task_of(recipe).metric, console=console, **limits)
     _search(search, plan, console)
     best = search.best()
     tuned = space.recipe(best.params, base)
@@ -102,9 +121,20 @@ def tune(recipe: Recipe, plan: TunePlan, out: Path, *, console: Console, command
         f"On {plan.final_seeds} fresh seeds, {verdict.sentence(TUNED, DEFAULT)}",
         *(["So this is the recipe as it was."] if kept is base else []),
     ]
-    atomic_write(out / "best.yaml", "".join(f"# {note}\n" for note in notes) + resolve_cache(kept).to_yaml())
+    text_of = "".join(f"# {note}\n" for note in notes) + resolve_cache(kept).to_yaml()
+    if _without_command(out / "best.yaml") != _lines(text_of):  # else it is what it was, and keeps what made it
+        atomic_write(out / "best.yaml", text_of)
     last = "the recipe as it was, for what was found is worse" if kept is base else "what was found"
     return f"{text}\nfound: {found}\nwritten: {out / 'best.yaml'} ({last}), {out / 'trials.csv'}, {out / 'report.html'}"
+
+
+def _lines(text: str) -> list[str]:
+    """The lines of a best.yaml but for the command that made it."""
+    return [line for line in text.splitlines() if not line.startswith("# Made by: ")]
+
+
+def _without_command(file: Path) -> list[str]:
+    return _lines(file.read_text(encoding="utf-8", errors="replace")) if file.exists() else []
 
 
 def _with_cache(recipe: Recipe, methods: Sequence[str], data: Any, folder: Path, *, console: Console) -> Recipe:
@@ -167,9 +197,8 @@ def _compare(
     ]
     curves = {(name, run.seed): read_metrics(run.folder(out) / "metrics.csv") for run, name in named.items()}
     shown = {name: run.folder(out) for run, name in named.items() if run.seed == first}
-    task_of(recipes[DEFAULT]).draw_comparison(out, shown)
     options: dict[str, Any] = {"margin": plan.margin, "baseline": DEFAULT}
-    report.write_compare_report(out, results, curves, command or "", **options)
+    write_comparison(task_of(recipes[DEFAULT]), out, results, curves, shown, command=command, **options)
     rows = report.compare_rows(results, **options)
     verdict = next((verdict_of(row, kept_epoch(rows)) for row in rows if row.name == TUNED), None)
     if verdict is None:

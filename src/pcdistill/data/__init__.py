@@ -9,7 +9,8 @@ DATASETS: dict[str, str] = {
     "FOLDER": "any folder of class folders, or of train/ and val/ and test/ that hold them",
     "FILE.npz": "arrays x_train, y_train, x_test, y_test and optionally classes",
     "digits-detection": "1,800 images of digits with boxes, drawn from scikit-learn's on first use; for detectors",
-    "coco:FOLDER": "images with boxes: train.json beside images/, the official layout of COCO, or Roboflow's",
-    "voc:FOLDER": "images with boxes in Pascal VOC's layout, one year or several",
+    "coco:FOLDER": "images with boxes: COCO's json, as COCO, Roboflow, CVAT, Label Studio and FiftyOne write it",
+    "voc:FOLDER": "images with boxes: Pascal VOC's xml, as VOC, Roboflow, CVAT and LabelImg write it",
+    "yolo:data.yaml": "images with boxes or polygons in YOLO's text files",
     "torchvision/NAME": "a classification data set of torchvision by its class name, such as torchvision/SVHN",
 }

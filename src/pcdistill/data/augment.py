@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as vf
 
+from pcdistill.data.decoding import Window
 from pcdistill.errors import InputError, nearest
 
 AUGMENTS = ("auto", "none", "crop", "crop-flip", "randaugment", "imagenet", "aggressive")
@@ -23,6 +24,7 @@ COLUMNS = BOX + 2 * BOX_DRAWS
 # torchvision's RandAugment: 2 operations of magnitude 10 on its scale of 31 bins.
 RAND_OPS, MAGNITUDE, BINS = 2, 10, 31
 AREA_RANGE, RATIO_RANGE = (0.08, 1.0), (3 / 4, 4 / 3)
+_RESIZED_CROP = v2.RandomResizedCrop(1, AREA_RANGE, RATIO_RANGE)
 
 
 @dataclass(frozen=True)
@@ -105,23 +107,31 @@ def augment_batch(images: Tensor, augment: Augment, u: Tensor, fill: Tensor) -> 
     return images
 
 
-def augment_image(image: Tensor, augment: Augment | None, size: int, fill: Tensor) -> Tensor:
-    """One image [C, H, W] uint8 of any size to [C, size, size], with torch's global generator as the source of chance.
+def draw_window(augment: Augment | None, size: int, width: int, height: int) -> Window:
+    """The part of a picture of any size that becomes [size, size], drawn from torch's global generator.
 
     None is the evaluation: the short side to 256/224 of the size, then the middle. Without a resized crop, training
     images are the middle square at the wanted size, before the crop with padding.
     """
     if augment is not None and augment.resized_crop:
-        image = v2.RandomResizedCrop(size, AREA_RANGE, RATIO_RANGE, antialias=True)(image)
-    else:
-        short = size if augment is not None and augment != Augment() else round(size * 256 / 224)
-        image = vf.center_crop(vf.resize(image, [short], antialias=True), [size, size])
+        box = _RESIZED_CROP.make_params([torch.empty(1).expand(1, height, width)])
+        return Window((box["left"], box["top"], box["width"], box["height"]), (size, size), (0, 0, size, size))
+    short = size if augment is not None and augment != Augment() else short_side(size)
+    long = int(short * max(width, height) / min(width, height))
+    wide, high = (short, long) if width <= height else (long, short)
+    middle = round((wide - size) / 2), round((high - size) / 2)
+    return Window((0, 0, width, height), (wide, high), (*middle, size, size))
+
+
+def augment_image(image: Tensor, augment: Augment | None, fill: Tensor) -> Tensor:
+    """What is done to one image [C, S, S] uint8 after its window was drawn; chance is torch's global generator."""
     if augment is None:
         return image
+    size = image.shape[-1]
     if augment.padding:
         image = v2.RandomCrop(size, padding=augment.padding)(image)
-    if augment.flip:
-        image = v2.RandomHorizontalFlip()(image)
+    if augment.flip and torch.rand(1) < 0.5:
+        image = image.flip(-1)
     if augment.rand_augment:
         image = v2.RandAugment(RAND_OPS, MAGNITUDE, BINS)(image)
     if augment.cutout:
@@ -129,6 +139,11 @@ def augment_image(image: Tensor, augment: Augment | None, size: int, fill: Tenso
         u[0, [CUT_Y, CUT_X]] = torch.rand(2)
         image = _cutout(image[None], augment.cutout, u, fill)[0]
     return image
+
+
+def short_side(size: int) -> int:
+    """What evaluation scales the short side of a file's image to, before it cuts out the middle."""
+    return round(size * 256 / 224)
 
 
 def _shifted_crop(images: Tensor, padding: int, u: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from pcdistill.errors import InputError
 
+IN_CACHE = 2**17  # numbers
 UNLABELLED = -100  # the target of an image without a label: the class index, or every entry of its row
 
 
@@ -259,8 +260,16 @@ class SplitBatches(Batches):
         return Batch(whole, target.to(device, non_blocking=True), index.to(device, non_blocking=True))
 
     def _normalise(self, pixels: Tensor) -> Tensor:
-        images = pixels.to(self.feed.stream.device, non_blocking=True).float()
+        pixels = pixels.to(self.feed.stream.device, non_blocking=True)
         size = self.feed.image_size
+        if pixels.device.type == "cpu" and pixels.shape[-2:] == (size, size):
+            # In parts that stay in the processor's cache: faster, and the same bits.
+            images = torch.empty(pixels.shape)
+            step = max(1, IN_CACHE // pixels[0].numel())
+            for part, of in zip(images.split(step), pixels.split(step), strict=True):
+                part.copy_(of).mul_(self._scale).sub_(self._shift)
+            return images
+        images = pixels.float()
         if images.shape[-2:] != (size, size):
             images = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
         return images.mul_(self._scale).sub_(self._shift)

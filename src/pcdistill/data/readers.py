@@ -1,25 +1,15 @@
 """Where pixels come from: arrays held on the device, or items read and augmented one by one in worker processes."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from pcdistill.data.augment import COLUMNS, Augment, augment_batch, augment_image
+from pcdistill.data.augment import COLUMNS, Augment, augment_batch, augment_image, draw_window
+from pcdistill.data.decoding import PIXELS, Window
+from pcdistill.data.files import Items
 from pcdistill.data.loader import Job, generator_of, seed_of
-from pcdistill.errors import InputError
-
-
-class Items(Protocol):
-    """Images that are read one at a time, such as files."""
-
-    def __len__(self) -> int: ...
-
-    def read(self, i: int) -> Tensor:
-        """Image i, [3, H, W] uint8; an InputError names what cannot be read."""
-        ...
+from pcdistill.data.workers import Workers
 
 
 class MemoryReader:
@@ -72,8 +62,7 @@ class ItemReader:
         size: side of the images that are given, in pixels.
         fill: colour of a cut-out square, [3] uint8.
         seed: of the augmentation, with the epoch and the sample's position in the split.
-        workers: processes that read ahead; 0 reads in this one.
-        pin: page-locked memory, for the copy to a GPU.
+        workers: the processes that read; readers share them. None reads in this process.
     """
 
     def __init__(
@@ -85,59 +74,55 @@ class ItemReader:
         size: int,
         fill: Tensor,
         seed: int = 0,
-        workers: int = 0,
-        pin: bool = False,
+        workers: Workers | None = None,
     ) -> None:
-        self.task = _ItemTask(items, rows.tolist(), tuple(views), size, fill, seed)
-        self.workers = workers
-        self.pin = pin
+        self.rows = rows
+        self.task = _ItemTask(items, tuple(views), size, fill, seed)
+        self.workers = workers or Workers()
+        self._number = self.workers.add(self.task)
 
     @property
     def signature(self) -> str:
         task = self.task
-        return f"items {task.views} {task.seed if any(task.views) else None} {task.size} {task.fill.tolist()}"
+        drawn = f"{task.views} {task.seed if any(task.views) else None} {task.size} {task.fill.tolist()}"
+        return f"items {drawn} pixels {PIXELS}"
 
     def read(self, jobs: Iterable[Job]) -> Iterator[list[Tensor]]:
-        loader = DataLoader(
-            self.task,
-            batch_size=None,  # a job is a whole batch
-            sampler=((job.epoch, job.index.tolist()) for job in jobs),
-            num_workers=self.workers,
-            pin_memory=self.pin,
-            generator=torch.Generator(),  # the default one would take a number from the global generator
-        )
-        for found in loader:
-            if isinstance(found, str):
-                raise InputError(found)
-            yield found
+        # Rows go with the job: a copy of all of them in each process would be large.
+        wanted = ((job.epoch, job.index.tolist(), self.rows[job.index].tolist()) for job in jobs)
+        return self.workers.run(self._number, wanted)
 
 
-class _ItemTask(Dataset[list[Tensor] | str]):
-    """A job's pixels for each view; or, as errors lose their form between processes, an InputError's sentence."""
+class _ItemTask:
+    """Reads a job's images: (epoch, positions in the split, rows of the items) to [M, 3, size, size] for each view."""
 
-    def __init__(
-        self, items: Items, rows: list[int], views: tuple[Augment | None, ...], size: int, fill: Tensor, seed: int
-    ) -> None:
+    def __init__(self, items: Items, views: tuple[Augment | None, ...], size: int, fill: Tensor, seed: int) -> None:
         self.items = items
-        self.rows = rows
         self.views = views
         self.size = size
         self.fill = fill
         self.seed = seed
 
-    def __getitem__(self, job: tuple[int, list[int]]) -> list[Tensor] | str:
-        epoch, index = job
-        try:
-            samples = [self._sample(epoch, i) for i in index]
-        except InputError as error:
-            return str(error)
+    def __call__(self, job: tuple[int, list[int], list[int]]) -> list[Tensor]:
+        epoch, index, rows = job
+        with torch.random.fork_rng(devices=[]):
+            samples = [self._sample(epoch, i, row) for i, row in zip(index, rows, strict=True)]
         return [torch.stack(view) for view in zip(*samples, strict=True)]
 
-    def _sample(self, epoch: int, i: int) -> list[Tensor]:
-        image = self.items.read(self.rows[i])
-        views = []
-        with torch.random.fork_rng(devices=[]):
+    def _sample(self, epoch: int, i: int, row: int) -> list[Tensor]:
+        """The views of one image. A view's draws do not depend on the other views, nor on what its decoder may draw."""
+        states = []
+
+        def plan(width: int, height: int) -> list[Window]:
+            windows = []
             for view, augment in enumerate(self.views):
                 torch.default_generator.manual_seed(seed_of("item", self.seed, epoch, i, view))
-                views.append(augment_image(image, augment, self.size, self.fill))
+                windows.append(draw_window(augment, self.size, width, height))
+                states.append(torch.get_rng_state())
+            return windows
+
+        views = []
+        for image, augment, state in zip(self.items.read(row, plan), self.views, states, strict=True):
+            torch.set_rng_state(state)
+            views.append(augment_image(image, augment, self.fill))
         return views

@@ -3,6 +3,7 @@
 import inspect
 import os
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,9 @@ from torch import Tensor
 
 from pcdistill.data import DATASETS
 from pcdistill.data.download import CIFAR, read_cifar
-from pcdistill.data.readers import Items
+from pcdistill.data.files import EXTENSIONS, DatasetItems, ImageFiles, Items, find_images
 from pcdistill.errors import InputError, nearest
 
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}
 VAL_NAMES = ("val", "valid", "validation")
 IMAGENET_STATS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SPLIT_SEED = 20250524  # which images are held out never depends on a run's seed
@@ -207,39 +207,6 @@ def _array_split(x: np.ndarray, y: np.ndarray, num_classes: int, where: str) -> 
     return Split(images, None, torch.from_numpy(y.astype(np.int64)))
 
 
-class ImageFiles:
-    """Image files, decoded to RGB."""
-
-    def __init__(self, paths: list[str]) -> None:
-        self.paths = paths
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def read(self, i: int) -> Tensor:
-        from torchvision.io import ImageReadMode, decode_image, read_file
-
-        path = self.paths[i]
-        try:
-            image: Tensor = decode_image(read_file(path), mode=ImageReadMode.RGB)
-        except (RuntimeError, ValueError):
-            return _read_with_pil(path)
-        if image.ndim != 3:  # an animation
-            image = image[0]
-        return image if image.dtype == torch.uint8 else (image.int() >> 8).to(torch.uint8)
-
-
-def _read_with_pil(path: str) -> Tensor:
-    """Formats that torchvision does not decode."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
-        raise InputError(f"the image {path} cannot be read: {error}") from None
-
-
 def _folders(root: Path) -> Source:
     """train/ with val/ and test/, or class folders alone; val/ without test/ is kept for the test, as in ImageNet.
 
@@ -280,41 +247,18 @@ def _class_folders(folder: Path) -> tuple[list[str], Split]:
     classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
     if not classes:
         raise InputError(f"{folder} has no class folders; it must hold one folder of images for each class")
-    paths: list[str] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        found = sorted(
-            os.path.join(parent, file)
-            for parent, _, files in os.walk(folder / name, followlinks=True)
-            for file in files
-            if os.path.splitext(file)[1].lower() in EXTENSIONS and not file.startswith(".")
-        )
-        if not found:
-            raise InputError(f"the class folder {folder / name} has no images ({', '.join(sorted(EXTENSIONS))})")
-        paths += found
-        labels += [label] * len(found)
-    return classes, Split(None, ImageFiles(paths), torch.tensor(labels))
+    counts: list[int] = []
 
+    def paths() -> Iterator[str]:
+        for name in classes:
+            found = find_images(folder / name)
+            if not found:
+                raise InputError(f"the class folder {folder / name} has no images ({', '.join(sorted(EXTENSIONS))})")
+            counts.append(len(found))
+            yield from found
 
-class DatasetItems:
-    """Images of a torchvision data set that yields PIL images."""
-
-    def __init__(self, dataset: Any, name: str) -> None:
-        self.dataset = dataset
-        self.name = name
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def read(self, i: int) -> Tensor:
-        from torchvision.transforms.v2.functional import pil_to_tensor
-
-        try:
-            image = self.dataset[i][0]
-        except (OSError, ValueError) as error:
-            raise InputError(f"image {i} of {self.name} cannot be read: {error}") from None
-        pixels: Tensor = pil_to_tensor(image.convert("RGB"))
-        return pixels
+    files = ImageFiles(paths())
+    return classes, Split(None, files, torch.arange(len(classes)).repeat_interleave(torch.tensor(counts)))
 
 
 def _torchvision(name: str, root: Path, download: bool) -> Source:

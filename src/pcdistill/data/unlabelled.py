@@ -1,14 +1,14 @@
 """Images without labels beside labelled ones: each step's batch has a share of both."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from pcdistill.data.files import ImageFiles, find_images
 from pcdistill.data.loader import UNLABELLED, Batch, Batches, Feed, Job, Reader, SplitBatches, digest_of, generator_of
-from pcdistill.data.sources import EXTENSIONS, ImageFiles, Split, images_of, read_npz
+from pcdistill.data.sources import Split, images_of, read_npz
 from pcdistill.errors import InputError
 
 REST = "rest"  # data.unlabelled: the training images that data.limit leaves out
@@ -30,13 +30,8 @@ def open_unlabelled(name: str) -> Split:
         images = images_of(arrays[key], f"{path.name}: {key}")
         found = Split(images, None, torch.full((len(images),), UNLABELLED))
     elif path.is_dir():
-        paths = sorted(
-            os.path.join(parent, file)
-            for parent, _, files in os.walk(path, followlinks=True)
-            for file in files
-            if os.path.splitext(file)[1].lower() in EXTENSIONS and not file.startswith(".")
-        )
-        found = Split(None, ImageFiles(paths), torch.full((len(paths),), UNLABELLED))
+        files = ImageFiles(find_images(path))
+        found = Split(None, files, torch.full((len(files),), UNLABELLED))
     else:
         raise InputError(f'data.unlabelled: {name} must be a folder of images, an .npz file, or "{REST}"')
     if len(found.labels) == 0:

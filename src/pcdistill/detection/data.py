@@ -1,31 +1,30 @@
-"""Data for detectors: `digits-detection`, COCO and VOC folders, as batches that are pure functions of the epoch.
+"""Data for detectors: `digits-detection`, and sets in COCO, VOC or YOLO format, as batches.
 
 Every image, augmentation and order follows from (seed, epoch, sample index) alone: a resumed run sees what the
 uninterrupted one would have seen, and each process of a distributed run takes its share of the same global batch.
 """
 
 import hashlib
-import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
+from pcdistill.data.contents import files_fingerprint, fingerprint_of
 from pcdistill.data.loader import Place, Stream
+from pcdistill.data.workers import FEW, Workers, choose_workers
 from pcdistill.detection import digits as digits_detection
-from pcdistill.detection.formats import Record, read_folder
+from pcdistill.detection.formats import KINDS, DetectionSet, Record, read_set
+from pcdistill.detection.packed import PackedSamples, Target
 from pcdistill.errors import InputError, nearest
 from pcdistill.recipe import DataConfig
 
-Target = dict[str, Tensor]
 AUGMENTATIONS = ("flip", "photometric", "crop")
 DIGITS_SIZE = 96
-CACHE_BYTES = 512 * 2**20  # decoded images are kept when a split is no larger than this
 
 
 @dataclass(frozen=True)
@@ -65,6 +64,9 @@ class DetectionData:
         test: looked at once, at the end.
         fingerprint: changes with any image list, box or size.
         image_size: side of `digits-detection`'s images or the bound on the longer side; None for files as they are.
+        contents: fingerprints of what the data set holds, by :func:`pcdistill.engine.fingerprint.words`' keys.
+        category_ids: the data's own id of each class; the names of images and their own ids stand in the records.
+        origins: where each split comes from, in words.
     """
 
     name: str
@@ -74,6 +76,9 @@ class DetectionData:
     test: "DetectionBatches | None"
     fingerprint: str
     image_size: int | None = None
+    contents: Mapping[str, str] = field(default_factory=dict)
+    category_ids: tuple[int | str, ...] = ()
+    origins: dict[str, str] = field(default_factory=dict)
 
 
 class DetectionSplit:
@@ -89,8 +94,7 @@ class DetectionSplit:
         self.records = list(records)
         self.pixels = pixels
         self.image_size = image_size
-        total = sum(3 * _scaled(r, image_size)[0] * _scaled(r, image_size)[1] for r in records)
-        self._kept: dict[int, Tensor] | None = {} if pixels is None and total <= CACHE_BYTES else None
+        self.samples = PackedSamples(self.records, pixels, image_size)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -98,40 +102,11 @@ class DetectionSplit:
     @property
     def in_memory(self) -> bool:
         """Whether images are drawn, or kept once they were decoded."""
-        return self.pixels is not None or self._kept is not None
+        return self.samples.in_memory
 
     def sample(self, index: int) -> tuple[Tensor, Target]:
         """The image [3, H, W] uint8 and its target."""
-        record = self.records[index]
-        width, height = _scaled(record, self.image_size)
-        factor = torch.tensor([width / record.width, height / record.height] * 2)
-        target = {
-            "boxes": torch.from_numpy(record.boxes) * factor,
-            "labels": torch.from_numpy(record.labels),
-            "area": torch.from_numpy(record.area) * factor[0] * factor[1],
-            "iscrowd": torch.from_numpy(record.iscrowd),
-            "image_id": torch.tensor([record.image_id]),
-        }
-        return self._image(index, (width, height)), target
-
-    def _image(self, index: int, size: tuple[int, int]) -> Tensor:
-        if self.pixels is not None:
-            return self.pixels[index]
-        if self._kept is not None and index in self._kept:
-            return self._kept[index]
-        record = self.records[index]
-        assert record.path is not None
-        try:
-            with Image.open(record.path) as opened:
-                picture = opened.convert("RGB")
-        except OSError as error:
-            raise InputError(f"{record.path} cannot be read as an image: {error}") from error
-        if picture.size != size:
-            picture = picture.resize(size, Image.Resampling.BILINEAR)
-        image = torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
-        if self._kept is not None:
-            self._kept[index] = image
-        return image
+        return self.samples.sample(index)
 
 
 class DetectionBatches:
@@ -146,7 +121,7 @@ class DetectionBatches:
         stream: this process's part, with the seed of order and augmentation.
         train: shuffle, augment, leave out crowd boxes and the last incomplete batch.
         augment: names out of AUGMENTATIONS.
-        workers: worker processes that decode and augment; 0 does it here.
+        workers: the processes that decode and augment; splits share them. None does it in this process.
     """
 
     def __init__(
@@ -157,7 +132,7 @@ class DetectionBatches:
         stream: Stream,
         train: bool = False,
         augment: Sequence[str] = (),
-        workers: int = 0,
+        workers: Workers | None = None,
     ) -> None:
         if len(split) == 0:
             raise InputError("a split of the data has no images")
@@ -166,7 +141,10 @@ class DetectionBatches:
             raise InputError(f"data.batch_size {batch_size} must be divisible by the {world_size} processes")
         self.split = split
         self.batch_size = min(batch_size, len(split) // world_size * world_size) if train else batch_size
-        self.stream, self.train, self.augment, self.workers = stream, train, tuple(augment), workers
+        self.stream, self.train, self.augment = stream, train, tuple(augment)
+        self.workers = workers or Workers()
+        self._examples = _Examples(split.samples, stream.seed, self.augment if train else None)
+        self._number = self.workers.add(self._examples)
 
     @property
     def num_samples(self) -> int:
@@ -191,36 +169,32 @@ class DetectionBatches:
         else:
             own = torch.arange(self.stream.rank, len(self.split), self.stream.world_size)
             indices = list(torch.split(own, self._share))
-        plan = _Plan(self, epoch, indices[start:])
-        if self.workers:
-            yield from DataLoader(plan, batch_size=None, shuffle=False, num_workers=self.workers)
-        else:
-            yield from (plan[i] for i in range(len(plan)))
+        return self.workers.run(self._number, ((epoch, index) for index in indices[start:]))
 
     def example(self, index: int, epoch: int) -> tuple[Tensor, Target]:
         """One image [3, H, W] float32 in 0..1 and its target, as they are in that epoch."""
-        raw, target = self.split.sample(index)
+        return self._examples.example(index, epoch)
+
+
+class _Examples:
+    """Makes the batch of (epoch, positions). `augment` None: for evaluation, with crowd boxes and as they are."""
+
+    def __init__(self, samples: PackedSamples, seed: int, augment: tuple[str, ...] | None) -> None:
+        self.samples, self.seed, self.augment = samples, seed, augment
+
+    def __call__(self, job: tuple[int, Tensor]) -> DetectionBatch:
+        epoch, index = job
+        images, targets = zip(*(self.example(i, epoch) for i in index.tolist()), strict=True)
+        return DetectionBatch(list(images), list(targets), index)
+
+    def example(self, index: int, epoch: int) -> tuple[Tensor, Target]:
+        raw, target = self.samples.sample(index)
         image = raw.float() / 255
-        if self.train:
+        if self.augment is not None:
             learnt = target["iscrowd"] == 0
             target = {key: value if key == "image_id" else value[learnt] for key, value in target.items()}
-            image, target = augmented(image, target, self.augment, _generator(self.stream.seed, epoch, index))
+            image, target = augmented(image, target, self.augment, _generator(self.seed, epoch, index))
         return image, target
-
-
-class _Plan(Dataset[DetectionBatch]):
-    """The batches of one epoch, by position."""
-
-    def __init__(self, batches: DetectionBatches, epoch: int, indices: list[Tensor]) -> None:
-        self.batches, self.epoch, self.indices = batches, epoch, indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, position: int) -> DetectionBatch:
-        index = self.indices[position]
-        images, targets = zip(*(self.batches.example(i, self.epoch) for i in index.tolist()), strict=True)
-        return DetectionBatch(list(images), list(targets), index)
 
 
 def build_detection_data(config: DataConfig, stream: Stream) -> DetectionData:
@@ -230,51 +204,86 @@ def build_detection_data(config: DataConfig, stream: Stream) -> DetectionData:
     images aside; which part does not depend on the seed.
 
     Args:
-        config: `name` is "digits-detection", a folder, or "coco:FOLDER" or "voc:FOLDER" to say what it is.
-            `batch_size` and `eval_batch_size` are of the global batch. `image_size` is the side of the images that
-            `digits-detection` draws (96); for folders a bound on the longer side, to which images and boxes are scaled
-            down before anything else (AP by size is then of the scaled boxes). `limit` keeps so many training images.
-            `augment` is "none", "auto", or names out of flip, photometric and crop joined by "+"; auto is flip for
-            folders and photometric for digits, which must not be mirrored. `workers` are processes that decode and
-            augment; None takes some for training images that are decoded at every step. `root` is a folder that
-            relative names are looked up in. `seed` and what is for classifiers alone are not looked at.
+        config: `name` is "digits-detection", a folder or annotation file, or one with "coco:", "voc:" or "yolo:" in
+            front to say what it is. `batch_size` and `eval_batch_size` are of the global batch. `image_size` is the
+            side of the images that `digits-detection` draws (96); for files a bound on the longer side, to which images
+            and boxes are scaled down before anything else (AP by size is then of the scaled boxes). `limit` keeps so
+            many training images. `augment` is "none", "auto", or names out of flip, photometric and crop joined by "+";
+            auto is flip for files and photometric for digits, which must not be mirrored. `workers` are processes that
+            decode and augment; None takes some for training images that are decoded at every step. `root` is a folder
+            that relative names are looked up in. `seed` and what is for classifiers alone are not looked at.
         stream: this process's part, with the seed of order and augmentation.
 
     Raises:
         InputError: unknown name, or anything wrong with the files.
     """
-    splits, classes, auto, image_size = _open(config)
+    found = open_set(config)
+    for note in found.notes:
+        if note.told:
+            warnings.warn(note.text, stacklevel=2)
+    drawn = found.format == "drawn"
+    splits = {split: split_of(config, found, split) for split in found.splits}
+    image_size = config.image_size or (DIGITS_SIZE if drawn else None)
+    auto = "photometric" if drawn else "flip"
     names = _augmentations(auto if config.augment == "auto" else config.augment)
-    fingerprint = _fingerprint(classes, splits)
+    fingerprint, contents = _fingerprint(found.classes, splits), _contents(found.classes, splits)
     if config.limit is not None:
         splits["train"] = _limited(splits["train"], config.limit)
-    workers = config.workers or 0
+    shared = Workers(choose_workers(config.workers, FEW, stream.world_size))
+    # Images in memory need no processes beside this one; who asks for them gets them.
+    workers = {name: None if of.in_memory and not config.workers else shared for name, of in splits.items()}
     val, test = (
-        DetectionBatches(splits[name], batch_size=config.eval_batch_size, stream=stream, workers=workers)
+        DetectionBatches(splits[name], batch_size=config.eval_batch_size, stream=stream, workers=workers[name])
         for name in ("val", "test")
     )
-    if config.workers is None and not splits["train"].in_memory:  # decoded at every step: in processes beside
-        workers = min(8, max((os.cpu_count() or 1) - 1, 1))
     train = DetectionBatches(
-        splits["train"], batch_size=config.batch_size, stream=stream, train=True, augment=names, workers=workers
+        splits["train"],
+        batch_size=config.batch_size,
+        stream=stream,
+        train=True,
+        augment=names,
+        workers=workers["train"],
     )
-    return DetectionData(config.name, classes, train, val, test, fingerprint, image_size)
+    return DetectionData(
+        config.name,
+        found.classes,
+        train,
+        val,
+        test,
+        fingerprint,
+        image_size,
+        contents,
+        found.category_ids,
+        found.origins,
+    )
 
 
-def _open(config: DataConfig) -> tuple[dict[str, DetectionSplit], tuple[str, ...], str, int | None]:
-    """Splits, classes, what "auto" augments, and the side or bound of the images."""
+def open_set(config: DataConfig, *, fill: bool = True) -> DetectionSet:
+    """The set that `config.name` names, with all three splits: those that the files lack are made, unless not `fill`.
+
+    Raises:
+        InputError: unknown name, or anything wrong with the files.
+    """
     if config.name == "digits-detection":
         image_size = config.image_size or DIGITS_SIZE
         if image_size < 48:
             raise InputError(f"data.image_size must be at least 48 for digits-detection, got {image_size}")
-        drawn = {split: _digits(split, image_size) for split in ("train", "val", "test")}
-        return drawn, digits_detection.CLASSES, "photometric", image_size
-    kind, folder = _place(config.name, config.root)
-    found = read_folder(folder, kind)
-    records = {split: annotations.records for split, annotations in found.items()}
-    _fill_splits(records, config.val_fraction)
-    splits = {split: DetectionSplit(of, image_size=config.image_size) for split, of in records.items()}
-    return splits, found["train"].classes, "flip", config.image_size
+        drawn = {split: _digits(split, image_size).records for split in ("train", "val", "test")}
+        ids = tuple(range(len(digits_detection.CLASSES)))
+        return DetectionSet("drawn", digits_detection.CLASSES, ids, drawn, dict.fromkeys(drawn, "drawn"))
+    found = read_set(*_place(config.name, config.root))
+    if not fill:
+        return found
+    records, origins = dict(found.splits), dict(found.origins)
+    _fill_splits(records, origins, config.val_fraction)
+    return replace(found, splits=records, origins=origins)
+
+
+def split_of(config: DataConfig, found: DetectionSet, split: str) -> DetectionSplit:
+    """The images of one split of a set that `open_set` gave."""
+    if found.format == "drawn":
+        return _digits(split, config.image_size or DIGITS_SIZE)
+    return DetectionSplit(found.splits[split], image_size=config.image_size)
 
 
 def augmented(image: Tensor, target: Target, names: Sequence[str], generator: torch.Generator) -> tuple[Tensor, Target]:
@@ -329,28 +338,30 @@ def _digits(split: str, image_size: int) -> DetectionSplit:
     return DetectionSplit(records, pixels)
 
 
-def _place(name: str, root: str | None) -> tuple[str | None, Path]:
-    """The kind that the name gives, and the folder."""
+def _place(name: str, root: str | None) -> tuple[Path, str | None]:
+    """The folder or file, and the kind that the name gives."""
     prefix, colon, rest = name.partition(":")
-    kind = prefix if colon and prefix in ("coco", "voc") else None
-    folder = Path(rest if kind else name).expanduser()
-    if root is not None and not folder.is_absolute():
-        folder = Path(root) / folder
-    if not folder.exists() and kind is None:
+    kind = prefix if colon and prefix in KINDS else None
+    path = Path(rest if kind else name).expanduser()
+    if root is not None and not path.is_absolute():
+        path = Path(root) / path
+    if not path.exists() and kind is None:
         raise InputError(
-            f'unknown detection data "{name}"{nearest(name, ["digits-detection"])}; it must be digits-detection or a '
-            "folder in COCO or VOC format"
+            f'unknown detection data "{name}"{nearest(name, ["digits-detection"])}; it must be digits-detection or '
+            "data in COCO, VOC or YOLO format (coco:FOLDER, voc:FOLDER, yolo:data.yaml)"
         )
-    return kind, folder
+    return path, kind
 
 
-def _fill_splits(records: dict[str, list[Record]], val_fraction: float) -> None:
-    """Make sure that there are train, val and test, without one image in two of them."""
+def _fill_splits(records: dict[str, list[Record]], origins: dict[str, str], val_fraction: float) -> None:
+    """Make sure that there are train, val and test, without one image in two of them; say where they come from."""
     if "test" not in records and "val" in records:
         records["test"] = records.pop("val")
+        origins["test"] = f"the validation split ({origins.pop('val')}), as there is no test split"
     for split in ("test", "val"):
         if split not in records:
             records["train"], records[split] = _set_aside(records["train"], val_fraction)
+            origins[split] = f"{val_fraction:.0%} of the training images, set aside, as there is no such split"
 
 
 def _set_aside(records: list[Record], fraction: float) -> tuple[list[Record], list[Record]]:
@@ -379,14 +390,6 @@ def _augmentations(text: str) -> tuple[str, ...]:
     return names
 
 
-def _scaled(record: Record, image_size: int | None) -> tuple[int, int]:
-    """Width and height after the bound on the longer side."""
-    longer = max(record.width, record.height)
-    if image_size is None or longer <= image_size:
-        return record.width, record.height
-    return max(1, round(record.width * image_size / longer)), max(1, round(record.height * image_size / longer))
-
-
 def _generator(*parts: int) -> torch.Generator:
     """A generator of its own for (seed, epoch) or (seed, epoch, index)."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
@@ -407,3 +410,16 @@ def _fingerprint(classes: Sequence[str], splits: dict[str, DetectionSplit]) -> s
             for values in (record.boxes, record.labels, record.area, record.iscrowd):
                 digest.update(values.tobytes())
     return digest.hexdigest()[:16]
+
+
+def _contents(classes: Sequence[str], splits: dict[str, DetectionSplit]) -> dict[str, str]:
+    """Fingerprints of classes, and of each split's images and boxes."""
+    found = {"data.classes": fingerprint_of(list(classes))}
+    for name, split in splits.items():
+        known = split.records
+        boxes = [(one.boxes, one.labels, one.area, one.iscrowd) for one in known]
+        files = [str(one.path) for one in known if one.path is not None]
+        sizes = [(one.width, one.height, one.image_id) for one in known]
+        found[f"data.{name}.boxes"] = fingerprint_of(boxes)
+        found[f"data.{name}.images"] = fingerprint_of(digits_detection.VERSION, files_fingerprint(files), sizes)
+    return found

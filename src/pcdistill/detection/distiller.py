@@ -1,12 +1,15 @@
 """The distiller for detectors: student + teacher + objective, one pass that returns a dict."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torchvision.ops import generalized_box_iou_loss
 
 from pcdistill.detection.data import DetectionBatch
 from pcdistill.detection.detectors.base import Adapter, Pairing, StudentPass
+from pcdistill.detection.detectors.pairing import Pairer, PairingOptions
 from pcdistill.detection.detectors.table import adapter_of
 from pcdistill.detection.teacher import TeacherDetector
 from pcdistill.distillation.objective import Objective, Pull, Term
@@ -23,12 +26,26 @@ class Compared(NamedTuple):
 
 
 class DetectionObjective(Objective):
-    """Weighted sum of the detector's own losses, losses on paired logits and losses on feature pyramids."""
+    """Weighted sum of the detector's own losses, losses on paired logits and on boxes, and losses on feature pyramids.
+
+    Args:
+        terms: as of every objective.
+        boxes: how the boxes of paired regions are compared: "none", "l1" or "giou"; see :func:`box_loss`.
+        boxes_weight: the factor of that.
+    """
+
+    def __init__(self, terms: Sequence[Term], *, boxes: str = "none", boxes_weight: float = 1.0) -> None:
+        super().__init__(terms)
+        self.boxes, self.boxes_weight = boxes, boxes_weight
 
     @property
     def needs_pairing(self) -> bool:
-        """Whether a term compares logits."""
-        return any(term.kind == "logits" for term in self.terms)
+        """Whether a term compares logits, or boxes are compared."""
+        return self.boxes != "none" or any(term.kind == "logits" for term in self.terms)
+
+    @property
+    def needs_teacher(self) -> bool:
+        return self.boxes != "none" or super().needs_teacher
 
     @property
     def needs_pyramid(self) -> bool:
@@ -62,13 +79,42 @@ class DetectionObjective(Objective):
             return value
 
         def places_of(term: Term) -> list[Tensor]:
-            return [pairing.place] if term.kind == "logits" else list(seen.pyramid.levels)
+            return pairing.places if term.kind == "logits" else list(seen.pyramid.levels)
 
         def labels_alone() -> Tensor:
             return torch.stack(list(seen.losses.values())).sum()
 
         own = {f"loss/{name.removeprefix('loss_')}": value.detach() for name, value in seen.losses.items()}
-        return {**self.weigh(value_of, Pull(places_of, labels_alone)), **own}
+        result = {**self.weigh(value_of, Pull(places_of, labels_alone)), **own}
+        if self.boxes != "none":
+            value = box_loss(pairing, self.boxes, seen.batch.image_size)
+            result.update({"loss": result["loss"] + self.boxes_weight * value, "loss/boxes": value.detach()})
+        return result
+
+
+def box_loss(pairing: Pairing, kind: str, image_size: tuple[int, int]) -> Tensor:
+    """Distance of the student's boxes from the teacher's, as set prediction measures it against true boxes.
+
+        l1: sum of |b_s - b_t| over the four sides, in shares of the image    giou: 1 - GIoU(b_s, b_t)
+
+    Each region weighs as much as the teacher is sure that there is an object: 1 - its probability of background.
+
+    Args:
+        pairing: with boxes [R, 4] of both.
+        kind: "l1" or "giou".
+        image_size: height and width of the padded batch in pixels.
+
+    Returns:
+        Scalar, the weighted mean over the regions; 0 with a graph, if there are none.
+    """
+    student, teacher = pairing.student_boxes, pairing.teacher_boxes
+    assert student is not None
+    assert teacher is not None
+    weights = 1 - pairing.teacher.float().softmax(dim=1)[:, 0]
+    sides = student.new_tensor([image_size[1], image_size[0]] * 2).float()
+    own, wanted = student.float() / sides, teacher.detach().float() / sides
+    each = (own - wanted).abs().sum(dim=1) if kind == "l1" else generalized_box_iou_loss(own, wanted)
+    return (weights * each).sum() / weights.sum().clamp(min=1e-6)
 
 
 class DetectionDistiller(nn.Module):
@@ -77,14 +123,13 @@ class DetectionDistiller(nn.Module):
     The teacher is no submodule: it is in no state dict, no optimiser, and no distributed wrapper.
 
     Args:
-        student: a torchvision FasterRCNN, RetinaNet or FCOS.
+        student: a detector that :func:`adapter_of` knows.
         objective: the weighted terms; its parameters (adapters, generators) are trained with the student.
         teacher: None trains the student alone.
-        top_k: dense detectors compare logits on so many anchors of an image, those that the teacher rates highest.
-        threshold: and only where it rates them at least this.
+        pairing: where logits are compared.
 
     Raises:
-        InputError: a term that needs a teacher without one; logits of detectors that cannot be paired.
+        InputError: a term that needs a teacher without one; anchors to compare on, of detectors that have none.
     """
 
     def __init__(
@@ -92,9 +137,7 @@ class DetectionDistiller(nn.Module):
         student: nn.Module,
         objective: DetectionObjective,
         teacher: TeacherDetector | None = None,
-        *,
-        top_k: int = 100,
-        threshold: float = 0.0,
+        pairing: PairingOptions | None = None,
     ) -> None:
         super().__init__()
         if teacher is None and (objective.needs_pairing or objective.needs_pyramid):
@@ -102,13 +145,11 @@ class DetectionDistiller(nn.Module):
         self.student = student
         self.objective = objective
         adapter = adapter_of(student)
-        if teacher is not None and objective.needs_pairing and type(teacher.adapter) is not type(adapter):
-            raise InputError(
-                f"logits of a {type(teacher.model).__name__} and of a {type(student).__name__} cannot be compared: one "
-                "has regions and the other anchors; use a loss on features (dfmsd, pkd, ...), or a teacher of its kind"
-            )
-        self._top_k, self._threshold = top_k, threshold
-        self._hidden = (teacher, adapter)  # a tuple: nn.Module registers nothing of it
+        pairer = None
+        if teacher is not None and objective.needs_pairing:
+            options = (pairing or PairingOptions())._replace(boxes=objective.boxes != "none")
+            pairer = Pairer(adapter, teacher, options)
+        self._hidden = (teacher, adapter, pairer)  # a tuple: nn.Module registers nothing of it
 
     @property
     def teacher(self) -> TeacherDetector | None:
@@ -120,19 +161,16 @@ class DetectionDistiller(nn.Module):
 
     def compare(self, batch: DetectionBatch) -> Compared:
         """One pass of the student in training mode, and what the terms need of the teacher on the same batch."""
-        teacher, adapter = self._hidden
+        teacher, adapter, pairer = self._hidden
         seen = adapter.student_pass(batch.images, batch.targets)
         if teacher is None or not self.objective.needs_teacher:
             return Compared(seen, None, None)
-        features = teacher.features(seen.batch)
-        pyramid = teacher.adapter.pyramid(features, seen.batch) if self.objective.needs_pyramid else None
-        pairing = None
-        if self.objective.needs_pairing:
-            pairing = adapter.pair(seen, teacher, features, top_k=self._top_k, threshold=self._threshold)
-        return Compared(seen, pairing, pyramid)
+        found = teacher.observe(seen.batch)
+        pyramid = found.pyramid if self.objective.needs_pyramid else None
+        return Compared(seen, None if pairer is None else pairer(seen, found), pyramid)
 
     def forward(self, batch: DetectionBatch) -> dict[str, Tensor]:
         """One pass: "loss" (scalar with a graph) and "loss/NAME" (detached, unweighted)."""
         found = self.compare(batch)
-        result: dict[str, Tensor] = self.objective(found, None, found.seen.targets)
+        result: dict[str, Tensor] = self.objective(found, None, found.seen.batch.targets)
         return result

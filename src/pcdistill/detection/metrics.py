@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,15 +35,17 @@ def evaluate_detection(
     *,
     classes: Sequence[str],
     limit: int | None = None,
+    find: Callable[[Sequence[Tensor]], Any] | None = None,
 ) -> dict[str, Any]:
     """Evaluate a detector in eval mode and give it back in the mode that it came in.
 
     Args:
-        model: list of images [3, H, W] -> list of {"boxes" [M, 4], "labels" [M], "scores" [M]}.
+        model: put into eval mode; list of images [3, H, W] -> list of {"boxes" [M, 4], "labels" [M], "scores" [M]}.
         batches: on any device; one pass over the split, shared among the processes.
         placement: where to compute, in which precision, and over which processes to gather.
         classes: names of the labels 1..K.
         limit: stop after the batch that reaches this many images in this process.
+        find: what finds the boxes in a list of images, where that is not the model itself.
 
     Returns:
         As :func:`coco_map`, and "samples".
@@ -57,7 +59,7 @@ def evaluate_detection(
         for batch in batches:
             batch = batch.to(placement)
             with accelerator.autocast():
-                predictions = model(batch.images)
+                predictions = (find or model)(batch.images)
             for image, target, prediction in zip(batch.images, batch.targets, predictions, strict=True):
                 size = (int(image.shape[1]), int(image.shape[2]))
                 truth.append({"size": size, **_plain(target)})

@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from pcdistill.files import atomic_write
 from pcdistill.report.plots import BLUE, GREEN, INK, LIGHT, ORANGE, PURPLE, SKY, STYLE, VERMILION
 
 SHOWN_SCORE = 0.3  # detections below it are not drawn
@@ -22,15 +23,18 @@ COLORS = (VERMILION, BLUE, GREEN, PURPLE, ORANGE, SKY)
 SIDE = 1.75  # inches of one image
 
 
-def write_run_pictures(run_dir: Path) -> list[Path]:
-    """Draw the pictures of a run that left samples; none for any other."""
+def write_run_pictures(run_dir: Path, *, missing_only: bool = False) -> list[Path]:
+    """Draw the pictures of a run that left samples, or only those that are missing; none for any other."""
     samples = read_samples(run_dir)
     if samples is None:
         return []
     columns = {"truth": (samples, "truth"), "teacher": (samples, "teacher"), "student": (samples, "student")}
-    made = [_save(draw_detections(columns), run_dir / "pictures" / "1_detections.png")]
-    if any(name.startswith("mask_0_") for name in samples):
-        made.append(_save(draw_masks(samples), run_dir / "pictures" / "2_masks_of_DFMSD.png"))
+    made, folder = [], run_dir / "pictures"
+    detections, masks = folder / "1_detections.png", folder / "2_masks_of_DFMSD.png"
+    if not (missing_only and detections.exists()):
+        made.append(_save(draw_detections(columns), detections))
+    if any(name.startswith("mask_0_") for name in samples) and not (missing_only and masks.exists()):
+        made.append(_save(draw_masks(samples), masks))
     return made
 
 
@@ -156,6 +160,6 @@ def _save(figure: Figure, path: Path) -> Path:
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)  # a figure needs a canvas to be drawn on
     figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(buffer.getvalue())
+    if not (path.exists() and path.read_bytes() == buffer.getvalue()):
+        atomic_write(path, buffer.getvalue())
     return path

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from pcdistill.detection.data import DetectionData
+from pcdistill.detection.detectors.base import Adapter
+from pcdistill.detection.detectors.table import adapter_of
 from pcdistill.detection.distiller import DetectionDistiller
 from pcdistill.engine.checkpoint import atomic_write
-from pcdistill.losses.dfmsd import DFMSDLoss
+from pcdistill.losses.base import PyramidLoss
 
 IMAGES = 6
 
@@ -20,7 +22,7 @@ IMAGES = 6
 def write_samples(path: Path, distiller: DetectionDistiller, student: nn.Module, data: DetectionData) -> None:
     """Write samples.npz: for image i `image_i` [H, W, 3] uint8, `WHO_i_boxes`, `_labels` and, but for truth, `_scores`
     with WHO out of truth, teacher and student; `classes`; and `mask_i_STRIDE` [H, W] (1 where the place is kept), its
-    corners `extent_i` in image pixels, and `channels_i_STRIDE` [D], when the run has a DFMSD term.
+    corners `extent_i` in image pixels, and `channels_i_STRIDE` [D], when a term masks levels (DFMSD).
 
     Args:
         path: the file.
@@ -40,15 +42,17 @@ def write_samples(path: Path, distiller: DetectionDistiller, student: nn.Module,
         _put(arrays, f"truth_{i}", target)
     was_training = student.training
     student.eval()
-    finders = {"teacher": distiller.teacher, "student": student}
-    for who, model in finders.items():
-        for i, found in enumerate(model(images) if model is not None else ()):
+    adapter = adapter_of(student)
+    finders = {"teacher": distiller.teacher, "student": adapter.predict}
+    for who, finder in finders.items():
+        for i, found in enumerate(finder(images) if finder is not None else ()):
             _put(arrays, f"{who}_{i}", found)
     for term in distiller.objective.terms:
-        if isinstance(term.loss, DFMSDLoss) and term.loss.masking != "none":
-            arrays.update(_masks(term.loss, distiller, images, targets))
+        if isinstance(term.loss, PyramidLoss) and term.needs.teacher:
+            arrays.update(_masks(term.loss, distiller, adapter, images, targets))
     student.train(was_training)
     beside = io.BytesIO()
+    # NumPy's types take any keyword for its own "allow_pickle".
     np.savez_compressed(beside, **arrays)  # type: ignore[arg-type]
     atomic_write(path, beside.getvalue())
 
@@ -59,21 +63,23 @@ def _put(arrays: dict[str, np.ndarray], name: str, found: Any) -> None:
             arrays[f"{name}_{key}"] = found[key].detach().float().cpu().numpy()
 
 
-def _masks(loss: DFMSDLoss, distiller: DetectionDistiller, images: list[Tensor], targets: list[Any]) -> dict[str, Any]:
+def _masks(
+    loss: PyramidLoss, distiller: DetectionDistiller, adapter: Adapter, images: list[Tensor], targets: list[Any]
+) -> dict[str, Any]:
     """What the loss keeps of places and channels on these images, at its last progress; the student is in eval mode."""
-    student: Any = distiller.student
     teacher = distiller.teacher
-    assert teacher is not None
-    batch, resized = student.transform(images, targets)
-    own = distiller.adapter.pyramid(student.backbone(batch.tensors), batch)
-    theirs = teacher.adapter.pyramid(teacher.features(batch), batch)
+    if teacher is None:
+        return {}
+    batch = adapter.prepare(images, targets)
+    shown = loss.kept(adapter.observe(batch).pyramid, teacher.observe(batch).pyramid, batch.targets)
+    if not shown:
+        return {}
     found: dict[str, Any] = {}
-    height, width = batch.tensors.shape[2:]
-    for i, (image, size) in enumerate(zip(images, batch.image_sizes, strict=True)):
+    height, width = batch.image_size
+    for i, (image, size) in enumerate(zip(images, batch.sizes, strict=True)):
         scale = (image.shape[1] / size[0], image.shape[2] / size[1])
         found[f"extent_{i}"] = np.array([height * scale[0], width * scale[1]])
-    strides = loss.align[loss.teacher_index].strides
-    for stride, (places, channels) in zip(strides, loss.masks(own, theirs, resized), strict=True):  # type: ignore[arg-type]
+    for stride, places, channels in shown:
         for i in range(len(images)):
             found[f"mask_{i}_{stride}"] = places[i].cpu().numpy().astype(np.uint8)
             found[f"channels_{i}_{stride}"] = channels[i].cpu().numpy().astype(np.uint8)

@@ -1,21 +1,24 @@
 """From a recipe to detectors that are checked: data with boxes, classes that match, logits that can be compared."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from pcdistill import models
+from pcdistill.data.findings import Findings
 from pcdistill.data.loader import Stream
 from pcdistill.detection import pictures
 from pcdistill.detection.data import DetectionData, build_detection_data
-from pcdistill.detection.detectors.build import build_detector, list_detectors, pretrained_classes
-from pcdistill.detection.detectors.table import adapter_of
+from pcdistill.detection.detectors.build import build_detector, comes_whole, list_detectors, pretrained_classes
+from pcdistill.detection.detectors.pairing import PairingOptions
+from pcdistill.detection.detectors.table import adapter_of, register_user_adapters
 from pcdistill.detection.distiller import DetectionDistiller, DetectionObjective
+from pcdistill.detection.findings import detection_findings
 from pcdistill.detection.metrics import evaluate_detection
 from pcdistill.detection.samples import write_samples
 from pcdistill.detection.teacher import TeacherDetector
@@ -24,9 +27,10 @@ from pcdistill.engine.console import Console
 from pcdistill.engine.loop import Metric
 from pcdistill.engine.placement import Placement
 from pcdistill.errors import InputError
+from pcdistill.losses import Pyramid
 from pcdistill.methods import METHODS
 from pcdistill.models.names import is_user_code
-from pcdistill.recipe import ModelConfig, Recipe, TeacherConfig, TrainConfig
+from pcdistill.recipe import DataConfig, ModelConfig, Recipe, TeacherConfig, TrainConfig
 
 GATE_SAMPLES = 200
 WEAK_AP50 = 5.0  # percent: a teacher below this finds next to nothing
@@ -77,23 +81,28 @@ class Detection:
         return build_detection_distiller(recipe, student, teacher, data)
 
     def evaluate(self, model: nn.Module, batches: Any, data: Any, placement: Placement) -> dict[str, Any]:
-        return evaluate_detection(model, batches.epoch(0), placement, classes=data.classes)
+        return evaluate_detection(model, batches.epoch(0), placement, classes=data.classes, find=finder_of(model))
 
     def splits(self, data: Any) -> dict[str, Any]:
         return {"test": data.test, "val": data.val}
 
     def metadata(self, data: Any) -> dict[str, Any]:
-        return {"classes": list(data.classes), "task": "detection", "image_size": data.image_size}
+        ids = getattr(data, "category_ids", ())  # the data's own, where its format has such
+        own = {"category_ids": list(ids)} if ids else {}
+        return {"classes": list(data.classes), "task": "detection", "image_size": data.image_size, **own}
 
     def finish(self, out: Path, distiller: Any, student: nn.Module, data: Any) -> None:
         """samples.npz, from which the pictures are drawn."""
         write_samples(out / "samples.npz", distiller, student, data)
 
-    def draw_run(self, out: Path) -> None:
-        pictures.write_run_pictures(out)
+    def draw_run(self, out: Path, *, missing_only: bool = False) -> None:
+        pictures.write_run_pictures(out, missing_only=missing_only)
 
     def draw_comparison(self, out: Path, runs: Mapping[str, Path]) -> None:
         pictures.write_compare_pictures(out, runs)
+
+    def findings(self, config: DataConfig, samples: int) -> Findings:
+        return detection_findings(config, samples)
 
     def model_names(self) -> list[str]:
         return list_detectors()
@@ -111,6 +120,7 @@ def detection_data(recipe: Recipe, accelerator: Accelerator) -> DetectionData:
     if recipe.train.compile:
         raise InputError("train.compile is for classifiers: detectors are called part by part, which it does not reach")
     micro = replace(config, batch_size=config.batch_size // recipe.train.accumulate)
+    register_user_adapters(recipe.detection.adapters)
     return build_detection_data(
         micro, Stream(recipe.train.seed, accelerator.process_index, accelerator.num_processes, accelerator.device)
     )
@@ -136,6 +146,11 @@ def check_detection_losses(recipe: Recipe, num_classes: int) -> None:
     if not any(term.method == "detector" for term in recipe.losses):
         raise InputError('losses: a detector needs the term "detector", its own losses; without it, it learns no boxes')
     check_losses(recipe, num_classes + 1)
+
+
+def finder_of(model: nn.Module) -> Callable[[Sequence[Tensor]], Any]:
+    """What finds a detector's boxes in images: a teacher itself, in the student's classes; else its adapter."""
+    return model if isinstance(model, TeacherDetector) else adapter_of(model).predict
 
 
 def make_detector(
@@ -165,7 +180,7 @@ def build_student_detector(recipe: Recipe, data: DetectionData) -> nn.Module:
 
 def knows_detection_classes(config: TeacherConfig, data: DetectionData) -> bool:
     """Whether a pretrained teacher can be used as it is: its own classes cover the data's."""
-    if config.weights is not None or not config.pretrained or not config.name.startswith("torchvision/"):
+    if config.weights is not None or not config.pretrained or not comes_whole(config.name):
         return False
     return set(data.classes) <= set(config.classes or pretrained_classes(config.name))
 
@@ -184,10 +199,10 @@ def build_teacher_detector(
         )
     named: list[str] | None = list(config.classes) if config.classes is not None else None
     whole = config.pretrained and config.weights is None
-    if whole and not config.name.startswith("torchvision/"):
+    if whole and not comes_whole(config.name):
+        what = "no weights of its own" if config.name.startswith("hf/") else "pretrained weights for its backbone alone"
         raise InputError(
-            f"the teacher {config.name} has pretrained weights for its backbone alone: give teacher.weights, or "
-            "teacher.epochs to train it first"
+            f"the teacher {config.name} has {what}: give teacher.weights, or teacher.epochs to train it first"
         )
     if named is None and whole:
         named = list(pretrained_classes(config.name))
@@ -220,12 +235,13 @@ def check_teacher_detector(
     console = console or Console(quiet=True)
     if teacher.left_out:
         console.say(f"the teacher has {teacher.left_out} classes that the data has not; they are left out")
-    result = evaluate_detection(teacher, data.val.epoch(0), placement, classes=data.classes, limit=GATE_SAMPLES)
+    asked: dict[str, Any] = {"classes": data.classes, "limit": GATE_SAMPLES}
+    result = evaluate_detection(teacher, data.val.epoch(0), placement, **asked)
     weak = None
     if result.get("map_50", 0.0) < WEAK_AP50:
         weak = f"the teacher finds next to nothing on held-out images (AP50 {result.get('map_50', 0.0):.1f} %)"
     elif student is not None:
-        own = evaluate_detection(student, data.val.epoch(0), placement, classes=data.classes, limit=GATE_SAMPLES)
+        own = evaluate_detection(student, data.val.epoch(0), placement, find=finder_of(student), **asked)
         if own["map"] > result["map"]:
             better = f"less than the student's {own['map']:.1f} %"
             weak = f"the teacher has AP {result['map']:.1f} % on held-out images, {better}"
@@ -246,34 +262,47 @@ def build_detection_distiller(
     """Student, teacher and objective as one module; losses on pyramids are built from the shapes of one batch.
 
     Raises:
-        InputError: logits or pyramids of the two detectors that cannot be compared.
+        InputError: anchors or pyramids of the two detectors that cannot be compared.
     """
-    adapter = adapter_of(student)
+    options = recipe.detection
+    boxes = "none" if teacher is None else options.boxes
     context: dict[str, Any] = {}
     kinds = {method_kind(term.method) for term in recipe.losses if term.method != "detector"}
     if teacher is not None and kinds:
         device = next(student.parameters()).device
         teacher.to(device)
         images = [image.to(device) for image in next(iter(data.val.epoch(0))).images[:2]]
-        was_training = student.training
-        student.eval()
-        with torch.no_grad():
-            transform: Any = student.transform
-            batch, _ = transform(images)
-            backbone: Any = student.backbone
-            context = {
-                "student": adapter.pyramid(backbone(batch.tensors), batch),
-                "teacher": teacher.adapter.pyramid(teacher.features(batch), batch),
-                "n_data": data.train.num_samples,
-            }
-        if "logits" in kinds and type(teacher.adapter) is type(adapter):
-            adapter.check_pair(teacher, images)
-        student.train(was_training)
+        context = {
+            **observed_pyramids(student, teacher, images, needed="pyramids" in kinds),
+            "n_data": data.train.num_samples,
+        }
     objective = build_objective(recipe.losses, num_classes=len(data.classes) + 1, context=context)
     return DetectionDistiller(
         student,
-        DetectionObjective(objective.terms),
+        DetectionObjective(objective.terms, boxes=boxes, boxes_weight=options.boxes_weight),
         teacher,
-        top_k=recipe.detection.top_k,
-        threshold=recipe.detection.threshold,
+        pairing=PairingOptions(options.pairing, options.top_k, options.threshold),
     )
+
+
+@torch.no_grad()
+def observed_pyramids(
+    student: nn.Module, teacher: TeacherDetector, images: Sequence[Tensor], *, needed: bool
+) -> dict[str, Pyramid]:
+    """The pyramids of "student" and "teacher" of the same images, in eval mode.
+
+    Raises:
+        InputError: they are needed, and one of the two has none to show.
+    """
+    adapter, was_training = adapter_of(student), student.training
+    student.eval()
+    batch = adapter.prepare(images)
+    found = {"student": adapter.observe(batch).pyramid, "teacher": teacher.observe(batch).pyramid}
+    student.train(was_training)
+    for who, model in (("student", student), ("teacher", teacher.model)):
+        if needed and not found[who].levels:
+            kind = type(getattr(model, "inner", model)).__name__
+            raise InputError(
+                f"the {who} {kind} shows no feature maps to compare; use a method on logits, or one with a pyramid"
+            )
+    return found

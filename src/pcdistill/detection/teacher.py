@@ -1,9 +1,9 @@
 """The teacher of a detector: frozen, over the student's classes, and given the student's very batch.
 
 The student's own transform resizes, normalises and pads the images; the teacher is given that very batch, only with the
-normalisation exchanged for its own where they differ. So both see the same pixels at the same places, proposals and
-boxes mean the same in both, and nothing is resized twice. A teacher that wants another resolution gets the batch
-interpolated, and the proposals scaled, by the ratio of the two sides.
+normalisation exchanged for its own where they differ. So both see the same pixels at the same places, regions and boxes
+mean the same in both, and nothing is resized twice. A teacher that wants another resolution gets the batch
+interpolated, and the boxes scaled, by the ratio of the two sides.
 """
 
 from collections.abc import Sequence
@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.detection.image_list import ImageList
 
-from pcdistill.detection.detectors.base import scaled_size
+from pcdistill.detection.detectors.base import ABSENT, Adapter, Observed, PreparedBatch, Regions
 from pcdistill.detection.detectors.table import adapter_of
 from pcdistill.distillation.teacher import align_classes
 from pcdistill.errors import InputError
@@ -27,9 +26,9 @@ class TeacherDetector(nn.Module):
         model: a detector that :func:`adapter_of` knows.
         classes: names of its classes 1..K', None if they are the student's.
         student_classes: names of the student's classes 1..K; each must be among the teacher's.
-        student: the student, whose transform prepares the images.
-        image_size: the side that the teacher's images should have where the student's have `student.min_size`; None
-            for the student's own resolution.
+        student: the student, whose images it is given in training.
+        image_size: the side that the teacher's images should have where the student's have their own; None for the
+            student's own resolution.
 
     Raises:
         InputError: it lacks classes of the student's, or its outputs do not fit its own.
@@ -48,7 +47,7 @@ class TeacherDetector(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
-        self.adapter: Any = adapter_of(model)
+        self.adapter: Adapter = adapter_of(model)
         known = list(student_classes if classes is None else classes)
         if self.adapter.outputs != len(known) + 1:
             raise InputError(
@@ -60,12 +59,8 @@ class TeacherDetector(nn.Module):
         self.register_buffer("columns", torch.tensor([0, *(p + 1 for p in positions)]), persistent=False)
         self.image_size = image_size
         self.factor = 1.0
-        self._student_transform: Any = None
-        if student is not None:
-            transform: Any = student.transform
-            self._student_transform = (transform.image_mean, transform.image_std)
-            if image_size is not None:
-                self.factor = image_size / transform.min_size[-1]
+        if student is not None and image_size is not None:
+            self.factor = image_size / adapter_of(student).image_size
 
     def train(self, mode: bool = True) -> "TeacherDetector":
         """Stay in eval mode, whatever is asked."""
@@ -74,7 +69,7 @@ class TeacherDetector(nn.Module):
     @torch.no_grad()
     def forward(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
         """Detections by its own transform, labels in the student's numbering; of other classes there are none."""
-        found = self.model(list(images))
+        found = self.adapter.predict(images)
         to_student = self.columns.new_zeros(self.adapter.outputs)
         to_student[self.columns] = torch.arange(len(self.columns), device=self.columns.device)
         kept = []
@@ -84,25 +79,74 @@ class TeacherDetector(nn.Module):
         return kept
 
     @torch.no_grad()
-    def features(self, batch: ImageList) -> dict[str, Tensor]:
-        """The teacher's feature maps of the student's batch."""
-        features: dict[str, Tensor] = self.adapter.model.backbone(self.prepare(batch))
-        return features
+    def observe(self, batch: PreparedBatch) -> Observed:
+        """What the teacher shows of the student's batch; its pyramid is that of the student's images and boxes."""
+        seen = self.adapter.observe(self.prepare(batch))
+        return Observed(seen.pyramid._replace(image_size=batch.image_size), seen.state)
 
-    def prepare(self, batch: ImageList) -> Tensor:
-        """The student's padded batch [N, 3, H, W] in the teacher's normalisation and resolution; padding stays 0."""
-        images: Tensor = batch.tensors
-        mean, std = self.adapter.model.transform.image_mean, self.adapter.model.transform.image_std
-        if self._student_transform is not None and self._student_transform != (mean, std):
+    def prepare(self, batch: PreparedBatch) -> PreparedBatch:
+        """The student's batch in the teacher's normalisation and resolution; padding stays 0."""
+        pixels, sizes = batch.pixels, batch.sizes
+        mean, std = self.adapter.stats
+        if not _equal(batch.stats, (mean, std)):
             s_mean, s_std, t_mean, t_std = (
-                torch.tensor(v, dtype=images.dtype, device=images.device)[:, None, None]
-                for v in (*self._student_transform, mean, std)
+                torch.tensor(v, dtype=pixels.dtype, device=pixels.device)[:, None, None]
+                for v in (*batch.stats, mean, std)
             )
-            images = torch.zeros_like(batch.tensors)
-            for i, (height, width) in enumerate(batch.image_sizes):
-                part = batch.tensors[i, :, :height, :width]
-                images[i, :, :height, :width] = (part * s_std + s_mean - t_mean) / t_std
+            pixels = torch.zeros_like(batch.pixels)
+            for i, (height, width) in enumerate(batch.sizes):
+                part = batch.pixels[i, :, :height, :width]
+                pixels[i, :, :height, :width] = (part * s_std + s_mean - t_mean) / t_std
         if self.factor != 1.0:
-            size = scaled_size((images.shape[2], images.shape[3]), self.factor)
-            images = F.interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)
-        return images
+            size = scaled_size(batch.image_size, self.factor)
+            pixels = F.interpolate(pixels, size=size, mode="bilinear", antialias=True, align_corners=False)
+            sizes = [scaled_size(size, self.factor) for size in batch.sizes]
+        return PreparedBatch(pixels, sizes, (mean, std), [])
+
+    @torch.no_grad()
+    def regions(self, found: Observed, *, top_k: int, threshold: float) -> Regions:
+        """Its regions, boxes in pixels of the student's batch and logits [R, K + 1] of the student's classes."""
+        regions = self.adapter.regions(found.state, top_k=top_k, threshold=threshold, columns=self.columns)
+        return regions._replace(boxes=[boxes / self.factor for boxes in regions.boxes])
+
+    @torch.no_grad()
+    def logits_at(self, found: Observed, boxes: Sequence[Tensor], like: Tensor | None = None) -> Tensor:
+        """[R, K + 1] logits of the student's classes for regions in pixels of the student's batch."""
+        return self.adapter.logits_at(found.state, self._own(boxes), self._like(like))[:, self.columns]
+
+    @torch.no_grad()
+    def boxes_at(self, found: Observed, boxes: Sequence[Tensor], like: Tensor | None = None) -> Tensor:
+        """[R, 4] the boxes that it predicts there, in pixels of the student's batch."""
+        return self.adapter.boxes_at(found.state, self._own(boxes), self._like(like)) / self.factor
+
+    @torch.no_grad()
+    def anchors(self, found: Observed) -> list[Tensor] | None:
+        """Its anchors, in pixels of its own batch."""
+        return self.adapter.anchors(found.state)
+
+    @torch.no_grad()
+    def everywhere(self, found: Observed) -> tuple[Tensor, Tensor | None]:
+        """Of a dense detector: logits [N, A, K + 1] of the student's classes on its anchors, and their quality."""
+        adapter: Any = self.adapter
+        logits, quality = adapter.everywhere(found.state)
+        return logits[..., self.columns], quality
+
+    def _own(self, boxes: Sequence[Tensor]) -> list[Tensor]:
+        return [own * self.factor for own in boxes]
+
+    def _like(self, like: Tensor | None) -> Tensor | None:
+        """The student's logits over the teacher's classes."""
+        if like is None:
+            return None
+        whole = like.new_full((len(like), self.adapter.outputs), ABSENT)
+        whole[:, self.columns] = like
+        return whole
+
+
+def scaled_size(size: tuple[int, int], factor: float) -> tuple[int, int]:
+    """Height and width in pixels, times a factor."""
+    return (size[0], size[1]) if factor == 1.0 else (round(size[0] * factor), round(size[1] * factor))
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return all(list(a) == list(b) for a, b in zip(one, other, strict=True))

@@ -3,8 +3,6 @@
 A cache is a folder: cache.json says what made it, epoch-0000.bin and so on hold one row for each image of the stream.
 """
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,9 @@ import torch
 from torch import Tensor
 
 from pcdistill.distillation.teacher import Teacher
+from pcdistill.engine.fingerprint import update_digest
 from pcdistill.errors import InputError
+from pcdistill.files import file_checksum, new_digest, unsealed_json
 
 FORMAT = "pcdistill-cache-1"
 LARGEST = 65504.0  # of float16
@@ -108,7 +108,7 @@ class TeacherCache:
         if stored not in self._maps:
             file = epoch_file(self.path, stored)
             wanted = self.info.batches * self.info.rows * self.info.row.itemsize
-            if not file.is_file() or file.stat().st_size != wanted or checksum(file) != self.checksums[stored]:
+            if not file.is_file() or file.stat().st_size != wanted or file_checksum(file) != self.checksums[stored]:
                 raise InputError(
                     f"{file} is damaged: its checksum is not the one that was written; make the cache again"
                 )
@@ -130,23 +130,20 @@ class TeacherCache:
             )
         if stream != info.stream:
             raise InputError(
-                f"the cache {self.path} comes from other batches: data, split, augmentation, batch size and data.seed "
-                f"(the cache's is {info.seed}) must be those that it was made with"
+                f"the cache {self.path} comes from other batches: data, split, augmentation, batch size, data.seed "
+                f"(the cache's is {info.seed}) and this version's way to read images must be as when it was made"
             )
 
 
 def fingerprint(teacher: Teacher) -> str:
     """Changes with anything that decides the teacher's logits: weights, class map, normalisation, resolution."""
-    digest = hashlib.blake2b(digest_size=16)
+    digest = new_digest()
     tensors = dict(sorted(teacher.model.state_dict().items()))
     for name in ("class_map", "scale", "shift"):
         value = getattr(teacher, name)
         if value is not None:
             tensors[f"({name})"] = value
-    for name, value in tensors.items():
-        plain = value.detach().cpu().contiguous()
-        digest.update(f"{name} {plain.dtype} {list(plain.shape)} ".encode())
-        digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+    update_digest(digest, tensors)
     digest.update(f"{teacher.image_size} {type(teacher.model).__name__}".encode())
     return digest.hexdigest()
 
@@ -154,12 +151,6 @@ def fingerprint(teacher: Teacher) -> str:
 def epoch_file(path: Path, epoch: int) -> Path:
     """Where a stored epoch's rows lie."""
     return path / f"epoch-{epoch:04d}.bin"
-
-
-def checksum(file: Path) -> str:
-    """BLAKE2b of a file."""
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -172,10 +163,12 @@ def read_state(path: Path) -> dict[str, Any]:
     if not file.is_file():
         raise InputError(f"{path} is not a teacher cache: it has no cache.json; `pcdistill cache` makes one")
     try:
-        state: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        state = unsealed_json(file.read_text(encoding="utf-8"), str(file))
         if state["format"] != FORMAT:
             raise InputError(f"{file} has the format {state['format']!r}; this version reads {FORMAT!r}")
         CacheInfo(**state["info"])
+    except InputError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file} cannot be read: it is damaged ({error})") from None
     return state

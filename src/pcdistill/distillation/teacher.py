@@ -1,7 +1,7 @@
 """The teacher: frozen, always in eval mode, with its own normalisation, resolution and order of classes."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -146,7 +146,7 @@ class TeacherEnsemble(nn.Module):
 
 def members_of(teacher: "Teacher | TeacherEnsemble") -> list[Teacher]:
     """The teachers that teach as one: itself, if it is one."""
-    return list(teacher.members) if isinstance(teacher, TeacherEnsemble) else [teacher]  # type: ignore[arg-type]
+    return [*cast(Iterable[Teacher], teacher.members)] if isinstance(teacher, TeacherEnsemble) else [teacher]
 
 
 def logits_of(output: Any) -> Tensor:

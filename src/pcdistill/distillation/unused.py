@@ -1,5 +1,6 @@
 """Which parameters a distiller does not train: found once, from the graph of one batch, before the first step."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +14,7 @@ def unused_parameters(distiller: nn.Module, batch: Any) -> list[str]:
 
     Distributed training must be told whether there are any. It looks at the same graph: a parameter counts as used if
     the loss leads to it, whatever its weight is at the moment. The distiller stays as it is: gradients, buffers (batch
-    statistics, memories), modes and random numbers.
+    statistics, memories), what modules keep as extra state, modes and random numbers.
 
     Args:
         distiller: batch -> {"loss": scalar with a graph, ...}; not yet wrapped for distributed training.
@@ -44,14 +45,18 @@ def _leaves(loss: Tensor) -> Iterator[Tensor]:
 
 @contextmanager
 def as_it_is(module: nn.Module) -> Iterator[None]:
-    """Put back buffers, modes, what else a part keeps in its state, and random numbers."""
+    """Put back buffers, extra state, modes and random numbers."""
     modes = {part: part.training for part in module.modules()}
     buffers = [
         (part, name, buffer, buffer.detach().clone())
         for part in module.modules()
         for name, buffer in part.named_buffers(recurse=False)
     ]
-    extras = {part: part.get_extra_state() for part in module.modules() if has_extra_state(part)}
+    extra = [
+        (part, copy.deepcopy(part.get_extra_state()))
+        for part in module.modules()
+        if type(part).get_extra_state is not nn.Module.get_extra_state
+    ]
     devices = {p.device for p in module.parameters()}
     random = {device: _random_state(device) for device in {torch.device("cpu"), *devices}}
     try:
@@ -63,15 +68,10 @@ def as_it_is(module: nn.Module) -> Iterator[None]:
             for part, name, buffer, values in buffers:
                 buffer.copy_(values)
                 setattr(part, name, buffer)  # in case it was replaced
-        for part, extra in extras.items():
-            part.set_extra_state(extra)
+        for part, kept in extra:
+            part.set_extra_state(kept)
         for device, state in random.items():
             _set_random_state(device, state)
-
-
-def has_extra_state(part: nn.Module) -> bool:
-    """Whether a module keeps more than tensors in its state."""
-    return type(part).get_extra_state is not nn.Module.get_extra_state
 
 
 def _random_state(device: torch.device) -> Tensor | None:

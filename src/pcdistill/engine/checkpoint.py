@@ -1,16 +1,17 @@
-"""Checkpoints that survive a kill at any moment: written beside, flushed, then renamed; read as data only.
+"""Checkpoints that survive a kill at any moment: written beside, read back, renamed; checked whole, read as data only.
 
 What a run must remember is a mapping of names to parts; one loop saves them and one loads them.
 """
 
-import os
 import pickle
 import random
+import re
+import sys
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import torch
@@ -19,41 +20,100 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from pcdistill.errors import InputError
+from pcdistill.files import (
+    atomic_file,
+    atomic_write,
+    check_archive,
+    damaged_archive,
+    new_digest,
+    seal_archive,
+    unreadable,
+)
 
 FORMAT = "pcdistill-1"
 COMPILED = "_orig_mod."  # what torch.compile puts into the names of a module's state
+__all__ = [
+    "COMPILED", "FORMAT", "Part", "Randomness", "Scaler", "Value", "Weights", "atomic_write", "collect",
+    "load_checkpoint", "load_state", "random_state", "restore", "restore_random_state", "save_checkpoint", "to_cpu",
+]  # fmt: skip
 
 
-def atomic_write(path: Path, data: bytes | str) -> None:
-    """Write a file so that a reader, now or after a crash, sees the old one or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with open(beside, "wb") as file:
-        file.write(data.encode() if isinstance(data, str) else data)
+def save_checkpoint(path: Path, state: dict[str, Any]) -> str:
+    """Save tensors and plain values atomically; the format's name is added. Equal states give equal bytes.
+
+    The file is read back before it takes the place of the old one: what could not be loaded is found now.
+
+    Returns:
+        The checksum, which also stands in the file.
+
+    Raises:
+        InputError: the state holds more than tensors and plain values, so that it could not be loaded again.
+    """
+    with atomic_file(path) as file:
+        writer = _Hashing(file)
+        torch.save({"format": FORMAT, **_canonical(state)}, writer)  # type: ignore[arg-type]  # write() is all it calls
+        checksum = writer.digest.hexdigest()
+        seal_archive(file, checksum)
         file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+        _read_back(Path(file.name), path)
+    return checksum
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Save tensors and plain values atomically; the format's name is added."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with open(beside, "wb") as file:
-        torch.save({"format": FORMAT, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+class _Hashing:
+    """A file that torch writes to, and the digest of what went through."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.digest = file, new_digest()
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def _canonical(value: Any) -> Any:
+    """The same with containers and strings that nothing else shares: pickle writes what is shared as a reference."""
+    if isinstance(value, str):
+        return sys.intern(str(value))
+    if isinstance(value, Mapping):
+        return {_canonical(key): _canonical(one) for key, one in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_canonical(one) for one in value)
+    return value
+
+
+def _read_back(written: Path, path: Path) -> None:
+    """Every byte against torch's own checksums, then the structure as a resumed run reads it."""
+    if damaged_archive(written):
+        raise unreadable(path)
+    try:
+        torch.load(written, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        what = f" ({code[1]})" if code else ""
+        raise InputError(
+            f"checkpoint {path} could not be loaded again: the state of a model, a loss or the optimiser holds more "
+            f"than tensors and plain values{what}; convert it in state_dict or get_extra_state"
+        ) from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Load a checkpoint as data: `weights_only`, so that nothing in it can run.
+
+    Returns:
+        The state, with "checksum": what :func:`save_checkpoint` gave, or None of a file that an older version wrote.
 
     Raises:
         InputError: missing, damaged, or not one of ours.
     """
     if not path.is_file():
         raise InputError(f"checkpoint {path} does not exist")
+    try:
+        found = check_archive(path)
+    except InputError as error:
+        raise InputError(f"checkpoint {error}; put a copy back, or begin anew in another --out") from None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
@@ -62,7 +122,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise InputError(f"checkpoint {path} was not written by pcdistill's training")
-    return state
+    return {**state, "checksum": found}
 
 
 class Part(Protocol):

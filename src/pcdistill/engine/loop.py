@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from signal import SIGINT
+from typing import Any, Protocol
 
 import torch
 from accelerate.utils import gather_object
@@ -30,18 +31,32 @@ from pcdistill.engine.checkpoint import (
     to_cpu,
 )
 from pcdistill.engine.console import Console
+from pcdistill.engine.fingerprint import Contents, settle, weights_fingerprint
 from pcdistill.engine.placement import Placement
 from pcdistill.engine.stopping import StopRequest
 from pcdistill.engine.tally import Tally
 from pcdistill.errors import InputError, PcdistillError, TrainingStopped
+from pcdistill.files import sealed_json, unsealed_json
 from pcdistill.recipe import OptimConfig, TrainConfig
 from pcdistill.schedules import learning_rate_factor
 
+TIMES = ("seconds", "images_per_second")  # columns of metrics.csv that differ between equal runs
 CHECK_EVERY = 50  # steps between looks at the loss, the only synchronisation within an epoch
 
 
 class Interrupted(PcdistillError):
-    """Ctrl-C or a polite kill; a checkpoint was written first."""
+    """Ctrl-C or a polite kill; a checkpoint was written first.
+
+    Attributes:
+        signal: its number.
+    """
+
+    def __init__(self, text: str, signal: int = SIGINT) -> None:
+        super().__init__(text)
+        self.signal = int(signal)
+
+    def __reduce__(self) -> tuple[type["Interrupted"], tuple[str, int]]:
+        return type(self), (str(self), self.signal)
 
 
 class Batch(Protocol):
@@ -82,6 +97,7 @@ class Record:
     Attributes:
         out: folder for last.pt, best.pt and metrics.csv; None keeps nothing on disk.
         digest: stands in the checkpoint; a run with another is not resumed.
+        contents: fingerprints of teacher, student and data, as the digest; see :mod:`pcdistill.engine.fingerprint`.
         console: what a person sees.
         trackers: called with (row, step) after every epoch.
     """
@@ -90,6 +106,7 @@ class Record:
     digest: str = ""
     console: Console = field(default_factory=lambda: Console(quiet=True))
     trackers: tuple[Callable[[dict[str, float], int], None], ...] = ()
+    contents: Contents = field(default_factory=dict)
 
 
 @dataclass
@@ -178,9 +195,10 @@ class Trainer:
         self.epoch = self.batch = self.step = 0
         self.tally, self.watch = Tally(self.accelerator), Watch()
         self.history: list[dict[str, float]] = []
-        self.best: dict[str, float] = {"epoch": 0, "value": -math.inf}
+        self.best: dict[str, Any] = {"epoch": 0, "value": -math.inf}
         self.best_state: dict[str, Tensor] = {}
         self.epoch_seconds = 0.0
+        self._log = _Log(self)
         self._stop = StopRequest()
         self._last_saved = time.monotonic()
 
@@ -188,8 +206,8 @@ class Trainer:
         """The modules on their device, the optimiser over them, and what averages, compiles or distributes them."""
         train, device = self.config, self.placement.device
         self._plain = distiller.to(device)
-        self.student: nn.Module = self.placement.module(distiller.student)  # type: ignore[type-var,assignment]
-        self.objective: nn.Module = distiller.objective  # type: ignore[assignment]
+        self.student: nn.Module = self.placement.module(distiller.get_submodule("student"))
+        self.objective: Any = distiller.get_submodule("objective")
         if train.sync_batchnorm and self.accelerator.num_processes > 1 and device.type == "cuda":
             self.student = nn.SyncBatchNorm.convert_sync_batchnorm(self.student)
             distiller.student = self.student
@@ -284,7 +302,7 @@ class Trainer:
             f"loss {row['train/loss']:.4f}  {name}: {train_part}val {metrics[name]:.2f}",
         )
         if self._agree(self._stop.asked) and epoch < self.config.epochs:
-            raise Interrupted(f"interrupted after epoch {epoch}")
+            raise Interrupted(f"interrupted after epoch {epoch}", self._stop.signal)
 
     def _keep_best(self, value: float, epoch: int) -> None:
         if not value > self.best["value"]:  # nor is NaN better
@@ -293,7 +311,7 @@ class Trainer:
         self.best_state = to_cpu(self.kept.state_dict())
         if self.out is not None and self.accelerator.is_main_process:
             state = {"student": self.best_state, "epoch": epoch, "digest": self.record.digest}
-            save_checkpoint(self.out / "best.pt", state)
+            self.best["checksum"] = save_checkpoint(self.out / "best.pt", state)
 
     def _set_schedules(self, total: int) -> None:
         factor = learning_rate_factor(
@@ -308,7 +326,7 @@ class Trainer:
         self.lr = self.optim.lr * factor
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
-        self.objective.set_progress(  # type: ignore[operator]
+        self.objective.set_progress(
             progress=self.step / total,
             epoch=self.epoch + self.batch / len(self.batches),
             total_epochs=self.config.epochs,
@@ -362,7 +380,7 @@ class Trainer:
 
     def _parts(self) -> dict[str, Part]:
         """All that the rest of the run depends on, in the order in which it is loaded."""
-        values = ("epoch", "batch", "step", "epoch_seconds", "history", "best")
+        values = ("epoch", "batch", "step", "best")
         return {
             "student": Weights(self.student),
             "objective": Weights(self.objective),
@@ -371,6 +389,7 @@ class Trainer:
             "scaler": Scaler(self.accelerator),
             "sums": self.tally,
             **{name: Value(self, name) for name in values},
+            "history": self._log,
             "random": Randomness(self.accelerator),
         }
 
@@ -380,7 +399,12 @@ class Trainer:
             return
         state = collect(self._parts())
         if self.accelerator.is_main_process:
-            owner = {"digest": self.record.digest, "processes": self.accelerator.num_processes}
+            self._log.write_times()
+            owner = {
+                "digest": self.record.digest,
+                "processes": self.accelerator.num_processes,
+                "contents": self.record.contents,
+            }
             save_checkpoint(self.out / "last.pt", {**owner, **state})
         self._last_saved = time.monotonic()
 
@@ -401,11 +425,44 @@ class Trainer:
                 f"{path} was written by {state['processes']} processes, this run has {self.accelerator.num_processes}; "
                 "resume with the same number"
             )
+        best = self._read_best(state["best"])
+        own = [weights_fingerprint(weights) for weights in (state["student"], best) if weights]
+        settle(path, self.record.contents, state.get("contents"), own)
+        self.epoch_seconds = state.get("epoch_seconds", 0.0)  # older versions kept times in last.pt
         restore(self._parts(), state)
-        if (self.out / "best.pt").exists() and self.best["epoch"] > 0:
-            # A kill between the two files leaves a newer best.pt; its epoch is run again and writes it again.
-            self.best_state = load_checkpoint(self.out / "best.pt")["student"]
+        self.best_state = best
+        if self.epoch >= self.config.epochs:  # no step will tell the losses where training ended
+            self._set_last_progress()
         return True
+
+    def _set_last_progress(self) -> None:
+        """Tell the objective what the last step of the training told it."""
+        epochs, batches = self.config.epochs, len(self.batches)
+        last = (self.steps_per_epoch - 1) * self.config.accumulate  # where the last step's batches begin
+        self.objective.set_progress(
+            progress=(self.step - 1) / (epochs * self.steps_per_epoch),
+            epoch=epochs - 1 + last / batches,
+            total_epochs=epochs,
+        )
+
+    def _read_best(self, known: dict[str, Any]) -> dict[str, Tensor]:
+        """The weights in best.pt, which must be what last.pt knows of it; {} before the first epoch's end.
+
+        A kill between the two files leaves a newer best.pt; its epoch is run again, and is the best again.
+        """
+        assert self.out is not None
+        path = self.out / "best.pt"
+        if known["epoch"] == 0:
+            return {}
+        state = load_checkpoint(path)
+        newer = state["epoch"] > known["epoch"]
+        same = newer or known.get("checksum") in (None, state["checksum"])
+        if state["digest"] != self.record.digest or state["epoch"] < known["epoch"] or not same:
+            raise InputError(f"{path} is not the one that last.pt knows of; put that back, or use another --out")
+        if newer:
+            known["value"] = -math.inf
+        weights: dict[str, Tensor] = state["student"]
+        return weights
 
     def save_if_due(self) -> None:
         """At a step's end: save when it is time, or when asked to stop. Processes decide together, and seldom."""
@@ -417,7 +474,8 @@ class Trainer:
             self.save()
         if stop:
             raise Interrupted(
-                f"interrupted in epoch {self.epoch + 1}, after {self.batch} of {len(self.batches)} batches"
+                f"interrupted in epoch {self.epoch + 1}, after {self.batch} of {len(self.batches)} batches",
+                self._stop.signal,
             )
 
     def _agree(self, flag: bool) -> bool:
@@ -425,6 +483,46 @@ class Trainer:
         if self.accelerator.num_processes == 1:
             return flag
         return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device)).item() > 0)
+
+
+class _Log:
+    """The history as last.pt keeps it: without times, so that equal runs leave equal bytes. Those are in times.json."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+
+    def state_dict(self) -> list[dict[str, float]]:
+        return [{key: value for key, value in row.items() if key not in TIMES} for row in self.trainer.history]
+
+    def load_state_dict(self, state: list[dict[str, float]]) -> None:
+        """Rows, and where they have none, their times; without times.json, 0."""
+        self.trainer.history, under_way = with_times(state, self.trainer.out)
+        self.trainer.epoch_seconds = self.trainer.epoch_seconds or under_way.get(self.trainer.epoch + 1, 0.0)
+
+    def write_times(self) -> None:
+        """times.json: of every epoch, and of the one under way so far."""
+        rows = [{key: row[key] for key in ("epoch", *TIMES)} for row in self.trainer.history]
+        under_way = {"epoch": self.trainer.epoch + 1, "seconds": self.trainer.epoch_seconds}
+        assert self.trainer.out is not None
+        atomic_write(self.trainer.out / "times.json", sealed_json({"epochs": rows, "under_way": under_way}))
+
+
+def with_times(rows: list[dict[str, float]], out: Path | None) -> tuple[list[dict[str, float]], dict[int, float]]:
+    """A checkpoint's history with the times of times.json, 0 where there are none; the seconds of epochs under way.
+
+    From a file that is not there or damaged nothing is taken, for nothing depends on times.
+    """
+    epochs: dict[int, dict[str, float]] = {}
+    seconds: dict[int, float] = {}
+    path = (out or Path()) / "times.json"
+    try:
+        found = unsealed_json(path.read_text(encoding="utf-8"), str(path))
+        epochs = {int(row["epoch"]): {key: float(row[key]) for key in TIMES} for row in found["epochs"]}
+        seconds = {int(found["under_way"]["epoch"]): float(found["under_way"]["seconds"])}
+    except (OSError, UnicodeDecodeError, InputError, KeyError, TypeError, ValueError):
+        pass
+    none = dict.fromkeys(TIMES, 0.0)
+    return [{**row, **epochs.get(int(row["epoch"]), none), **row} for row in rows], seconds
 
 
 def write_history(path: Path, history: list[dict[str, float]]) -> None:

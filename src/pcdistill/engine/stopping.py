@@ -8,10 +8,15 @@ from typing import Any
 
 
 class StopRequest:
-    """Whether a stop was asked for; a second SIGINT stops at once."""
+    """Whether a stop was asked for; a second SIGINT stops at once.
+
+    Attributes:
+        asked: whether.
+        signal: by which.
+    """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked, self.signal = False, int(signal.SIGINT)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -23,7 +28,7 @@ class StopRequest:
         def ask(number: int, frame: Any) -> None:
             if self.asked and number == signal.SIGINT:
                 raise KeyboardInterrupt
-            self.asked = True
+            self.asked, self.signal = True, number
 
         old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
         try:

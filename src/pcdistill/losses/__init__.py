@@ -3,6 +3,7 @@
 Public are the names in each file's `__all__`; `pcdistill.methods` says which name in a recipe is which class.
 """
 
+from pcdistill.losses.acam import *
 from pcdistill.losses.at import *
 from pcdistill.losses.base import *
 from pcdistill.losses.ce import *
@@ -10,6 +11,7 @@ from pcdistill.losses.clkd import *
 from pcdistill.losses.crd import *
 from pcdistill.losses.cskd import *
 from pcdistill.losses.ctkd import *
+from pcdistill.losses.cwd import *
 from pcdistill.losses.detector import *
 from pcdistill.losses.dfmsd import *
 from pcdistill.losses.dist import *

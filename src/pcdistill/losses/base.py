@@ -114,6 +114,13 @@ class PyramidLoss(Loss):
 
     kind: ClassVar[Kind] = "pyramids"
 
+    def kept(self, student: Pyramid, teacher: Pyramid, targets: Any = None) -> list[tuple[int, Tensor, Tensor]]:
+        """What a loss that masks levels keeps now, to be drawn: stride, places [N, H, W] and channels [N, D] of 0 or 1.
+
+        Most losses mask nothing: an empty list.
+        """
+        return []
+
 
 class GivesHead(Protocol):
     """A loss with `new_head`: it gives the student a head, and learns through the head that was put on."""

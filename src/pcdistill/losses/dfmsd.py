@@ -136,6 +136,15 @@ class DFMSDLoss(PyramidLoss):
             found.append(self.masked[self.teacher_index][k].masks(*attention))  # type: ignore[index]
         return found
 
+    def kept(
+        self, student: Pyramid, teacher: Pyramid, targets: Targets | None = None
+    ) -> list[tuple[int, Tensor, Tensor]]:
+        if self.masking == "none":
+            return []
+        strides = self.align[self.teacher_index].strides
+        masks = self.masks(student, teacher, targets)
+        return [(stride, *both) for stride, both in zip(strides, masks, strict=True)]  # type: ignore[arg-type]
+
     def _attention(self, wanted: Tensor, targets: Targets | None, image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         places = spatial_attention(wanted, self.temperature)
         if self.needs.labels:

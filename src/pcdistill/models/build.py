@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from pcdistill.errors import InputError
 from pcdistill.models.names import is_user_code, resolve_name
-from pcdistill.models.weights import PathLike, load_weights, read_classes
+from pcdistill.models.own_config import adopt_config
+from pcdistill.models.weights import PathLike, load_weights, read_classes, read_metadata
 from pcdistill.models.zoos import BUILDERS, Origin, Request
 
 if TYPE_CHECKING:
@@ -62,4 +63,5 @@ def build_model(
     model = with_head(built.model, weights)
     model._pcdistill_origin = origin  # type: ignore[assignment]
     load_weights(model, weights, allow_mismatch=allow_mismatch)
+    adopt_config(model, read_metadata(weights))
     return model

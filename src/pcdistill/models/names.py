@@ -3,6 +3,7 @@
 import difflib
 import fnmatch
 from collections.abc import Callable
+from pathlib import Path
 
 from pcdistill.errors import InputError, nearest
 
@@ -65,9 +66,12 @@ def is_user_code(name: str) -> bool:
     return ".py:" in name
 
 
-def has_zoo_weights(name: str) -> bool:
-    """Whether a full name is of a zoo whose models come with trained weights."""
-    return name.partition("/")[0] in ("timm", "torchvision", "hf")
+def has_zoo_weights(name: str, task: str = "classification") -> bool:
+    """Whether a full name is of a zoo whose models come with trained weights; hf/KIND of a detector has none."""
+    zoo, _, rest = name.partition("/")
+    if zoo == "hf" and task == "detection" and "/" not in rest:
+        return Path(rest).exists()
+    return zoo in ("timm", "torchvision", "hf")
 
 
 def _cifar_names() -> list[str]:

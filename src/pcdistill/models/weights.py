@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pcdistill.errors import InputError
+from pcdistill.files import CHECKSUM, CHUNK, SEAL, atomic_file, check_archive, new_digest, unreadable
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 PathLike = str | os.PathLike[str]
+SIZE = 8  # bytes of the header's length, with which a safetensors file begins
+UNSEALED = SEAL + "0" * 32  # stands in the header while the checksum is computed
 STATE_KEYS = ("state_dict", "model", "model_state", "model_state_dict", "student", "ema")
 
 
@@ -104,14 +107,29 @@ def load_weights(model: "nn.Module", path: PathLike, *, allow_mismatch: bool = F
     if not report.fits and not allow_mismatch:
         remedy = "allow_mismatch=True (in a recipe: allow mismatched-weights) loads what fits"
         raise InputError(f"{source} does not fit the model, {type(model).__name__}: {report.problems()}; {remedy}")
-    broken = [k for k, v in fitting.items() if id(own[k]) in parameters and not v.isfinite().all()]
-    if broken:
-        raise InputError(f"{source} holds parameters that are not finite: {_few(broken)}")
+    _check_values(fitting, own, parameters, source)
     with torch.no_grad():
         for name, value in fitting.items():
             own[name].copy_(value)
     model._pcdistill_metadata = read_metadata(path)  # type: ignore[assignment]  # a plain attribute: in no state dict
     return report
+
+
+def _check_values(
+    fitting: "Mapping[str, Tensor]", own: "Mapping[str, Tensor]", parameters: set[int], source: str
+) -> None:
+    """Raise InputError for values that no trained model has. A buffer may be infinite where the model's own is."""
+    broken = [k for k, v in fitting.items() if id(own[k]) in parameters and not v.isfinite().all()]
+    if broken:
+        raise InputError(f"{source} holds parameters that are not finite: {_few(broken)}")
+    broken = [
+        k for k, v in fitting.items() if v.is_floating_point() and not v.isfinite().all() and own[k].isfinite().all()
+    ]
+    if broken:
+        raise InputError(f"{source} holds buffers that are not finite: {_few(broken)}")
+    broken = [k for k, v in fitting.items() if k.endswith("running_var") and bool((v < 0).any())]
+    if broken:
+        raise InputError(f"{source} holds variances below 0: {_few(broken)}")
 
 
 def _plain(state: "Mapping[str, Any]") -> "dict[str, Tensor]":
@@ -157,11 +175,15 @@ def _read_file(path: Path) -> Any:
     check_file(path)
     try:
         if path.suffix == ".safetensors":
+            check_safetensors(path)
             return load_file(path)
+        check_archive(path)
         with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)  # a Namespace of values is not code
     except SafetensorError as error:
         raise InputError(f"{path} is not a complete safetensors file: {first_line(error)}") from error
+    except InputError:
+        raise
     except Exception as error:  # a damaged pickle fails in any way there is
         raise InputError(f"{path} {_why_unreadable(error)}") from error
 
@@ -188,7 +210,9 @@ def check_file(path: PathLike) -> None:
 
 
 def save_weights(model: "nn.Module", path: PathLike, metadata: Mapping[str, Any] | None = None) -> None:
-    """Write the model's state as safetensors, complete or not at all.
+    """Write the model's state as safetensors, complete or not at all; equal states give equal bytes.
+
+    The metadata hold a checksum of the whole file, which :func:`load_weights` and :func:`read_metadata` check.
 
     Args:
         model: tied tensors are written under each of their names; a compiled or wrapped model like the plain one.
@@ -196,17 +220,55 @@ def save_weights(model: "nn.Module", path: PathLike, metadata: Mapping[str, Any]
         metadata: plain values. `classes` (names in the order of the logits), `mean`, `std` (per channel, of images in
             [0, 1]) and `image_size` are understood by :func:`class_names` and :func:`input_stats`.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     path = Path(path)
     state = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in _plain(model.state_dict()).items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(state, temporary, metadata={"format": "pt", "pcdistill": json.dumps(dict(metadata or {}))})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    raw = save(state)
+    start = SIZE + int.from_bytes(raw[:SIZE], "little")
+    # The library writes metadata in the order of a hash map, so the header is written anew, in one order.
+    known = {CHECKSUM: UNSEALED, "format": "pt", "pcdistill": json.dumps(dict(metadata or {}), sort_keys=True)}
+    text = json.dumps({"__metadata__": known, **json.loads(raw[SIZE:start])}, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % SIZE)
+    head, tensors = len(text).to_bytes(SIZE, "little") + text, memoryview(raw)[start:]
+    digest = new_digest()
+    digest.update(head)
+    digest.update(tensors)
+    with atomic_file(path) as file:
+        file.write(head.replace(UNSEALED.encode(), SEAL.encode() + digest.hexdigest().encode(), 1))
+        file.write(tensors)
+        file.flush()
+        try:
+            check_safetensors(Path(file.name))
+        except InputError:
+            raise unreadable(path) from None
+
+
+def check_safetensors(path: Path) -> None:
+    """Check a safetensors file of ours against the checksum in its metadata; one without a checksum passes.
+
+    Raises:
+        InputError: damaged.
+    """
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(SIZE), "little")
+        if length > path.stat().st_size - SIZE:
+            return  # the library says so
+        text = file.read(length)
+        try:
+            metadata = json.loads(text)["__metadata__"]
+            seals = [one for one in metadata.values() if one.startswith(SEAL)]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return
+        if not seals and not (CHECKSUM in metadata and "pcdistill" in metadata):
+            return
+        digest = new_digest()
+        digest.update(length.to_bytes(SIZE, "little"))
+        digest.update(text.replace(seals[0].encode(), UNSEALED.encode(), 1) if seals else text)
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    if seals != [SEAL + digest.hexdigest()]:
+        raise InputError(f"{path} is damaged: its checksum is not the one that was written")
 
 
 def read_metadata(path: PathLike) -> dict[str, Any]:
@@ -222,6 +284,7 @@ def read_metadata(path: PathLike) -> dict[str, Any]:
     if path.suffix != ".safetensors":
         return {}
     try:
+        check_safetensors(path)
         with safe_open(path, framework="pt") as file:
             raw: dict[str, str] = file.metadata() or {}
     except (SafetensorError, OSError) as error:

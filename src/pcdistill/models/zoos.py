@@ -67,7 +67,17 @@ def _build_cifar(request: Request) -> Built:
     if request.num_classes is not None:
         kwargs["num_classes"] = request.num_classes
     with _build_errors(full_name):
-        return Built(MODELS[request.name](**{**kwargs, **request.kwargs}))
+        model: Any = MODELS[request.name](**{**kwargs, **request.kwargs})
+    model.in_chans = request.in_channels
+    size = request.image_size
+    model.pretrained_cfg = {  # what timm's tools ask of a model; its weights' normalisation is known with the weights
+        "architecture": full_name,
+        "num_classes": model.num_classes,
+        "classifier": "fc",
+        "first_conv": next(name for name, module in model.named_modules() if type(module).__name__ == "Conv2d"),
+        **({"input_size": (request.in_channels, size, size)} if size else {}),
+    }
+    return Built(model)
 
 
 def _build_timm(request: Request) -> Built:
@@ -215,14 +225,14 @@ def _build_hf(request: Request) -> Built:
         if resized and not _takes(model, channels, request.image_size):
             needs = f"needs image_size {size}, got {request.image_size}"
             raise InputError(f"{full_name} with pretrained weights {needs}")
-        return Built(_logits_only(model), own_head)
+        return Built(logits_only(model), own_head)
     if request.in_channels != channels:
         kwargs["num_channels"] = request.in_channels
     if resized:
         kwargs["image_size"] = request.image_size
     with _build_errors(full_name):
         config = transformers.AutoConfig.from_pretrained(request.name, **{**kwargs, **request.kwargs})
-        return Built(_logits_only(auto.from_config(config)), own_head)
+        return Built(logits_only(auto.from_config(config)), own_head)
 
 
 def _takes(model: Any, channels: int, image_size: int | None) -> bool:
@@ -243,7 +253,8 @@ def transformers_package(name: str) -> ModuleType:
     return importlib.import_module("transformers")
 
 
-def _logits_only(model: "nn.Module") -> "nn.Module":
+def logits_only(model: "nn.Module") -> "nn.Module":
+    """A Hugging Face classifier as a module whose forward gives the logits alone."""
     from torch import nn
 
     class LogitsOnly(nn.Module):

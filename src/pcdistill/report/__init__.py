@@ -2,16 +2,23 @@
 
 from pcdistill.report.compare_page import write_compare_report
 from pcdistill.report.model_card import write_model_card
-from pcdistill.report.rows import Failure, Row, compare_rows, format_table
+from pcdistill.report.rows import Failure, Row, aligned, compare_rows, format_table
 from pcdistill.report.run_page import write_run_report
+from pcdistill.report.speed import FILE as SPEED_FILE
+from pcdistill.report.speed import read_speed, speed_cells, speed_notes
 from pcdistill.report.strengths import comparison_text
 
 __all__ = [
+    "SPEED_FILE",
     "Failure",
     "Row",
+    "aligned",
     "compare_rows",
     "comparison_text",
     "format_table",
+    "read_speed",
+    "speed_cells",
+    "speed_notes",
     "write_compare_report",
     "write_model_card",
     "write_run_report",

@@ -3,12 +3,14 @@
 import csv
 import json
 import math
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from pcdistill.errors import InputError
+from pcdistill.files import atomic_write, unsealed_json
 
 
 @dataclass
@@ -24,8 +26,13 @@ class Run:
     problems: list[str] = field(default_factory=list)
 
 
-def read_run(path: Path) -> Run:
-    """Read what a run's folder holds; a run that was stopped at any moment can be read."""
+def read_run(path: Path, result: dict[str, Any] | None = None) -> Run:
+    """Read what a run's folder holds; a run that was stopped at any moment can be read.
+
+    Args:
+        path: the folder.
+        result: what result.json will hold; by default what it holds.
+    """
     run = Run(path)
     text = _read(path / "recipe.yaml", run)
     if text is not None:
@@ -35,17 +42,14 @@ def read_run(path: Path) -> Run:
         except yaml.YAMLError:
             run.problems.append("recipe.yaml is not valid YAML.")
     run.environment = _read_json(path / "environment.json", run)
-    run.result = _read_json(path / "result.json", run)
+    run.result = _read_json(path / "result.json", run) if result is None else json.loads(json.dumps(result))
     run.rows = _read_metrics(path / "metrics.csv", run)
     return run
 
 
 def replace_file(path: Path, text: str) -> Path:
     """Write a file so that a reader never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+    atomic_write(path, text)
     return path
 
 
@@ -64,12 +68,17 @@ def _read_json(path: Path, run: Run) -> dict[str, Any]:
     if text is None:
         return {}
     try:
-        return _mapping(json.loads(text))
+        found = _mapping(json.loads(text))
     except ValueError:
         run.problems.append(
             f"{path.name} is not valid JSON; the run was cut off while it was written, or it was edited."
         )
         return {}
+    try:
+        return unsealed_json(text, path.name) if found else {}
+    except InputError as error:
+        run.problems.append(f"{error}.")
+        return found
 
 
 def _read_metrics(path: Path, run: Run) -> list[dict[str, float]]:

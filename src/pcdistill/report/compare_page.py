@@ -58,6 +58,7 @@ def write_compare_report(
     *,
     margin: float = MARGIN,
     baseline: str = BASELINE,
+    missing_only: bool = False,
 ) -> tuple[Path, Path, Path]:
     """Write report.html, table.md and results.csv of a comparison.
 
@@ -68,6 +69,7 @@ def write_compare_report(
         command: what the user typed.
         margin: as in :func:`pcdistill.report.compare_rows`.
         baseline: as there.
+        missing_only: leave the files that are there as they are.
 
     Returns:
         Paths of the page, the table and the CSV.
@@ -76,10 +78,15 @@ def write_compare_report(
         ValueError: as :func:`pcdistill.report.compare_rows`.
     """
     out_dir, rows = Path(out_dir), compare_rows(at_best(results), margin=margin, baseline=baseline)
-    page = replace_file(out_dir / "report.html", _page(out_dir, rows, results, curves, command))
     text = comparison_text(results, margin=margin, baseline=baseline)
-    table = replace_file(out_dir / "table.md", _markdown(text, results, command))
-    return page, table, replace_file(out_dir / "results.csv", _csv(rows, results))
+    page, table, values = (out_dir / name for name in ("report.html", "table.md", "results.csv"))
+    if not (missing_only and page.exists()):
+        replace_file(page, _page(out_dir, rows, results, curves, command))
+    if not (missing_only and table.exists()):
+        replace_file(table, _markdown(text, results, command))
+    if not (missing_only and values.exists()):
+        replace_file(values, _csv(rows, results))
+    return page, table, values
 
 
 def _page(out_dir: Path, rows: Sequence[Row], results: Sequence[dict[str, Any]], curves: Curves, command: str) -> str:

@@ -1,6 +1,7 @@
 """The model card: what made student.safetensors, in the form that model hubs read."""
 
 import json
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -11,30 +12,36 @@ from pcdistill.engine.console import duration
 from pcdistill.recipe import LOADERS
 from pcdistill.report._folder import Run, read_run
 from pcdistill.report._format import SPLITS, count, metric_name, number, shown
+from pcdistill.report.production import production_code
 from pcdistill.report.rows import aligned
 from pcdistill.report.run_page import COLUMNS, data_name, metric_of, name_of, trained_alone
+from pcdistill.report.speed import read_speed, speed_cells, speed_notes
 
 WEIGHTS = "student.safetensors"
+HUB_DATA = {  # data that have a name on the hub
+    "cifar10": "uoft-cs/cifar10",
+    "cifar100": "uoft-cs/cifar100",
+    "imagenet": "ILSVRC/imagenet-1k",
+}
 
 
-def write_model_card(run_dir: Path) -> str:
+def write_model_card(run_dir: Path, result: dict[str, Any] | None = None) -> str:
     """The text of README.md for a run's folder: YAML front matter, origin, metrics best and last, how to load.
 
     Args:
         run_dir: a run's folder; what is missing in it is left out of the card.
+        result: what result.json will hold, where it is written last; by default what it holds.
 
     Returns:
         Markdown; the caller writes it.
     """
-    run = read_run(Path(run_dir))
+    run = read_run(Path(run_dir), result)
     student, teacher = name_of(run, "student") or "student", name_of(run, "teacher")
     method = str(run.result.get("method") or run.recipe.get("method") or "unknown")
     alone = trained_alone(run)
     parts = [
         "---",
-        yaml.safe_dump(
-            _front_matter(run, student, teacher, method, alone), sort_keys=False, allow_unicode=True
-        ).strip(),
+        _yaml(_front_matter(run, student, teacher, method, alone)),
         "---",
         "",
         f"# {_plain(student)} on {_plain(data_name(run) or 'unnamed data')}"
@@ -46,12 +53,14 @@ def write_model_card(run_dir: Path) -> str:
         "",
         *_metrics(run),
         "",
+        *_speed(run),
         "## Use",
         "",
         "```python",
         *_usage(run, student),
         "```",
         "",
+        *_production(run, student),
     ]
     command = run.environment.get("command")
     if command:
@@ -68,7 +77,14 @@ def _front_matter(run: Run, student: str, teacher: str | None, method: str, alon
     tags = ["pcdistill", pipeline, "pytorch", "safetensors"]
     if not alone:
         tags += ["knowledge-distillation", method]
-    front: dict[str, Any] = {"library_name": "pcdistill", "pipeline_tag": pipeline, "tags": tags}
+    zoo = student.partition("/")[0]
+    library = {"timm": "timm", "hf": "transformers"}.get("" if detection else zoo, "pcdistill")
+    front: dict[str, Any] = {"library_name": library, "pipeline_tag": pipeline, "tags": tags}
+    front["license"] = _license(run)
+    if (base := _base_model(run, student)) is not None:
+        front["base_model"] = base
+    if (hub := HUB_DATA.get(data_name(run) or "")) is not None:
+        front["datasets"] = [hub]
     data, metric = " ".join((data_name(run) or "").split()), metric_of(run)
     kept = _dict(run.result.get(str(run.result.get("kept") or "best")))
     split = "test" if _dict(kept.get("test")) else "val"
@@ -92,6 +108,40 @@ def _front_matter(run: Run, student: str, teacher: str | None, method: str, alon
             }
         ]
     return front
+
+
+def _yaml(front: dict[str, Any]) -> str:
+    """The front matter; huggingface_hub, where it is installed, writes it in the order that its hub does."""
+    try:
+        from huggingface_hub import ModelCardData
+    except ImportError:
+        text: str = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
+    else:
+        text = ModelCardData(**front).to_yaml()
+    return text.strip()
+
+
+def _license(run: Run) -> str:
+    """That of the weights which a timm student started from; else nobody but its maker knows."""
+    if _dict(run.recipe.get("student")).get("pretrained"):
+        try:
+            config = _dict(json.loads((run.path / "config.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            config = {}
+        if found := _dict(config.get("pretrained_cfg")).get("license"):
+            return str(found)
+    return "unknown"
+
+
+def _base_model(run: Run, student: str) -> str | None:
+    """The hub's name of the weights that the student started from, where its own name says it."""
+    zoo, _, inner = student.partition("/")
+    if not _dict(run.recipe.get("student")).get("pretrained"):
+        return None
+    if zoo == "hf" and inner.count("/") < 2 and not inner.startswith((".", "/", "~")):
+        return inner
+    tagged = re.fullmatch(r"[\w-]+\.[\w-]+", inner)  # a model of timm with the tag of its weights
+    return f"timm/{inner}" if zoo == "timm" and tagged else None
 
 
 def _origin(run: Run, student: str, teacher: str | None, method: str, alone: bool) -> list[str]:
@@ -138,6 +188,15 @@ def _metrics(run: Run) -> list[str]:
     ]
 
 
+def _speed(run: Run) -> list[str]:
+    """What `pcdistill bench` measured, where it did."""
+    found = read_speed(run.path)
+    if found is None:
+        return []
+    notes = [f"- {_plain(note)}" for note in speed_notes(found)]
+    return ["## Speed", "", *aligned(speed_cells(found)), "", *notes, ""]
+
+
 def _usage(run: Run, student: str) -> list[str]:
     """Three lines that build the student, load its weights and call it; five for a detector."""
     metadata = _weights_metadata(run.path / WEIGHTS)
@@ -166,6 +225,22 @@ def _usage(run: Run, student: str) -> list[str]:
         "from pcdistill import models",
         f"model = models.build_model({', '.join(arguments)}).eval()",
         f"logits = model(images)  # images in [0, 1], {normalised}",
+    ]
+
+
+def _production(run: Run, student: str) -> list[str]:
+    """Code that needs no pcdistill."""
+    kwargs = _dict(_dict(run.recipe.get("student")).get("kwargs"))
+    made = production_code(student, _weights_metadata(run.path / WEIGHTS), kwargs)
+    if made is None:
+        return []
+    return [
+        "## In production",
+        "",
+        f"From a file to the answer, without pcdistill. {made[0]}",
+        "",
+        *_fenced("\n".join(made[1]), "python"),
+        "",
     ]
 
 

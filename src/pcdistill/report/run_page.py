@@ -11,6 +11,7 @@ from pcdistill.report._page import render
 from pcdistill.report._pictures import pictures_of
 from pcdistill.report.plots import learning_curves, term_curves
 from pcdistill.report.rows import value_at
+from pcdistill.report.speed import read_speed, speed_cells, speed_notes
 
 COLUMNS = ("top1", "top5", "map", "map_50", "map_75", "map_small", "map_medium", "map_large", "loss")
 CURVE_NOTES = [
@@ -19,18 +20,19 @@ CURVE_NOTES = [
 ]
 
 
-def write_run_report(run_dir: Path) -> Path:
+def write_run_report(run_dir: Path, result: dict[str, Any] | None = None) -> Path:
     """Write report.html into a run's folder, from whatever the folder holds, finished or not.
 
     Args:
         run_dir: folder with recipe.yaml, environment.json, metrics.csv, result.json and pictures/*.png; a file that is
             missing or broken is named on the page. AP is expected in percent, as top-1 is.
+        result: what result.json will hold, where it is written last; by default what it holds.
 
     Returns:
         The page's path. It is one file, loads nothing, and everything in it is escaped.
     """
     run_dir = Path(run_dir)
-    run = read_run(run_dir)
+    run = read_run(run_dir, result)
     page = render("run.html.j2", **_values(run), **_result_table(run), **pictures_of(run_dir))
     return replace_file(run_dir / "report.html", page)
 
@@ -55,11 +57,20 @@ def _values(run: Run) -> dict[str, Any]:
         else "",
         "curve_notes": CURVE_NOTES if any("val/loss" in row for row in run.rows) else [],
         "terms": term_curves(run.rows),
+        **_speed(run),
         "command": command,
         "environment": _flat(environment),
         "recipe": run.recipe_text,
         "recipe_open": False,
     }
+
+
+def _speed(run: Run) -> dict[str, Any]:
+    """What `pcdistill bench` measured, where it did."""
+    found = read_speed(run.path)
+    if found is None:
+        return {"speed": []}
+    return {"speed": speed_cells(found), "speed_notes": speed_notes(found)}
 
 
 def title_of(run: Run) -> str:

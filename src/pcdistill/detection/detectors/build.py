@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import detection as zoo
 from torchvision.models import mobilenet, resnet
-from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.ssd import SSDHead
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 from torchvision.ops.misc import FrozenBatchNorm2d
 
+from pcdistill.detection.detectors.hub import build_hub_detector, hub_classes, hub_kinds, is_kind
 from pcdistill.detection.detectors.table import FAMILIES
 from pcdistill.errors import InputError, nearest
 
@@ -29,6 +31,8 @@ WHOLE = (
     "retinanet_resnet50_fpn",
     "retinanet_resnet50_fpn_v2",
     "fcos_resnet50_fpn",
+    "ssd300_vgg16",
+    "ssdlite320_mobilenet_v3_large",
 )
 RESNETS = (
     "resnet18",
@@ -58,7 +62,8 @@ SMALL_TWO_STAGE = {
 def list_detectors() -> list[str]:
     """Names to choose from; FAMILY/timm/NAME takes any model of timm that gives a feature pyramid."""
     backbones = ("tiny", *RESNETS, *MOBILENETS, "timm/NAME")
-    return [*(f"torchvision/{name}" for name in WHOLE), *(f"{f}/{b}" for f in FAMILIES for b in backbones)]
+    built = (f"{family}/{backbone}" for family in FAMILIES for backbone in backbones)
+    return [*(f"torchvision/{name}" for name in WHOLE), *built, *(f"hf/{kind}" for kind in hub_kinds()), "hf/NAME"]
 
 
 def build_detector(
@@ -72,9 +77,10 @@ def build_detector(
     """Build a detector in torchvision's interface: images and targets in, losses or predictions out.
 
     Args:
-        name: "torchvision/NAME" for a whole detector, or FAMILY/BACKBONE with FAMILY out of fasterrcnn, retinanet and
-            fcos. BACKBONE is a ResNet or MobileNet of torchvision, "timm/NAME", or "tiny" or "tinyW" with W the width
-            of its first stage (16): a ResNet of seven convolutions for images of about 100 pixels.
+        name: "torchvision/NAME" for a whole detector, "hf/NAME" for one of transformers (see
+            :mod:`pcdistill.detection.detectors.hub`), or FAMILY/BACKBONE with FAMILY out of fasterrcnn, retinanet, fcos
+            and ssd. BACKBONE is a ResNet or MobileNet of torchvision, "timm/NAME", or "tiny" or "tinyW" with W the
+            width of its first stage (16): a ResNet of seven convolutions for images of about 100 pixels.
         num_classes: K foreground classes, labels 1..K; None takes those of the pretrained weights.
         image_size: what the shorter side of the images is scaled to; None is the family's own, 800 pixels, and for tiny
             backbones 96.
@@ -90,6 +96,10 @@ def build_detector(
     """
     options = dict(kwargs or {})
     family, _, backbone = name.partition("/")
+    if family == "hf" and backbone:
+        return build_hub_detector(
+            backbone, num_classes=num_classes, image_size=image_size, pretrained=pretrained, options=options
+        )
     if family == "torchvision":
         return _whole(backbone, num_classes, image_size, pretrained, options)
     if family not in FAMILIES or not backbone:
@@ -100,14 +110,23 @@ def build_detector(
         )
     if num_classes is None:
         raise InputError(f"{name}: only torchvision/NAME detectors have classes of their own; give num_classes")
-    _check_options(name, options, [*_arguments(FAMILIES[family].detector), *OWN_OPTIONS])
+    known = [*_arguments(FAMILIES[family].detector), *OWN_OPTIONS, "min_size", "max_size"]
+    _check_options(name, options, known)
     return _assembled(family, backbone, num_classes, image_size, pretrained, options)
 
 
 def pretrained_classes(name: str) -> tuple[str, ...]:
-    """Names of the foreground classes 1..K of a whole detector's COCO weights; unused ids are called "N/A <id>"."""
+    """Names of the foreground classes 1..K of a whole detector's weights; unused ids are called "N/A <id>"."""
+    if name.startswith("hf/"):
+        return hub_classes(name.removeprefix("hf/"))
     categories = coco_weights(name.removeprefix("torchvision/")).meta["categories"]
     return tuple(c if c != "N/A" else f"N/A {i}" for i, c in enumerate(categories) if i > 0)
+
+
+def comes_whole(name: str) -> bool:
+    """Whether a name's pretrained weights are of a whole detector, and so have classes of their own."""
+    zoo, _, rest = name.partition("/")
+    return zoo == "torchvision" or (zoo == "hf" and not is_kind(rest))
 
 
 def _whole(
@@ -119,8 +138,12 @@ def _whole(
         raise InputError(f"torchvision/{name}: num_classes must be given unless pretrained")
     builder = getattr(zoo, name)
     family = next(one.detector for key, one in FAMILIES.items() if name.startswith(key))
-    _check_options(f"torchvision/{name}", options, [*_arguments(family), *_arguments(builder)])
-    options = {**_sizes(image_size), **options}
+    known = [*_arguments(family), *_arguments(builder), "min_size", "max_size"]
+    _check_options(f"torchvision/{name}", options, known)
+    if family is FAMILIES["ssd"].detector:  # whose images have one size, whatever the data's
+        options = {key: value for key, value in options.items() if key not in ("min_size", "max_size")}
+    else:
+        options = {**_sizes(image_size), **options}
     own = len(pretrained_classes(name)) if pretrained else num_classes
     classes = num_classes if num_classes is not None else own
     assert classes is not None
@@ -150,6 +173,8 @@ def _assembled(
     pool_size = options.pop("pool_size", 5 if tiny else 7)
     backbone = _backbone(family, name, pretrained, options)
     strides = backbone.strides
+    if family == "ssd":
+        return _ssd(backbone, num_classes, image_size or (96 if tiny else 320), options)
     if tiny:
         image_size = image_size or 96
         options = {"min_size": image_size, "max_size": image_size, **options}
@@ -180,6 +205,18 @@ def _assembled(
     built: nn.Module = FAMILIES[family].detector(
         backbone, num_classes + 1, **{"anchor_generator": generator, **options}
     )
+    return built
+
+
+def _ssd(backbone: Any, num_classes: int, image_size: int, options: dict[str, Any]) -> nn.Module:
+    """An SSD over the pyramid: images are stretched to a square, boxes grow evenly from 15 % to 90 % of its side."""
+    side = options.pop("min_size", image_size)
+    options.pop("max_size", None)
+    boxes = DefaultBoxGenerator([[2]] * len(backbone.strides), steps=list(backbone.strides))
+    widths = [backbone.out_channels] * len(backbone.strides)
+    head = SSDHead(widths, boxes.num_anchors_per_location(), num_classes + 1)
+    known = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "head": head, **options}
+    built: nn.Module = FAMILIES["ssd"].detector(backbone, boxes, (side, side), num_classes + 1, **known)
     return built
 
 

@@ -1,23 +1,44 @@
-"""RetinaNet and FCOS: logits are compared on the anchors, or points, that the teacher rates highest."""
+"""RetinaNet, FCOS and SSD: every anchor, or point, is a candidate with a box and logits."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models import detection as zoo
 from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import box_iou, clip_boxes_to_image
 
-from pcdistill.detection.detectors.base import Pairing, StudentPass, Target, pyramid_of, pyramid_strides
-from pcdistill.errors import InputError
-from pcdistill.losses import Pyramid
+from pcdistill.detection.detectors.base import (
+    Candidates,
+    Observed,
+    PreparedBatch,
+    StudentPass,
+    Target,
+    TorchvisionAdapter,
+)
 
-if TYPE_CHECKING:
-    from pcdistill.detection.teacher import TeacherDetector
+
+@dataclass
+class DenseState:
+    """Maps of a batch, and what the head makes of them, which is computed when it is first asked for.
+
+    Attributes:
+        levels: the backbone's maps.
+        batch: what they were made of.
+        outputs: "cls_logits" [N, A, ...], "bbox_regression" [N, A, 4] and, of FCOS, "bbox_ctrness" [N, A, 1].
+        anchors: [A, 4] for each image.
+    """
+
+    levels: list[Tensor]
+    batch: PreparedBatch
+    outputs: dict[str, Tensor] | None = None
+    anchors: list[Tensor] | None = None
 
 
-class Dense:
-    """RetinaNet and FCOS. Logits are paired on the anchors, or points, that the teacher rates highest in each image.
+class Dense(TorchvisionAdapter):
+    """RetinaNet and FCOS. Of detectors with the same anchors those are compared that the teacher rates highest.
 
     A teacher's rating is its highest class probability, for FCOS the geometric mean of it and the centreness, as the
     detector itself scores boxes. The classes of these detectors are sigmoids without a background; the losses here are
@@ -30,83 +51,108 @@ class Dense:
         model: a torchvision RetinaNet or FCOS.
     """
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
-        self.strides = pyramid_strides(model)
-        self.outputs = int(model.head.classification_head.num_classes)
+    sigmoid = True
+
+    @classmethod
+    def fits(cls, model: nn.Module) -> bool:
+        return isinstance(model, zoo.RetinaNet | zoo.FCOS)
+
+    @property
+    def outputs(self) -> int:
+        return int(self.model.head.classification_head.num_classes)
 
     def student_pass(self, images: Sequence[Tensor], targets: Sequence[Target]) -> StudentPass:
-        """As the model's own forward in training mode, with what lies between kept."""
-        model = self.model
-        batch, resized = model.transform(list(images), list(targets))
-        features = model.backbone(batch.tensors)
-        levels = list(features.values())
-        outputs = model.head(levels)
-        anchors = model.anchor_generator(batch, levels)
-        per_level = ([x.shape[2] * x.shape[3] for x in levels],) if isinstance(model, zoo.FCOS) else ()
-        losses = model.compute_loss(resized, outputs, anchors, *per_level)
-        return StudentPass(losses, self.pyramid(features, batch), batch, resized, (outputs["cls_logits"], anchors))
+        batch = self.prepare(images, targets)
+        features, pyramid = self.features(batch)
+        state = DenseState(list(features.values()), batch)
+        outputs, anchors = self.head_of(state)
+        return StudentPass(self.losses_of(batch.targets, outputs, anchors, state.levels), pyramid, batch, state)
 
-    def pyramid(self, features: Mapping[str, Tensor], batch: ImageList) -> Pyramid:
-        return pyramid_of(features, self.strides, batch)
+    def losses_of(
+        self, targets: list[Target], outputs: dict[str, Tensor], anchors: list[Tensor], levels: list[Tensor]
+    ) -> dict[str, Tensor]:
+        """The library's own losses."""
+        per_level = ([x.shape[2] * x.shape[3] for x in levels],) if isinstance(self.model, zoo.FCOS) else ()
+        losses: dict[str, Tensor] = self.model.compute_loss(targets, outputs, anchors, *per_level)
+        return losses
 
-    def pair(
-        self,
-        seen: StudentPass,
-        teacher: "TeacherDetector",
-        features: Mapping[str, Tensor],
-        *,
-        top_k: int = 100,
-        threshold: float = 0.0,
-    ) -> Pairing:
-        """Logits on the teacher's best `top_k` anchors of each image, those that it rates `threshold` at least."""
-        own, anchors = seen.raw
-        with torch.no_grad():
-            outputs = teacher.adapter.model.head(list(features.values()))
-            everywhere = with_background(outputs["cls_logits"], teacher.columns)
-            if everywhere.shape[1] != own.shape[1]:
-                raise InputError(_misfit(own.shape[1], everywhere.shape[1]))
-            rating = everywhere[:, :, 1:].sigmoid().amax(dim=2)
-            if "bbox_ctrness" in outputs:
-                rating = (rating * outputs["bbox_ctrness"].squeeze(2).sigmoid()).sqrt()
-            best, index = rating.topk(min(top_k, rating.shape[1]), dim=1)
-            image, position = (best >= threshold).nonzero(as_tuple=True)
-            place = index[image, position]
-            labels = [
-                label_of_centres(boxes[place[image == i]], target)
-                for i, (boxes, target) in enumerate(zip(anchors, seen.targets, strict=True))
-            ]
-        student = with_background(own[image, place], torch.arange(own.shape[2], device=own.device))
-        return Pairing(student, everywhere[image, place], torch.cat(labels), own)
+    def observe(self, batch: PreparedBatch) -> Observed:
+        features, pyramid = self.features(batch)
+        return Observed(pyramid, DenseState(list(features.values()), batch))
 
-    def check_pair(self, teacher: "TeacherDetector", images: Sequence[Tensor]) -> None:
-        """Raise unless anchor number a is the same box in both detectors."""
-        with torch.no_grad():
-            batch, _ = self.model.transform(list(images), None)
-            own = self._anchors(batch)
-            inner = teacher.adapter.model
-            theirs = teacher.adapter._anchors(ImageList(teacher.prepare(batch), batch.image_sizes))
-        if own.shape != theirs.shape:
-            raise InputError(_misfit(len(own), len(theirs)))
-        if not torch.allclose(own * teacher.factor, theirs, atol=1.5):  # torchvision rounds sides to whole pixels
-            raise InputError(
-                f"the anchors of the student and of the teacher ({type(inner).__name__}) are not the same boxes, so "
-                "their logits cannot be compared; give both the same anchors, or use a loss on features"
-            )
+    def places(self, seen: StudentPass, *, own: bool) -> list[Tensor]:
+        return [self.head_of(seen.state)[0]["cls_logits"]]
 
-    def _anchors(self, batch: ImageList) -> Tensor:
-        """The anchors of the first image, [A, 4]."""
-        was_training = self.model.training
-        self.model.eval()
-        anchors: Tensor = self.model.anchor_generator(batch, list(self.model.backbone(batch.tensors).values()))[0]
-        self.model.train(was_training)
-        return anchors
+    def anchors(self, state: DenseState) -> list[Tensor]:
+        return self.head_of(state)[1]
+
+    def head_of(self, state: DenseState) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """What the head gives, and the anchors of each image."""
+        if state.outputs is None or state.anchors is None:
+            state.outputs = self.model.head(state.levels)
+            images = ImageList(state.batch.pixels, state.batch.sizes)
+            state.anchors = self.model.anchor_generator(images, state.levels)
+        return state.outputs, state.anchors
+
+    def everywhere(self, state: DenseState) -> tuple[Tensor, Tensor | None]:
+        """Logits [N, A, K + 1] of all anchors, background first, and their quality [N, A]."""
+        outputs = self.head_of(state)[0]
+        quality = outputs["bbox_ctrness"].squeeze(2).sigmoid() if "bbox_ctrness" in outputs else None
+        return self.as_softmax(outputs["cls_logits"]), quality
+
+    def as_softmax(self, logits: Tensor) -> Tensor:
+        """The head's class logits with those of the background first."""
+        return with_background(logits)
+
+    def candidates(self, state: DenseState) -> list[Candidates]:
+        outputs, anchors = self.head_of(state)
+        logits, quality = self.everywhere(state)
+        coder = self.model.box_coder
+        decode: Any = coder.decode if isinstance(self.model, zoo.FCOS) else coder.decode_single
+        found = []
+        for i, (own, size) in enumerate(zip(anchors, state.batch.sizes, strict=True)):
+            boxes = clip_boxes_to_image(decode(outputs["bbox_regression"][i], own), size)
+            found.append(Candidates(boxes, logits[i], None if quality is None else quality[i]))
+        return found
 
 
-def with_background(logits: Tensor, columns: Tensor) -> Tensor:
-    """A dense head's class logits [..., K + 1], whose column 0 no label uses, as [..., K + 1] with 0 for background."""
-    chosen = logits[..., columns[1:]]
-    return torch.cat([torch.zeros_like(chosen[..., :1]), chosen], dim=-1)
+class SSD(Dense):
+    """SSD and SSDLite, whose head has a softmax with the background first.
+
+    Args:
+        model: a torchvision SSD.
+    """
+
+    sigmoid = False
+
+    @classmethod
+    def fits(cls, model: nn.Module) -> bool:
+        return isinstance(model, zoo.ssd.SSD)
+
+    @property
+    def outputs(self) -> int:
+        return int(self.model.head.classification_head.num_columns)
+
+    def as_softmax(self, logits: Tensor) -> Tensor:
+        return logits
+
+    def losses_of(
+        self, targets: list[Target], outputs: dict[str, Tensor], anchors: list[Tensor], levels: list[Tensor]
+    ) -> dict[str, Tensor]:
+        """The library's own losses, with the matching that its forward does."""
+        matched = [
+            self.model.proposal_matcher(box_iou(target["boxes"], boxes))
+            if len(target["boxes"])
+            else torch.full((len(boxes),), -1, dtype=torch.int64, device=boxes.device)
+            for boxes, target in zip(anchors, targets, strict=True)
+        ]
+        losses: dict[str, Tensor] = self.model.compute_loss(targets, outputs, anchors, matched)
+        return losses
+
+
+def with_background(logits: Tensor) -> Tensor:
+    """A sigmoid head's class logits [..., K + 1], whose column 0 no label uses, with 0 there for the background."""
+    return torch.cat([torch.zeros_like(logits[..., :1]), logits[..., 1:]], dim=-1)
 
 
 def label_of_centres(anchors: Tensor, target: Target) -> Tensor:
@@ -119,10 +165,3 @@ def label_of_centres(anchors: Tensor, target: Target) -> Tensor:
     area = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1).expand_as(inside).masked_fill(~inside, torch.inf)
     smallest = area.argmin(dim=1)
     return torch.where(inside.any(dim=1), labels[smallest], torch.zeros_like(smallest))
-
-
-def _misfit(own: int, theirs: int) -> str:
-    return (
-        f"the student has {own} anchors on an image and the teacher {theirs}, so their logits cannot be compared; take "
-        "a teacher of the same family, anchors and resolution, or a loss on features"
-    )

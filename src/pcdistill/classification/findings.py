@@ -1,0 +1,121 @@
+"""What there is to say about a classification set: images and classes of its splits, and samples."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pcdistill.classification.data import check_source, split_rows
+from pcdistill.data.findings import Findings, Sample, SplitFacts, equal_files, equal_rows, make_sample, spread
+from pcdistill.data.sources import Source, Split, open_source
+from pcdistill.errors import InputError
+from pcdistill.recipe import DataConfig
+
+FEW = 10  # training images: a class with fewer is told
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A split as it will be used: the images, the rows of them, and where they come from."""
+
+    split: Split
+    rows: Tensor
+    origin: str
+
+
+def classification_findings(config: DataConfig, samples: int) -> Findings:
+    """Read a set as a training would, and say what there is.
+
+    Raises:
+        InputError: as a training would be refused.
+    """
+    source = open_source(config.name, root=config.root, download=config.download)
+    check_source(source, config.name)
+    parts = _parts(source, config)
+    facts = [_facts(name, part, source.classes) for name, part in parts.items()]
+    kind = "image files" if source.train.images is None else "arrays"
+    findings = Findings(config.name, "classification", kind, list(source.classes), facts)
+    if "test" not in parts:
+        findings.warnings.append("there is no test split: results are those of validation, which also chose the epoch")
+    counts = facts[0].counts
+    few = [f"{name} ({count})" for name, count in counts.items() if count < FEW]
+    if few:
+        findings.warnings.append(f"classes with fewer than {FEW} training images: {', '.join(few[:5])}")
+    for fact in facts[1:]:
+        if without := [name for name, count in fact.counts.items() if not count]:
+            findings.warnings.append(f"{fact.name}: no image has the class {', '.join(without[:5])}")
+    findings.warnings += _in_two_splits(parts)
+    findings.samples = [
+        _sample(name, part, int(part.rows[i]), source.classes)
+        for name, part in parts.items()
+        for i in spread(len(part.rows), -(-samples // len(parts)))
+    ]
+    return findings
+
+
+def _parts(source: Source, config: DataConfig) -> dict[str, _Part]:
+    train_rows, rest, val_split, val_rows = split_rows(source, config)
+    origin = _origin(source.train, config.name)
+    train = origin if not len(rest) else f"{len(train_rows)} images of {origin}, by data.limit"
+    if val_rows is None:
+        val = _Part(val_split, torch.arange(len(val_split.labels)), _origin(val_split, config.name))
+    else:
+        share = f"{config.val_fraction:.0%} of the training images, held out by class, as there is no such split"
+        val = _Part(val_split, val_rows, share)
+    parts = {"train": _Part(source.train, train_rows, train), "val": val}
+    if source.test is not None:
+        origin = _origin(source.test, config.name)
+        folder = os.path.basename(origin)
+        told = f"the validation split ({origin}), as there is no test split" if folder.startswith("val") else origin
+        parts["test"] = _Part(source.test, torch.arange(len(source.test.labels)), told)
+    return parts
+
+
+def _paths(split: Split) -> Any:
+    """The files of a split; None where there are none."""
+    return getattr(split.items, "paths", None)
+
+
+def _origin(split: Split, name: str) -> str:
+    paths = _paths(split)
+    if paths is None:
+        return name
+    folders = {os.path.dirname(os.path.dirname(path)) for path in paths}
+    common: str = os.path.commonpath(folders)
+    return common
+
+
+def _facts(name: str, part: _Part, classes: list[str]) -> SplitFacts:
+    counts = torch.bincount(part.split.labels[part.rows], minlength=len(classes)).tolist()
+    return SplitFacts(name, part.origin, len(part.rows), dict(zip(classes, counts, strict=True)))
+
+
+def _in_two_splits(parts: dict[str, _Part]) -> list[str]:
+    paths = {name: _paths(part.split) for name, part in parts.items()}
+    if all(found is not None for found in paths.values()):
+        return equal_files({name: [paths[name][i] for i in part.rows.tolist()] for name, part in parts.items()})
+    if all(part.split.images is not None for part in parts.values()):
+        return equal_rows({n: p.split.images[p.rows].numpy() for n, p in parts.items() if p.split.images is not None})
+    return []
+
+
+def _sample(name: str, part: _Part, row: int, classes: list[str]) -> Sample:
+    label = classes[int(part.split.labels[row])]
+    if part.split.images is not None:
+        pixels = part.split.images[row]
+        pixels = pixels.expand(3, -1, -1) if len(pixels) == 1 else pixels[:3] if len(pixels) > 2 else pixels[:1]
+        array = pixels.permute(1, 2, 0).numpy()
+        image = Image.fromarray(array if array.shape[2] == 3 else array[..., 0])
+        return make_sample(image, name, f"image {row}", label=label)
+    paths = _paths(part.split)
+    if paths is None:
+        items: Any = part.split.items  # a data set of torchvision's
+        return make_sample(items.dataset[row][0], name, f"image {row}", label=label)
+    try:
+        with Image.open(paths[row]) as image:
+            return make_sample(image, name, os.path.basename(paths[row]), label=label)
+    except OSError as error:
+        raise InputError(f"the image {paths[row]} cannot be read: {error}") from None
