@@ -10,16 +10,17 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader
 
-from pcdistill.classification.passed import check_modules, count_classes, held_parts, last_size, takes_one, try_step
+from pcdistill.classification.passed import TRIED, channels_hint, count_classes, few_of, last_size, takes_one
 from pcdistill.classification.task import Classification, build_distiller
 from pcdistill.commands.run import run_with_report
 from pcdistill.commands.tasks import passed_detection
 from pcdistill.data.contents import loader_contents
 from pcdistill.data.passed import RAW, LoaderBatches
 from pcdistill.data.sharing import Share
+from pcdistill.distillation.passed import check_modules, try_step
 from pcdistill.distillation.teacher import Teacher
 from pcdistill.engine.console import Console
-from pcdistill.engine.modes import held_in_eval, left_as_it_was
+from pcdistill.engine.modes import left_as_it_was
 from pcdistill.engine.placement import Placement
 from pcdistill.errors import InputError
 from pcdistill.recipe import ALONE, LOADERS, Recipe, TeacherConfig, load_recipe, make_recipe
@@ -73,8 +74,6 @@ class _Passed(Classification):
         self._console = console
         self._student, self._teacher = student, teacher
         self._loaders, self._views, self._stats = loaders, views, stats
-        held = held_in_eval(student)
-        self._held = [student.get_submodule(name) for name in held]
 
     def data(self, recipe: Recipe, accelerator: Accelerator) -> Any:
         """The loaders, their first batches checked; how many classes there are is read off the student."""
@@ -103,10 +102,10 @@ class _Passed(Classification):
         return _Loaders(classes, batches, held_out, last, images.shape[1], images.shape[-1], contents)
 
     def distiller(self, recipe: Recipe, student: nn.Module, teacher: Any, data: Any, placement: Placement) -> nn.Module:
-        """The distiller, after a try on a few samples; it keeps the modes that the user set."""
+        """The distiller, after a try on a few samples."""
         built = build_distiller(recipe, student, teacher, data=data, placement=placement).to(placement.device)
-        built.held = held_parts(built.student, self._held)
-        try_step(built, self._first, self._views, placement)
+        few = few_of(self._first, self._views, TRIED).to(placement)
+        try_step(built, few, placement, channels_hint(self._first.images))
         if last_size(self._loaders[0]) == 1 and not takes_one(built, self._first, self._views, placement):
             # Each process sees the same data set, and so the same size of the last batch.
             data.train.without_last()

@@ -9,10 +9,11 @@ from pcdistill.classification.metrics import count_correct
 from pcdistill.data.loader import Batch
 from pcdistill.distillation.objective import Objective
 from pcdistill.distillation.teacher import Teacher, TeacherEnsemble, logits_of
+from pcdistill.engine.modes import KeepsModes
 from pcdistill.errors import InputError
 
 
-class ClassificationDistiller(nn.Module):
+class ClassificationDistiller(KeepsModes):
     """Turns a batch into `{"loss", "loss/NAME"..., "logits", "sum/NAME"...}`; the loop only calls backward and adds up.
 
     The teacher is no submodule: it is in no state dict, no optimiser, and no distributed wrapper.
@@ -41,18 +42,10 @@ class ClassificationDistiller(nn.Module):
         self.objective = objective
         self._hidden = (teacher, student_taps, teacher_taps)  # a tuple: nn.Module registers nothing of it
         self.watched: dict[str, Tensor] = {}  # of the last pass: the sum of each model's logits, finite if all are
-        self.held: list[str] = []  # parts of the student that stay in eval mode, whatever mode is asked for
 
     @property
     def teacher(self) -> Teacher | TeacherEnsemble | None:
         return self._hidden[0]
-
-    def train(self, mode: bool = True) -> "ClassificationDistiller":
-        """Set the mode of all parts but those that are held."""
-        super().train(mode)
-        for name in self.held:
-            self.student.get_submodule(name).training = False
-        return self
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """One pass.

@@ -28,6 +28,7 @@ from pcdistill.distillation.objective import build_objective, check_losses, meth
 from pcdistill.distillation.teacher import Stats, Teacher, TeacherEnsemble, align_classes, members_of
 from pcdistill.engine.console import Console
 from pcdistill.engine.loop import Metric
+from pcdistill.engine.modes import held_in_eval
 from pcdistill.engine.placement import Placement
 from pcdistill.errors import InputError
 from pcdistill.models.heads import with_head
@@ -340,8 +341,12 @@ def build_distiller(
     data: Any,
     placement: Placement,
 ) -> ClassificationDistiller:
-    """Student, teacher and objective as one module; feature terms are built from the shapes of one batch."""
+    """Student, teacher and objective as one module; feature terms are built from the shapes of one batch.
+
+    What of the student stands in eval mode while the student as a whole does not, stays so.
+    """
     num_classes = len(data.classes)
+    held = held_in_eval(student)
     tapped = None
     context: dict[str, Any] = {}
     kinds = {method_kind(term.method, f"losses.{i}") for i, term in enumerate(recipe.losses)}
@@ -359,11 +364,14 @@ def build_distiller(
         speed_up(teacher, recipe, placement, data)
     objective = build_objective(recipe.losses, num_classes=num_classes, context=context)
     if tapped is None:
-        return ClassificationDistiller(student, objective, teacher)
-    tapped.adopt(objective)
-    return ClassificationDistiller(
-        student, objective, teacher, student_taps=tapped.run_student, teacher_taps=tapped.run_teacher
-    )
+        distiller = ClassificationDistiller(student, objective, teacher)
+    else:
+        tapped.adopt(objective)
+        distiller = ClassificationDistiller(
+            student, objective, teacher, student_taps=tapped.run_student, teacher_taps=tapped.run_teacher
+        )
+    distiller.hold(held)
+    return distiller
 
 
 def speed_up(teacher: Teacher | TeacherEnsemble, recipe: Recipe, placement: Placement, data: Any) -> None:

@@ -1,9 +1,35 @@
 """Modules are given back as they came: modes, what is frozen, hooks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import nn
+
+
+class KeepsModes(nn.Module):
+    """A module around a student, parts of which stay in eval mode, whatever mode is asked for.
+
+    Attributes:
+        held: their names within the student.
+    """
+
+    student: nn.Module
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: list[str] = []
+
+    def hold(self, parts: Sequence[nn.Module]) -> None:
+        """Keep these parts of the student in eval mode; by name, for a part may be exchanged (SyncBatchNorm)."""
+        wanted = {id(part) for part in parts}
+        self.held = [name for name, part in self.student.named_modules() if id(part) in wanted]
+
+    def train(self, mode: bool = True) -> "KeepsModes":
+        """Set the mode of all parts but those that are held."""
+        super().train(mode)
+        for name in self.held:
+            self.student.get_submodule(name).training = False
+        return self
 
 
 @contextmanager
@@ -43,11 +69,11 @@ def left_as_it_was(module: nn.Module) -> Iterator[None]:
                 del table[key]
 
 
-def held_in_eval(module: nn.Module) -> list[str]:
-    """Names of the parts that stand in eval mode within a module that is being trained: they are to stay there.
+def held_in_eval(module: nn.Module) -> list[nn.Module]:
+    """The parts that stand in eval mode within a module that is being trained: they are to stay there.
 
     A module that stands in eval mode as a whole was only not switched yet: it holds nothing.
     """
     if not module.training:
         return []
-    return [name for name, part in module.named_modules() if not part.training]
+    return [part for part in module.modules() if not part.training]
