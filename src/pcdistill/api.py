@@ -106,10 +106,13 @@ class _Passed(Classification):
         built = build_distiller(recipe, student, teacher, data=data, placement=placement).to(placement.device)
         few = few_of(self._first, self._views, TRIED).to(placement)
         try_step(built, few, placement, channels_hint(self._first.images))
-        if last_size(self._loaders[0]) == 1 and not takes_one(built, self._first, self._views, placement):
-            # Each process sees the same data set, and so the same size of the last batch.
-            data.train.without_last()
-            self._console.warn("the last batch of each epoch holds one image, too few for the student: left out")
+        size = last_size(self._loaders[0])
+        if size in (None, 1) and not takes_one(built, self._first, self._views, placement):
+            data.train.fewest = 2
+            if size == 1 and len(data.train) > 1:
+                # Each process sees the same data set, and so the same size of the last batch.
+                data.train.without_last()
+                self._console.warn("the last batch of each epoch holds one image, too few for the student: left out")
         return built
 
     def student(self, recipe: Recipe, data: Any) -> nn.Module:

@@ -352,6 +352,22 @@ def test_a_last_batch_of_one_is_left_out_where_it_cannot_be_taken(teacher):
     assert round(row["seconds"] * row["images_per_second"]) == 129
 
 
+@pytest.mark.parametrize("as_mapping", [False, True])
+def test_a_last_batch_of_one_in_a_list_is_left_out_too(as_mapping, teacher):
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.BatchNorm1d(8), nn.Linear(8, CLASSES))
+    pairs = [(X[:64], Y[:64]), (X[64:], Y[64:]), (X[:1], Y[:1])]
+    batches = [{"images": x, "labels": y} for x, y in pairs] if as_mapping else pairs
+    row = go(teacher, flat, batches).history[0]
+    assert round(row["seconds"] * row["images_per_second"]) == 128
+
+
+def test_a_batch_of_one_that_could_not_be_foreseen_is_named(teacher):
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.BatchNorm1d(8), nn.Linear(8, CLASSES))
+    sizes = [list(range(64)), list(range(64, 128)), [0]]
+    with pytest.raises(InputError, match="the training loader, batch 3 of 3: the batch holds one image, too few"):
+        go(teacher, flat, DataLoader(TensorDataset(X, Y), batch_sampler=sizes))
+
+
 def changed(tensor, where, value):
     tensor = tensor.clone()
     tensor[where] = value
@@ -434,6 +450,12 @@ def test_bad_held_out_images_are_named_and_not_the_teacher(teacher):
     val = loader(changed(VX, (50, 0, 0, 0), torch.inf), VY, 16)
     with pytest.raises(InputError, match=r"held-out batch 4 of 4: images\[2\] holds inf"):
         go(teacher, val=val)
+
+
+def test_a_bad_held_out_image_is_named_without_a_teacher_too():
+    val = loader(changed(VX, (50, 0, 0, 0), torch.nan), VY, 16)
+    with pytest.raises(InputError, match=r"held-out batch 4 of 4: images\[2\] holds nan"):
+        go(None, val=val, method=None)
 
 
 def test_a_teacher_that_fails_is_named_and_divergence_has_its_advice(teacher):

@@ -123,6 +123,12 @@ def test_every_later_batch_is_looked_at_too():
         list(batches.epoch(0))
 
 
+def test_a_late_bad_pixel_is_named():
+    batches = LoaderDetectionBatches(loader([*samples(8), *changed(3, image=lambda x: x / 0)]), CLASSES)
+    with pytest.raises(InputError, match=r"batch 6 of 6: images\[1\] holds (nan|inf)"):
+        list(batches.epoch(0))
+
+
 def test_shares_of_the_image_are_no_pixels():
     with pytest.raises(InputError, match="multiply shares of the image by its width and height"):
         looked([(image, {**t, "boxes": t["boxes"] / SIDE}) for image, t in samples()])

@@ -76,7 +76,11 @@ def few_of(batch: Batch, views: int, count: int) -> Batch:
 
 
 def last_size(loader: Any) -> int | None:
-    """Samples in the last batch of a DataLoader's epoch; None where it cannot be told."""
+    """Samples in the last batch of an epoch of a DataLoader, or a list of batches; None where it cannot be told."""
+    if isinstance(loader, list | tuple):
+        last = loader[-1].values() if isinstance(loader[-1], dict) else loader[-1]
+        sizes = {len(part) for part in last if isinstance(part, Tensor) and part.ndim > 0}
+        return sizes.pop() if len(sizes) == 1 else None
     size, dataset = getattr(loader, "batch_size", None), getattr(loader, "dataset", None)
     sampler: Any = getattr(loader, "sampler", None)
     if not isinstance(size, int) or getattr(loader, "drop_last", False) or not isinstance(dataset, Sized):

@@ -112,6 +112,8 @@ class Classification:
 
     def evaluate(self, model: nn.Module, batches: Any, data: Any, placement: Placement) -> dict[str, Any]:
         found = evaluate(model, batches.epoch(0), placement)
+        if not found["finite"]:
+            _refuse_bad_inputs(batches)
         return {key: found[key] for key in ("top1", "top5", "loss", "samples")}
 
     def splits(self, data: Any) -> dict[str, Any]:
@@ -316,7 +318,7 @@ def check_teacher(
 
 
 def _refuse_bad_inputs(batches: Any) -> None:
-    """Raise if the held-out images themselves are not finite: then the teacher is not to blame."""
+    """Raise if the held-out images themselves are not finite: then no model is to blame."""
     for number, batch in enumerate(batches.epoch(0)):
         problem = problem_of(batch)
         if problem is not None:

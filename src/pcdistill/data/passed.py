@@ -54,6 +54,7 @@ class LoaderBatches(Batches):
         self.views, self.seed, self.name = views, seed, name
         self._rank = (share.rank,) if share.rank and self.loader is not loader else ()  # other images, other noise
         self.num_classes: int | None = None
+        self.fewest = 1  # images that a batch must hold
         self._last: Any = None
         dataset = getattr(loader, "dataset", None)
         self.num_samples = len(dataset) if isinstance(dataset, Sized) else None
@@ -180,6 +181,11 @@ class LoaderBatches(Batches):
         assert c is not None
         if len(images) == 0:
             raise InputError(f"{where}: the batch holds no images")
+        if len(images) < self.fewest * self.views:
+            raise InputError(
+                f"{where}: the batch holds one image, too few for the student, whose batch normalisation needs "
+                f"{self.fewest}; leave it out (drop_last), or make the batches larger"
+            )
         if not images.is_floating_point():
             raise InputError(
                 f"{where}: images must be floating point and normalised, got {_dtype(images)}; convert them with "

@@ -82,6 +82,9 @@ def _check_image(image: Any, name: str) -> None:
         raise InputError(f"{name} must be a tensor [3, H, W] in 0..1, got {type(image).__name__}")
     if not image.is_floating_point():
         raise InputError(f"{name} must be a tensor [3, H, W] in 0..1, got {_dtype(image)}; use image.float() / 255")
+    if not bool(image.isfinite().all()):
+        value = float(image[~image.isfinite()][0])
+        raise InputError(f"{name} holds {value}; remove the sample, or mend what reads it")
     if image.ndim != 3 or image.shape[0] not in (1, 3) or 0 in image.shape:
         last = image.ndim == 3 and image.shape[-1] in (1, 3)
         hint = "; use image.permute(2, 0, 1)" if last else ""
