@@ -277,7 +277,7 @@ BAD_MODULES = {
     "raises": (lambda t: (t, Wrapped(lambda z: z.view(7, 77))), "the student cannot run on images"),
     "raises in training": (
         lambda t: (t, Wrapped(lambda z: z.view(7, 77) if z.requires_grad else z)),
-        r"cannot be run on the first training batch, images \[32, 3, 8, 8\]",
+        r"cannot be run on images \[4, 3, 8, 8\] and labels \[4\] of the first training batch",
     ),
     "not finite": (lambda t: (t, Wrapped(lambda z: z / 0)), "NaN or infinite before training"),
 }
@@ -401,7 +401,7 @@ BAD_LOADERS = {
     "NaN": (lambda: loader(changed(X, (40, 1, 2, 3), torch.nan)), r"batch 2 of 4: images\[8\] holds nan"),
     "infinite": (lambda: loader(changed(X, (3, 0, 0, 0), torch.inf)), r"batch 1 of 4: images\[3\] holds inf"),
     "NHWC": (lambda: loader(X.permute(0, 2, 3, 1)), r"\[N, H, W, C\]: use images.permute\(0, 3, 1, 2\)"),
-    "one channel": (lambda: loader(X[:, :1]), r"images \[32, 1, 8, 8\].*to have 3 channels"),
+    "one channel": (lambda: loader(X[:, :1]), r"images \[4, 1, 8, 8\].*to have 3 channels"),
     "three views": (lambda: [(x, x, y) for x, y in loader()], r"labels must be integers \[32\].*got float32"),
     "other keys": (lambda: [{"pixels": x, "y": y} for x, y in loader()], "got the keys pixels, y"),
     "lists": (lambda: [(x, y.tolist()) for x, y in loader()], "must be tensors, got Tensor, list"),
