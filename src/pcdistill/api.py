@@ -1,21 +1,27 @@
 """Distillation from Python, on plain modules and loaders."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.utils.data import DataLoader
 
-from pcdistill.classification.data import LoaderBatches
-from pcdistill.classification.task import Classification
+from pcdistill.classification.passed import TRIED, channels_hint, count_classes, few_of, last_size, takes_one
+from pcdistill.classification.task import Classification, build_distiller
 from pcdistill.commands.run import run_with_report
 from pcdistill.commands.tasks import passed_detection
 from pcdistill.data.contents import loader_contents
-from pcdistill.distillation.teacher import Teacher, logits_of
+from pcdistill.data.passed import RAW, LoaderBatches
+from pcdistill.data.sharing import Share
+from pcdistill.distillation.passed import check_modules, try_step
+from pcdistill.distillation.teacher import Teacher
 from pcdistill.engine.console import Console
+from pcdistill.engine.modes import left_as_it_was
+from pcdistill.engine.placement import Placement
 from pcdistill.errors import InputError
 from pcdistill.recipe import ALONE, LOADERS, Recipe, TeacherConfig, load_recipe, make_recipe
 
@@ -60,30 +66,54 @@ class _Passed(Classification):
         self,
         student: nn.Module,
         teacher: Teacher | None,
-        train: LoaderBatches,
-        val: LoaderBatches,
-        test: LoaderBatches | None,
+        loaders: tuple[Iterable[Any], Iterable[Any], Iterable[Any] | None],
+        views: int,
         stats: tuple[Sequence[float], Sequence[float]] | None,
+        console: Console,
     ) -> None:
+        self._console = console
         self._student, self._teacher = student, teacher
-        self._train, self._val, self._test = train, val, test
-        self._stats = stats
+        self._loaders, self._views, self._stats = loaders, views, stats
 
     def data(self, recipe: Recipe, accelerator: Accelerator) -> Any:
-        """The loaders; how many classes there are is read off the student."""
-        student = self._student.to(accelerator.device)
-        images = next(iter(self._val.epoch(0))).images
-        was_training = student.training
-        with torch.no_grad():
-            num_classes = int(logits_of(student.eval()(images[:2].to(accelerator.device))).shape[1])
-        student.train(was_training)
+        """The loaders, their first batches checked; how many classes there are is read off the student."""
+        rank, world_size = accelerator.process_index, accelerator.num_processes
+        train, val, test = self._loaders
+        share, part = Share(rank, world_size), Share(rank, world_size, equal=False)
+        batches = LoaderBatches(train, views=self._views, name="the training loader", share=share)
+        held_out = LoaderBatches(val, name="the validation loader", share=part)
+        last = None if test is None else LoaderBatches(test, name="the test loader", share=part)
+        # What a loader of the user's own class does when it is gone through is not known: the test set waits.
+        looked = [(one, one.look()) for one in (batches, held_out)]
+        if last is not None and isinstance(test, DataLoader):
+            looked.append((last, last.look()))
+        images = looked[1][1][0].images
+        num_classes = count_classes(self._student.to(accelerator.device), images[:2].float().to(accelerator.device))
+        checked = [one.expect(num_classes, found, raw=RAW in recipe.allow) for one, found in looked]
+        self._first = checked[0][0]  # of training
+        if last is not None:
+            last.expect(num_classes)
         classes = [str(i) for i in range(num_classes)]
         contents = {
             f"data.{name}.{what}": value
-            for name, batches in (("train", self._train), ("val", self._val), ("test", self._test))
-            for what, value in ({} if batches is None else loader_contents(batches.loader)).items()
+            for name, loader in (("train", train), ("val", val), ("test", test))
+            for what, value in ({} if loader is None else loader_contents(loader)).items()
         }
-        return _Loaders(classes, self._train, self._val, self._test, images.shape[1], images.shape[-1], contents)
+        return _Loaders(classes, batches, held_out, last, images.shape[1], images.shape[-1], contents)
+
+    def distiller(self, recipe: Recipe, student: nn.Module, teacher: Any, data: Any, placement: Placement) -> nn.Module:
+        """The distiller, after a try on a few samples."""
+        built = build_distiller(recipe, student, teacher, data=data, placement=placement).to(placement.device)
+        few = few_of(self._first, self._views, TRIED).to(placement)
+        try_step(built, few, placement, channels_hint(self._first.images))
+        size = last_size(self._loaders[0])
+        if size in (None, 1) and not takes_one(built, self._first, self._views, placement):
+            data.train.fewest = 2
+            if size == 1 and len(data.train) > 1:
+                # Each process sees the same data set, and so the same size of the last batch.
+                data.train.without_last()
+                self._console.warn("the last batch of each epoch holds one image, too few for the student: left out")
+        return built
 
     def student(self, recipe: Recipe, data: Any) -> nn.Module:
         return self._student
@@ -133,12 +163,16 @@ def distill(
     """Train `student` with `teacher` on your own loaders.
 
     Args:
-        teacher: images [N, C, H, W] -> logits [N, K]; frozen and kept in eval mode. None trains the student alone. For
-            detection a detector of torchvision or transformers, or one with a registered adapter.
-        student: images -> logits [N, K], or a detector; trained in place.
+        teacher: images [N, C, H, W] -> logits [N, K]; frozen and in eval mode during the call, afterwards as it was.
+            None trains the student alone. For detection a detector of torchvision or transformers, or one with a
+            registered adapter.
+        student: images -> logits [N, K], or a detector; trained in place. Parts of it that stand in eval mode, and
+            parameters that require no gradient, stay so. It may be compiled.
         train: batches (images, target [N]); any iterable that can be iterated once per epoch. With views = 2,
-            ((weak, strong), target). For detection (images, targets): images [3, H, W] in 0..1, a list or stacked, and
-            for each a mapping of "boxes" [M, 4] xyxy in pixels and "labels" [M] from 1.
+            ((weak, strong), target). Labels are integers from 0, -100 for an image without one, or probabilities
+            [N, K]. A last batch of one image is left out where the student's batch normalisation cannot take it. With
+            several processes a DataLoader is split among them. For detection (images, targets): images [3, H, W] in
+            0..1, a list or stacked, and for each a mapping of "boxes" [M, 4] xyxy in pixels and "labels" [M] from 1.
         val: batches of held-out data; picks the best epoch, and the teacher must pass its gate on them.
         test: batches that best and last epoch and the teacher are evaluated on once, at the end.
         task: "detection" for boxes.
@@ -162,14 +196,14 @@ def distill(
         out: folder of the run, with all that the command writes: recipe.yaml, checkpoints, metrics.csv, result.json,
             student.safetensors with its card, report.html. The same call continues an interrupted run, exactly so if
             the loader's order depends on the epoch alone (`sampler.set_epoch` is called where it exists).
-        allow: ("weak-teacher",) turns the teacher gate into a warning.
+        allow: "weak-teacher" turns the teacher gate into a warning; "raw-images" lets pixels from 0 to 255 pass.
         verbose: print a line per epoch.
 
     Returns:
         The student with its best weights (`train_options={"keep": "last"}` keeps the last), the history, the summary.
 
     Raises:
-        InputError: what does not fit, in one sentence.
+        InputError: what does not fit, in one sentence: modules and the loaders' first batches before the first step.
         TrainingStopped: the loss is not finite, or accuracy collapsed.
         PcdistillError: Ctrl-C or a polite kill, after a checkpoint was written.
     """
@@ -199,34 +233,34 @@ def distill(
     recipe = make_recipe(tree, "distill()")
     if out is None and recipe.train.trackers:
         raise InputError("train.trackers need a folder; give out")
-    if task == "detection":
-        passed = passed_detection(
-            student=student,
-            teacher=teacher,
-            train=train,
-            val=val,
-            test=test,
-            classes=classes,
-            teacher_classes=teacher_classes,
-            teacher_image_size=teacher_image_size,
-        )
-        return _distilled(recipe, out, passed, verbose)
-    wrapped = (
-        None
-        if teacher is None
-        else Teacher(
-            teacher,
-            class_map=class_map,
-            student_stats=student_stats,
-            teacher_stats=teacher_stats,
-            image_size=teacher_image_size,
-        )
-    )
-    loaders = (LoaderBatches(train, views=views), LoaderBatches(val), None if test is None else LoaderBatches(test))
-    return _distilled(recipe, out, _Passed(student, wrapped, *loaders, student_stats), verbose)
-
-
-def _distilled(recipe: Recipe, out: str | Path | None, task: Any, verbose: bool) -> Distilled:
+    check_modules(student, teacher)
     console = Console(recipe.method, quiet=not verbose)
-    result = run_with_report(recipe, None if out is None else Path(out), console=console, task=task)
+    with ExitStack() as stack:
+        for module in (student, teacher):
+            if module is not None:
+                stack.enter_context(left_as_it_was(module))
+        passed: Any
+        if task == "detection":
+            passed = passed_detection(
+                student=student,
+                teacher=teacher,
+                train=train,
+                val=val,
+                test=test,
+                classes=classes,
+                teacher_classes=teacher_classes,
+                teacher_image_size=teacher_image_size,
+            )
+        else:
+            wrapped = None
+            if teacher is not None:
+                wrapped = Teacher(
+                    teacher,
+                    class_map=class_map,
+                    student_stats=student_stats,
+                    teacher_stats=teacher_stats,
+                    image_size=teacher_image_size,
+                )
+            passed = _Passed(student, wrapped, (train, val, test), views, student_stats, console)
+        result = run_with_report(recipe, None if out is None else Path(out), console=console, task=passed)
     return Distilled(result.student.eval(), result.history, result.summary)

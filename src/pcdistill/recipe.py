@@ -217,7 +217,7 @@ class Recipe:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     detection: DetectionConfig = field(default_factory=DetectionConfig)
-    allow: tuple[Literal["weak-teacher", "mismatched-weights", "class-order"], ...] = ()
+    allow: tuple[Literal["weak-teacher", "mismatched-weights", "class-order", "raw-images"], ...] = ()
 
     @property
     def distils(self) -> bool:

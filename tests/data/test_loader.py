@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pcdistill.data.augment import Augment
 from pcdistill.data.decoding import Plan, windows_of
-from pcdistill.data.loader import Batch, Feed, LoaderBatches, SplitBatches, Stream, seed_of
+from pcdistill.data.loader import Batch, Feed, SplitBatches, Stream, seed_of
+from pcdistill.data.passed import LoaderBatches
 from pcdistill.data.readers import ItemReader, MemoryReader
 from pcdistill.data.workers import Workers
 from pcdistill.errors import InputError

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import pcdistill
-from pcdistill.errors import InputError
+from pcdistill.errors import InputError, TrainingStopped
 from tests.detection.families import detector, sample
 
 
@@ -104,3 +104,56 @@ def test_wrong_batches_are_named(batches, sentence):
 def test_names_of_classes_are_for_detectors():
     with pytest.raises(InputError, match='give task="detection"'):
         pcdistill.distill(teacher=None, student=torch.nn.Linear(1, 1), train=[1], val=[1], classes=["a"])
+
+
+def test_modes_frozen_parts_and_the_teacher_are_as_before():
+    student, teacher = detector("fcos"), detector("fcos", seed=1)
+    norms = [part for part in student.backbone.modules() if isinstance(part, torch.nn.BatchNorm2d)]
+    for part in norms:
+        part.eval().requires_grad_(False)
+    before = [copy.deepcopy(part.state_dict()) for part in norms]
+    run(student, teacher, method="kd")
+    assert norms
+    for part, old in zip(norms, before, strict=True):
+        assert all(torch.equal(value, old[key]) for key, value in part.state_dict().items())
+    assert teacher.training
+    assert all(p.requires_grad for p in teacher.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_teacher_in_another_precision_is_refused(dtype):
+    with pytest.raises(InputError, match=f"the teacher has weights in {str(dtype)[6:]}.*teacher.float"):
+        run(detector("fcos"), detector("fcos", seed=1).to(dtype), method="kd")
+
+
+def test_one_detector_in_both_roles_is_refused():
+    one = detector("fcos")
+    with pytest.raises(InputError, match="teacher and student are one module"):
+        run(one, one, method="kd")
+
+
+def test_a_teacher_that_fails_is_named():
+    teacher = detector("fcos", seed=1)
+    norm = next(part for part in teacher.backbone.modules() if isinstance(part, torch.nn.BatchNorm2d))
+    norm.running_mean.fill_(float("nan"))
+    with pytest.raises(TrainingStopped, match="first in batch 1 of 2: the teacher's .* not finite"):
+        run(detector("fcos"), teacher, method="pkd")
+
+
+def test_another_loader_is_not_the_finished_run(tmp_path):
+    torch.manual_seed(0)
+    start = detector("fcos").state_dict()
+
+    def again(first):
+        model = detector("fcos")
+        model.load_state_dict(start)
+        data = loader(6 + first)
+        return pcdistill.distill(
+            task="detection", teacher=None, student=model, train=data, val=loader(2, 8), epochs=1, lr=1e-3,
+            verbose=False, out=tmp_path / "run",
+        )  # fmt: skip
+
+    one = again(0)
+    assert again(0).history == one.history
+    with pytest.raises(InputError, match="changed"):
+        again(2)

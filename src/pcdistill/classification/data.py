@@ -12,7 +12,8 @@ from torch import Tensor
 from pcdistill.data.augment import Augment, make_augment
 from pcdistill.data.contents import NONE, dataset_contents, files_fingerprint, fingerprint_of
 from pcdistill.data.files import DatasetItems, ImageFiles
-from pcdistill.data.loader import Batch, Batches, Feed, LoaderBatches, SplitBatches, Stream, digest_of, seed_of
+from pcdistill.data.loader import Batch, Batches, Feed, SplitBatches, Stream, digest_of, seed_of
+from pcdistill.data.passed import LoaderBatches
 from pcdistill.data.readers import ItemReader, MemoryReader
 from pcdistill.data.sources import Source, Split, open_source, stratified
 from pcdistill.data.unlabelled import REST, UnlabelledBatches, WithUnlabelled, open_unlabelled

@@ -9,10 +9,11 @@ from pcdistill.classification.metrics import count_correct
 from pcdistill.data.loader import Batch
 from pcdistill.distillation.objective import Objective
 from pcdistill.distillation.teacher import Teacher, TeacherEnsemble, logits_of
+from pcdistill.engine.modes import KeepsModes
 from pcdistill.errors import InputError
 
 
-class ClassificationDistiller(nn.Module):
+class ClassificationDistiller(KeepsModes):
     """Turns a batch into `{"loss", "loss/NAME"..., "logits", "sum/NAME"...}`; the loop only calls backward and adds up.
 
     The teacher is no submodule: it is in no state dict, no optimiser, and no distributed wrapper.
@@ -40,6 +41,7 @@ class ClassificationDistiller(nn.Module):
         self.student = student
         self.objective = objective
         self._hidden = (teacher, student_taps, teacher_taps)  # a tuple: nn.Module registers nothing of it
+        self.watched: dict[str, Tensor] = {}  # of the last pass: the sum of each model's logits, finite if all are
 
     @property
     def teacher(self) -> Teacher | TeacherEnsemble | None:
@@ -76,4 +78,8 @@ class ClassificationDistiller(nn.Module):
         known = batch.labelled
         counted = (logits, batch.target) if known is None else (logits[known], batch.target[known])
         counts = count_correct(counted[0].float(), counted[1])
+        self.watched = {"watch/student": logits.float().sum()}
+        taught = getattr(teacher_out, "logits", teacher_out)
+        if taught is not None:
+            self.watched["watch/teacher"] = taught.float().sum()
         return {**result, "logits": logits, "sum/correct": counts[0], "sum/counted": counts[3]}

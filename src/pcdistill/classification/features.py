@@ -1,5 +1,6 @@
 """Feature terms in a run: taps on both models, what the losses are built from, and the student's new head (SimKD)."""
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from pcdistill.distillation.objective import Objective, build_loss, term_needs
 from pcdistill.distillation.taps import Taps
 from pcdistill.distillation.teacher import Teacher
+from pcdistill.engine.modes import evaluating
 from pcdistill.losses._features import Features
 from pcdistill.losses.base import GivesHead
 from pcdistill.models.feature_maps import Headed
@@ -89,19 +91,29 @@ def _run_teacher(teacher: Teacher, names: Sequence[str] | None) -> Callable[[Ten
         with torch.no_grad():
             features = taps.run(teacher.prepare(images))
         classifier = select_rows(features.classifier, teacher.class_map)
-        return features._replace(logits=teacher.select(features.logits), classifier=classifier)
+        features = features._replace(logits=teacher.select(features.logits), classifier=classifier)
+        return features if teacher.dtype == torch.float32 else _in_float32(features)
 
     return run
 
 
+def _in_float32(features: Features) -> Features:
+    """Of a teacher in another precision; its classifier and its normalisations are copied."""
+    return features._replace(
+        maps=[x.float() for x in features.maps],
+        pre_activations=None if features.pre_activations is None else [x.float() for x in features.pre_activations],
+        pooled=features.pooled.float(),
+        classifier=None if features.classifier is None else copy.deepcopy(features.classifier).float(),
+        norms=None
+        if features.norms is None
+        else [None if norm is None else copy.deepcopy(norm).float() for norm in features.norms],
+    )
+
+
 def _look(run: Callable[..., Features], model: nn.Module, images: Tensor, index: Tensor | None) -> Features:
     """The model's features in eval mode, without a graph."""
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
-        features = run(images, index)
-    model.train(was_training)
-    return features
+    with evaluating(model), torch.no_grad():
+        return run(images, index)
 
 
 def _with_new_head(student: nn.Module, taps: Taps, loss: GivesHead) -> tuple[nn.Module, Callable[..., Features]]:
@@ -109,7 +121,9 @@ def _with_new_head(student: nn.Module, taps: Taps, loss: GivesHead) -> tuple[nn.
     names = taps.names
     assert names is not None
     taps.remove()
-    headed = Headed(student, names[-1], loss.student_head()).train(student.training)
+    headed = Headed(student, names[-1], loss.student_head())
+    headed.training = student.training  # its parts stay in the modes that they have
+    headed.head.train(student.training)
     own = Taps(headed, [*(f"model.{name}" for name in names), PROJECTED])
 
     def run(images: Tensor, index: Tensor | None = None) -> Features:

@@ -10,7 +10,9 @@ from torch.nn import functional as F
 from pcdistill.data.loader import Batch
 from pcdistill.distillation.teacher import logits_of
 from pcdistill.engine.loop import Metric
+from pcdistill.engine.modes import evaluating
 from pcdistill.engine.placement import Placement
+from pcdistill.errors import InputError
 
 
 def top1_metric(num_classes: int, lr: float) -> Metric:
@@ -65,39 +67,41 @@ def evaluate(
 
     Args:
         model: images [N, C, H, W] -> logits [N, K].
-        batches: on any device.
+        batches: on any device; images without a label are not counted.
         placement: where to compute, in which precision, and over which processes to sum.
         limit: stop after the batch that reaches this many samples in this process.
 
     Returns:
         "top1" and "top5" in percent, "loss" in nats per sample, "samples", and "finite": 1.0 unless a logit was not.
+
+    Raises:
+        InputError: no image has a label.
     """
     accelerator = placement.accelerator
-    was_training = model.training
-    model.eval()
     totals = torch.zeros(5, dtype=torch.float64, device="cpu")
     sums: Tensor | None = None
     seen = 0
-    try:
+    with evaluating(model):
         for batch in batches:
             batch = batch.to(placement.frozen)
             with accelerator.autocast():
                 logits = logits_of(model(batch.images)).float()
             # MPS has no float64: the counts stay exact in float32 up to 2^24 samples a batch.
             dtype = torch.float32 if logits.device.type == "mps" else torch.float64
-            part = count_correct(logits, batch.target).to(dtype)
+            known = batch.labelled
+            labelled = (logits, batch.target) if known is None else (logits[known], batch.target[known])
+            part = count_correct(*labelled).to(dtype)
             sums = part if sums is None else sums + part
             seen += len(batch)
             if limit is not None and seen >= limit:
                 break
-    finally:
-        model.train(was_training)
     if sums is not None:
         totals = sums.double().cpu()
     if accelerator.num_processes > 1:
         totals = accelerator.reduce(totals.to(accelerator.device), reduction="sum").cpu()
     correct1, correct5, loss, n, bad = totals.tolist()
-    n = max(n, 1.0)
+    if n == 0:
+        raise InputError("none of the images to evaluate on has a label; accuracy needs some that do")
     return {
         "top1": 100 * correct1 / n,
         "top5": 100 * correct5 / n,

@@ -17,6 +17,7 @@ from pcdistill.classification.features import tap
 from pcdistill.classification.findings import classification_findings
 from pcdistill.classification.metrics import evaluate, top1_metric
 from pcdistill.data.findings import Findings
+from pcdistill.data.finite import problem_of
 from pcdistill.data.loader import SplitBatches, Stream
 from pcdistill.data.preprocess import Preprocess
 from pcdistill.data.readers import ItemReader
@@ -27,6 +28,7 @@ from pcdistill.distillation.objective import build_objective, check_losses, meth
 from pcdistill.distillation.teacher import Stats, Teacher, TeacherEnsemble, align_classes, members_of
 from pcdistill.engine.console import Console
 from pcdistill.engine.loop import Metric
+from pcdistill.engine.modes import held_in_eval
 from pcdistill.engine.placement import Placement
 from pcdistill.errors import InputError
 from pcdistill.models.heads import with_head
@@ -110,6 +112,8 @@ class Classification:
 
     def evaluate(self, model: nn.Module, batches: Any, data: Any, placement: Placement) -> dict[str, Any]:
         found = evaluate(model, batches.epoch(0), placement)
+        if not found["finite"]:
+            _refuse_bad_inputs(batches)
         return {key: found[key] for key in ("top1", "top5", "loss", "samples")}
 
     def splits(self, data: Any) -> dict[str, Any]:
@@ -287,6 +291,7 @@ def check_teacher(
         )
     result = evaluate(teacher, batches.epoch(0), placement, limit=GATE_SAMPLES)
     if not result["finite"]:
+        _refuse_bad_inputs(batches)
         raise InputError(
             "the teacher's logits are NaN or infinite on held-out images; check that its weights are loaded and its "
             "input normalisation (teacher.mean, teacher.std) is right"
@@ -310,6 +315,14 @@ def check_teacher(
     return result
 
 
+def _refuse_bad_inputs(batches: Any) -> None:
+    """Raise if the held-out images themselves are not finite: then no model is to blame."""
+    for number, batch in enumerate(batches.epoch(0)):
+        problem = problem_of(batch)
+        if problem is not None:
+            raise InputError(f"held-out batch {number + 1} of {len(batches)}: {problem}")
+
+
 def _weakness(result: dict[str, float], num_classes: int) -> str | None:
     """A sentence, if the teacher's top-1 is near chance."""
     chance = 100 / num_classes
@@ -328,8 +341,12 @@ def build_distiller(
     data: Any,
     placement: Placement,
 ) -> ClassificationDistiller:
-    """Student, teacher and objective as one module; feature terms are built from the shapes of one batch."""
+    """Student, teacher and objective as one module; feature terms are built from the shapes of one batch.
+
+    What of the student stands in eval mode while the student as a whole does not, stays so.
+    """
     num_classes = len(data.classes)
+    held = held_in_eval(student)
     tapped = None
     context: dict[str, Any] = {}
     kinds = {method_kind(term.method, f"losses.{i}") for i, term in enumerate(recipe.losses)}
@@ -347,11 +364,14 @@ def build_distiller(
         speed_up(teacher, recipe, placement, data)
     objective = build_objective(recipe.losses, num_classes=num_classes, context=context)
     if tapped is None:
-        return ClassificationDistiller(student, objective, teacher)
-    tapped.adopt(objective)
-    return ClassificationDistiller(
-        student, objective, teacher, student_taps=tapped.run_student, teacher_taps=tapped.run_teacher
-    )
+        distiller = ClassificationDistiller(student, objective, teacher)
+    else:
+        tapped.adopt(objective)
+        distiller = ClassificationDistiller(
+            student, objective, teacher, student_taps=tapped.run_student, teacher_taps=tapped.run_teacher
+        )
+    distiller.hold(held)
+    return distiller
 
 
 def speed_up(teacher: Teacher | TeacherEnsemble, recipe: Recipe, placement: Placement, data: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pcdistill import models, report
-from pcdistill.engine.checkpoint import atomic_write, load_checkpoint
+from pcdistill.engine.checkpoint import atomic_write, load_checkpoint, load_state
 from pcdistill.engine.fingerprint import KEPT, weights_fingerprint
 from pcdistill.engine.loop import with_times, write_history
 from pcdistill.errors import InputError
@@ -57,7 +57,7 @@ def load_student(out: Path, student: nn.Module, summary: dict[str, Any]) -> nn.M
     """
     if not (out / WEIGHTS).exists():
         try:
-            student.load_state_dict(_kept_state(out, summary))
+            load_state(student, _kept_state(out, summary))
         except RuntimeError as error:
             raise InputError(f"the weights in {out} do not fit the student, {type(student).__name__}") from error
         return student

@@ -26,11 +26,12 @@ from pcdistill.commands.tasks import Task, task_of
 from pcdistill.distillation.cache_replay import replayed
 from pcdistill.distillation.teacher import TeacherEnsemble
 from pcdistill.distillation.unused import unused_parameters
-from pcdistill.engine.checkpoint import atomic_write
+from pcdistill.engine.checkpoint import atomic_write, load_state
 from pcdistill.engine.console import Console, duration
 from pcdistill.engine.fingerprint import KEPT, Contents, student_contents, teacher_contents, weights_fingerprint
 from pcdistill.engine.loop import Fit, Interrupted, Record, Trainer, write_history
 from pcdistill.engine.placement import Placement, make_accelerator, make_placement, tell_unused
+from pcdistill.engine.together import FailTogether
 from pcdistill.engine.tracking import Tracker, check_trackers, make_trackers
 from pcdistill.errors import InputError, TrainingStopped
 from pcdistill.files import clear_parts, sealed_json
@@ -104,7 +105,7 @@ class Session:
         self.seconds = 0.0
 
     def run(self) -> RunResult:
-        """All three steps, with the folder held against other processes.
+        """All three steps, with the folder held against other processes. Of the run's own, one that fails ends all.
 
         Raises:
             InputError: wrong input; the folder is not ours, or holds another run.
@@ -112,7 +113,7 @@ class Session:
             TrainingStopped: diverged or collapsed, now or in an earlier call; the folder says so.
             Interrupted: stopped by a signal; the same call continues.
         """
-        with claimed(self.out, "run", self.recipe):
+        with FailTogether(), claimed(self.out, "run", self.recipe):
             self.prepare()
             self.train()
             return self.conclude()
@@ -192,7 +193,7 @@ class Session:
         if self.data.test is None:
             summary["notes"].append(NO_TEST)
         keep = self.recipe.train.keep
-        self.student.load_state_dict(self.fit.best_state if keep == "best" else self.fit.last_state)
+        load_state(self.student, self.fit.best_state if keep == "best" else self.fit.last_state)
         summary["contents"] = {**self.contents, KEPT: weights_fingerprint(self.student.state_dict())}
         self._save_student()
         self._leave(summary)
@@ -371,11 +372,11 @@ class Session:
     def _measure_epochs(self) -> dict[str, Any]:
         """ "best" and "last", each with its epoch."""
         fit, epochs = self.fit, len(self.fit.history)
-        self.student.load_state_dict(fit.best_state)
+        load_state(self.student, fit.best_state)
         best = {"epoch": fit.best_epoch, **self._measure(self.student)}
         if epochs == fit.best_epoch:  # the same weights
             return {"best": best, "last": dict(best)}
-        self.student.load_state_dict(fit.last_state)
+        load_state(self.student, fit.last_state)
         return {"best": best, "last": {"epoch": epochs, **self._measure(self.student)}}
 
     def _save_student(self) -> None:

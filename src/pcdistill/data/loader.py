@@ -3,7 +3,7 @@
 import hashlib
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -304,82 +304,6 @@ class SplitBatches(Batches):
         return mixed, share
 
 
-class LoaderBatches(Batches):
-    """Any loader of a user's as Batches.
-
-    The loader yields (images, target), ((first view, second view), target), or a dict with images and target. Its
-    randomness (torch, NumPy and Python's, its samplers and its worker processes) is a function of (seed, epoch, batch)
-    while it runs, and everybody else's is left as it was; so a run can be repeated, and resumed by passing over the
-    batches that were already taken. Worker processes that persist between epochs keep their own state, and are outside
-    this promise.
-
-    Args:
-        loader: a DataLoader, or anything with a length that can be iterated once for each epoch.
-        views: images of one sample that the loader gives, 1 or 2.
-        seed: of the loader's randomness.
-    """
-
-    def __init__(self, loader: Iterable[Any], *, views: int = 1, seed: int = 0) -> None:
-        if views not in (1, 2):
-            raise InputError(f"views must be 1 or 2, got {views}")
-        if not isinstance(loader, Sized):
-            raise InputError(f"a loader must have a length (batches per epoch), {type(loader).__name__} has none")
-        try:
-            self._length = len(loader)
-        except TypeError as error:
-            raise InputError(f"a loader must have a length (batches per epoch): {error}") from None
-        if self._length == 0:
-            raise InputError("the loader has no batches")
-        self.loader = loader
-        self.views = views
-        self.seed = seed
-        dataset = getattr(loader, "dataset", None)
-        self.num_samples = len(dataset) if isinstance(dataset, Sized) else None
-        self.signature = digest_of("loader", type(loader).__name__, self._length, views, seed)
-
-    def __len__(self) -> int:
-        return self._length
-
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        parts: list[Any] = [self.loader, *(getattr(self.loader, name, None) for name in ("sampler", "batch_sampler"))]
-        for part in parts:
-            if hasattr(part, "set_epoch"):
-                part.set_epoch(epoch)
-            if isinstance(own := getattr(part, "generator", None), torch.Generator):
-                own.manual_seed(seed_of("loader", self.seed, epoch))
-        with _own_randomness(seed_of("loader", self.seed, epoch)):
-            iterator = iter(self.loader)
-        for number in range(self._length):
-            with _own_randomness(seed_of("loader", self.seed, epoch, number)):
-                try:
-                    item = next(iterator)
-                except StopIteration:
-                    raise InputError(f"the loader says it has {self._length} batches and gave {number}") from None
-            if number >= start:
-                yield self._batch(item)
-
-    def _batch(self, item: Any) -> Batch:
-        if isinstance(item, dict):
-            images = next((item[key] for key in ("images", "image", "pixel_values") if key in item), None)
-            target = next((item[key] for key in ("target", "targets", "labels", "label") if key in item), None)
-            if images is None or target is None:
-                raise InputError(f'a batch must have "images" and "target", got the keys {", ".join(map(str, item))}')
-        elif isinstance(item, tuple | list) and len(item) >= 2:
-            images, target = item[0], item[1]
-        else:
-            raise InputError(f"a loader must yield (images, target) or a dict, got {type(item).__name__}")
-        stacked = tuple(images) if isinstance(images, tuple | list) else (images,)
-        if len(stacked) != self.views:
-            raise InputError(f"the loader must give {self.views} view(s) of each image, got {len(stacked)}")
-        if not all(isinstance(part, Tensor) for part in (*stacked, target)):
-            kinds = ", ".join(type(part).__name__ for part in (*stacked, target))
-            raise InputError(f"images and target of a batch must be tensors, got {kinds}")
-        if any(len(view) != len(target) for view in stacked):
-            raise InputError(f"a batch has {len(stacked[0])} images and {len(target)} labels")
-        whole = torch.cat([target] * self.views)
-        return Batch(torch.cat(stacked), whole, labelled=labelled_rows(whole))
-
-
 def labelled_rows(target: Tensor) -> Tensor | None:
     """Positions [L] of the rows of a target [N] or [N, K] that have a label; None if all have. Reads the target."""
     without = (target if target.ndim == 1 else target.flatten(1)[:, 0]) == UNLABELLED
@@ -387,7 +311,7 @@ def labelled_rows(target: Tensor) -> Tensor | None:
 
 
 @contextmanager
-def _own_randomness(seed: int) -> Iterator[None]:
+def own_randomness(seed: int) -> Iterator[None]:
     """Seeds torch, NumPy and Python for the block, and puts back what they were."""
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     torch.default_generator.manual_seed(seed)

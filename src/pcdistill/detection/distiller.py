@@ -13,6 +13,7 @@ from pcdistill.detection.detectors.pairing import Pairer, PairingOptions
 from pcdistill.detection.detectors.table import adapter_of
 from pcdistill.detection.teacher import TeacherDetector
 from pcdistill.distillation.objective import Objective, Pull, Term
+from pcdistill.engine.modes import KeepsModes
 from pcdistill.errors import InputError
 from pcdistill.losses._pyramid import Pyramid
 
@@ -117,7 +118,7 @@ def box_loss(pairing: Pairing, kind: str, image_size: tuple[int, int]) -> Tensor
     return (weights * each).sum() / weights.sum().clamp(min=1e-6)
 
 
-class DetectionDistiller(nn.Module):
+class DetectionDistiller(KeepsModes):
     """Turns images and boxes into `{"loss", "loss/NAME"...}`; the loop only calls backward.
 
     The teacher is no submodule: it is in no state dict, no optimiser, and no distributed wrapper.
@@ -150,6 +151,7 @@ class DetectionDistiller(nn.Module):
             options = (pairing or PairingOptions())._replace(boxes=objective.boxes != "none")
             pairer = Pairer(adapter, teacher, options)
         self._hidden = (teacher, adapter, pairer)  # a tuple: nn.Module registers nothing of it
+        self.watched: dict[str, Tensor] = {}  # of the last pass: a sum over each model's maps and logits
 
     @property
     def teacher(self) -> TeacherDetector | None:
@@ -172,5 +174,20 @@ class DetectionDistiller(nn.Module):
     def forward(self, batch: DetectionBatch) -> dict[str, Tensor]:
         """One pass: "loss" (scalar with a graph) and "loss/NAME" (detached, unweighted)."""
         found = self.compare(batch)
+        self.watched = _sums(found)
         result: dict[str, Tensor] = self.objective(found, None, found.seen.batch.targets)
         return result
+
+
+def _sums(found: Compared) -> dict[str, Tensor]:
+    """ "watch/student" and "watch/teacher": finite if the maps and logits that the terms compare are."""
+    pairing, pyramid = found.pairing, found.teacher_pyramid
+    shown = {
+        "student": [*found.seen.pyramid.levels, *(() if pairing is None else (pairing.student,))],
+        "teacher": [*(() if pyramid is None else pyramid.levels), *(() if pairing is None else (pairing.teacher,))],
+    }
+    return {
+        f"watch/{who}": torch.stack([values.detach().float().sum() for values in parts]).sum()
+        for who, parts in shown.items()
+        if parts
+    }

@@ -11,6 +11,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from pcdistill.detection.data import DetectionBatch
+from pcdistill.engine.modes import evaluating
 from pcdistill.engine.placement import Placement
 from pcdistill.errors import InputError
 
@@ -51,11 +52,9 @@ def evaluate_detection(
         As :func:`coco_map`, and "samples".
     """
     accelerator = placement.accelerator
-    was_training = model.training
-    model.eval()
     found: list[dict[str, Any]] = []
     truth: list[dict[str, Any]] = []
-    try:
+    with evaluating(model):
         for batch in batches:
             batch = batch.to(placement)
             with accelerator.autocast():
@@ -66,8 +65,6 @@ def evaluate_detection(
                 found.append(_plain(prediction))
             if limit is not None and len(truth) >= limit:
                 break
-    finally:
-        model.train(was_training)
     if accelerator.num_processes > 1:
         truth, found = gather_object(truth), gather_object(found)
     return {**coco_map(found, truth, classes), "samples": float(len(truth))}

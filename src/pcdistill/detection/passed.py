@@ -5,53 +5,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
+from torch.utils.data import DataLoader
 
-from pcdistill.data.loader import LoaderBatches
+from pcdistill.data.contents import loader_contents
+from pcdistill.data.passed import RAW
+from pcdistill.data.sharing import Share
 from pcdistill.detection.data import DetectionBatch
 from pcdistill.detection.detectors.table import adapter_of, register_user_adapters
-from pcdistill.detection.packed import Target
-from pcdistill.detection.task import Detection
+from pcdistill.detection.loaders import LoaderDetectionBatches
+from pcdistill.detection.task import Detection, build_detection_distiller
 from pcdistill.detection.teacher import TeacherDetector
+from pcdistill.distillation.passed import try_step
+from pcdistill.engine.placement import Placement
 from pcdistill.errors import InputError
 from pcdistill.recipe import Recipe, TeacherConfig
 
-
-class LoaderDetectionBatches(LoaderBatches):
-    """A user's loader of (images, targets): images [3, H, W] in 0..1 as a list or stacked, targets as torchvision's.
-
-    A target holds "boxes" [M, 4] xyxy in pixels and "labels" [M] from 1; "area" and "iscrowd", for evaluation, follow
-    from them where they are missing.
-    """
-
-    def _batch(self, item: Any) -> Any:
-        if not (isinstance(item, tuple | list) and len(item) == 2):
-            raise InputError(f"a loader of detection must yield (images, targets), got {type(item).__name__}")
-        images, targets = list(item[0]), list(item[1])
-        if len(images) != len(targets):
-            raise InputError(f"a batch has {len(images)} images and {len(targets)} targets")
-        for image in images:
-            if not (isinstance(image, Tensor) and image.ndim == 3 and image.is_floating_point()):
-                shown = list(image.shape) if isinstance(image, Tensor) else type(image).__name__
-                raise InputError(f"an image of a batch must be a tensor [3, H, W] in 0..1, got {shown}")
-        return DetectionBatch(images, [_whole(target) for target in targets])
-
-
-def _whole(target: Any) -> Target:
-    """A target with all that evaluation looks at."""
-    if not (isinstance(target, dict) and {"boxes", "labels"} <= target.keys()):
-        raise InputError('a target of a batch must be a mapping with "boxes" and "labels"')
-    boxes, labels = target["boxes"], target["labels"]
-    if boxes.ndim != 2 or boxes.shape[1] != 4 or len(boxes) != len(labels):
-        raise InputError(
-            f"boxes must be [M, 4] and labels [M] for one image, got {list(boxes.shape)} and {list(labels.shape)}"
-        )
-    boxes = boxes.float()
-    area = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
-    kept = {key: value for key, value in target.items() if isinstance(value, Tensor)}
-    return {"area": area, "iscrowd": torch.zeros_like(labels), **kept, "boxes": boxes}
+TRIED = 2  # images in the pass before training
 
 
 @dataclass(frozen=True)
@@ -87,6 +58,7 @@ class _Loaders:
     train: LoaderDetectionBatches
     val: LoaderDetectionBatches
     test: LoaderDetectionBatches | None
+    contents: dict[str, str]
     image_size: int | None = None
 
 
@@ -101,10 +73,10 @@ class PassedDetection(Detection):
         self._passed = passed
 
     def data(self, recipe: Recipe, accelerator: Accelerator) -> Any:
-        """The loaders; how many classes there are is known from the student.
+        """The loaders, their first batches checked; how many classes there are is known from the student.
 
         Raises:
-            InputError: another number of classes is named.
+            InputError: another number of classes is named, or a batch does not fit.
         """
         register_user_adapters(recipe.detection.adapters)
         passed = self._passed
@@ -112,8 +84,34 @@ class PassedDetection(Detection):
         classes = tuple(passed.classes or (str(k + 1) for k in range(count)))
         if len(classes) != count:
             raise InputError(f"the student gives {count} classes of boxes, but {len(classes)} are named")
-        test = None if passed.test is None else LoaderDetectionBatches(passed.test)
-        return _Loaders(classes, LoaderDetectionBatches(passed.train), LoaderDetectionBatches(passed.val), test)
+        rank, world_size = accelerator.process_index, accelerator.num_processes
+        share, part = Share(rank, world_size), Share(rank, world_size, equal=False)
+        train = LoaderDetectionBatches(passed.train, count, name="the training loader", share=share)
+        val = LoaderDetectionBatches(passed.val, count, name="the validation loader", share=part)
+        test = None
+        if passed.test is not None:
+            test = LoaderDetectionBatches(passed.test, count, name="the test loader", share=part)
+        as_meant = RAW in recipe.allow or _takes_as_they_are(passed.student)
+        # What a loader of the user's own class does when it is gone through is not known: the test set waits.
+        for one in (train, val, test if isinstance(passed.test, DataLoader) else None):
+            looked: Any = [] if one is None else one.look()
+            if one is train:
+                self._first = looked[0]
+            if one is not None and not as_meant:
+                one.check_pixels(looked)
+        contents = {
+            f"data.{name}.{what}": value
+            for name, loader in (("train", passed.train), ("val", passed.val), ("test", passed.test))
+            for what, value in ({} if loader is None else loader_contents(loader)).items()
+        }
+        return _Loaders(classes, train, val, test, contents)
+
+    def distiller(self, recipe: Recipe, student: nn.Module, teacher: Any, data: Any, placement: Placement) -> nn.Module:
+        """The distiller, after a try on a few images."""
+        built = build_detection_distiller(recipe, student, teacher, data).to(placement.device)
+        few = DetectionBatch(self._first.images[:TRIED], self._first.targets[:TRIED]).to(placement)
+        try_step(built, few, placement)
+        return built
 
     def student(self, recipe: Recipe, data: Any) -> nn.Module:
         return self._passed.student
@@ -137,3 +135,9 @@ class PassedDetection(Detection):
 
     def draw_run(self, out: Path, *, missing_only: bool = False) -> None:
         """Nothing was left to draw."""
+
+
+def _takes_as_they_are(student: nn.Module) -> bool:
+    """Whether a detector does not normalise: then its images may be in any range."""
+    mean, std = adapter_of(student).stats
+    return all(value == 0 for value in mean) and all(value == 1 for value in std)

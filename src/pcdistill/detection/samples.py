@@ -13,6 +13,7 @@ from pcdistill.detection.detectors.base import Adapter
 from pcdistill.detection.detectors.table import adapter_of
 from pcdistill.detection.distiller import DetectionDistiller
 from pcdistill.engine.checkpoint import atomic_write
+from pcdistill.engine.modes import evaluating
 from pcdistill.losses.base import PyramidLoss
 
 IMAGES = 6
@@ -40,17 +41,15 @@ def write_samples(path: Path, distiller: DetectionDistiller, student: nn.Module,
     for i, (image, target) in enumerate(raw):
         arrays[f"image_{i}"] = image.permute(1, 2, 0).numpy()
         _put(arrays, f"truth_{i}", target)
-    was_training = student.training
-    student.eval()
-    adapter = adapter_of(student)
-    finders = {"teacher": distiller.teacher, "student": adapter.predict}
-    for who, finder in finders.items():
-        for i, found in enumerate(finder(images) if finder is not None else ()):
-            _put(arrays, f"{who}_{i}", found)
-    for term in distiller.objective.terms:
-        if isinstance(term.loss, PyramidLoss) and term.needs.teacher:
-            arrays.update(_masks(term.loss, distiller, adapter, images, targets))
-    student.train(was_training)
+    with evaluating(student):
+        adapter = adapter_of(student)
+        finders = {"teacher": distiller.teacher, "student": adapter.predict}
+        for who, finder in finders.items():
+            for i, found in enumerate(finder(images) if finder is not None else ()):
+                _put(arrays, f"{who}_{i}", found)
+        for term in distiller.objective.terms:
+            if isinstance(term.loss, PyramidLoss) and term.needs.teacher:
+                arrays.update(_masks(term.loss, distiller, adapter, images, targets))
     beside = io.BytesIO()
     # NumPy's types take any keyword for its own "allow_pickle".
     np.savez_compressed(beside, **arrays)  # type: ignore[arg-type]

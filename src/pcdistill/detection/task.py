@@ -25,6 +25,7 @@ from pcdistill.detection.teacher import TeacherDetector
 from pcdistill.distillation.objective import build_objective, check_losses, import_user_object, method_kind, views_of
 from pcdistill.engine.console import Console
 from pcdistill.engine.loop import Metric
+from pcdistill.engine.modes import evaluating, held_in_eval
 from pcdistill.engine.placement import Placement
 from pcdistill.errors import InputError
 from pcdistill.losses import Pyramid
@@ -264,6 +265,7 @@ def build_detection_distiller(
     Raises:
         InputError: anchors or pyramids of the two detectors that cannot be compared.
     """
+    held = held_in_eval(student)
     options = recipe.detection
     boxes = "none" if teacher is None else options.boxes
     context: dict[str, Any] = {}
@@ -277,12 +279,14 @@ def build_detection_distiller(
             "n_data": data.train.num_samples,
         }
     objective = build_objective(recipe.losses, num_classes=len(data.classes) + 1, context=context)
-    return DetectionDistiller(
+    distiller = DetectionDistiller(
         student,
         DetectionObjective(objective.terms, boxes=boxes, boxes_weight=options.boxes_weight),
         teacher,
         pairing=PairingOptions(options.pairing, options.top_k, options.threshold),
     )
+    distiller.hold(held)
+    return distiller
 
 
 @torch.no_grad()
@@ -294,11 +298,10 @@ def observed_pyramids(
     Raises:
         InputError: they are needed, and one of the two has none to show.
     """
-    adapter, was_training = adapter_of(student), student.training
-    student.eval()
-    batch = adapter.prepare(images)
-    found = {"student": adapter.observe(batch).pyramid, "teacher": teacher.observe(batch).pyramid}
-    student.train(was_training)
+    adapter = adapter_of(student)
+    with evaluating(student):
+        batch = adapter.prepare(images)
+        found = {"student": adapter.observe(batch).pyramid, "teacher": teacher.observe(batch).pyramid}
     for who, model in (("student", student), ("teacher", teacher.model)):
         if needed and not found[who].levels:
             kind = type(getattr(model, "inner", model)).__name__

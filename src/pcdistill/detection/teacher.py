@@ -31,7 +31,7 @@ class TeacherDetector(nn.Module):
             student's own resolution.
 
     Raises:
-        InputError: it lacks classes of the student's, or its outputs do not fit its own.
+        InputError: it lacks classes of the student's, or its outputs do not fit its own; it is not in float32.
     """
 
     columns: Tensor
@@ -46,6 +46,12 @@ class TeacherDetector(nn.Module):
         image_size: int | None = None,
     ) -> None:
         super().__init__()
+        lower = next((p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype != torch.float32), None)
+        if lower is not None:
+            raise InputError(
+                f"the teacher has weights in {str(lower).removeprefix('torch.')}; a detector teaches in float32: pass "
+                "teacher.float()"
+            )
         self.model = model.eval().requires_grad_(False)
         self.adapter: Adapter = adapter_of(model)
         known = list(student_classes if classes is None else classes)

@@ -1,6 +1,6 @@
 """The teacher: frozen, always in eval mode, with its own normalisation, resolution and order of classes."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -39,7 +39,8 @@ def align_classes(teacher_classes: Sequence[str], student_classes: Sequence[str]
 class Teacher(nn.Module):
     """A frozen model that turns the student's images into logits over the student's classes.
 
-    `train()` has no effect on it: BatchNorm and Dropout stay as in evaluation through every step.
+    `train()` has no effect on it: BatchNorm and Dropout stay as in evaluation through every step. A model in half or
+    double precision gets its images in it, and its logits come back in float32.
 
     Args:
         model: any module that maps images [N, C, H, W] to logits [N, K].
@@ -89,11 +90,17 @@ class Teacher(nn.Module):
             images = images * self.scale + self.shift
         if self.image_size is not None and images.shape[-1] != self.image_size:
             images = F.interpolate(images, size=self.image_size, mode="bilinear", antialias=True, align_corners=False)
-        return images
+        return images if images.dtype == self.dtype else images.to(self.dtype)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the model's first floating-point parameter; float32 if it has none."""
+        return next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
 
     def select(self, logits: Tensor) -> Tensor:
         """The columns of the student's classes, in the student's order."""
-        return logits if self.class_map is None else logits[:, self.class_map]
+        logits = logits if self.class_map is None else logits[:, self.class_map]
+        return logits if self.dtype == torch.float32 else logits.float()
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
@@ -143,12 +150,18 @@ def members_of(teacher: "Teacher | TeacherEnsemble") -> list[Teacher]:
 
 
 def logits_of(output: Any) -> Tensor:
-    """Logits out of what a model returned: a tensor, an object with `.logits`, or the first of a tuple."""
+    """Logits out of what a model returned: a tensor, `.logits` or ["logits"], or the first of a tuple.
+
+    Raises:
+        InputError: anything else.
+    """
     if isinstance(output, Tensor):
         return output
-    if hasattr(output, "logits"):
-        logits: Tensor = output.logits
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if isinstance(logits, Tensor):
         return logits
     if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
         return output[0]
-    raise InputError(f"the model must return logits [N, C], got {type(output).__name__}")
+    keys = f" with the keys {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
+    got = type(output).__name__ + keys
+    raise InputError(f'the model must return logits [N, C], or hold them as "logits", got {got}')

@@ -23,7 +23,7 @@ def unused_parameters(distiller: nn.Module, batch: Any) -> list[str]:
     Returns:
         In the order of `named_parameters`; empty if every parameter is used.
     """
-    with _left_as_it_is(distiller), torch.enable_grad():
+    with as_it_is(distiller), torch.enable_grad():
         distiller.train()
         used = {id(leaf) for leaf in _leaves(distiller(batch)["loss"])}
     return [name for name, p in distiller.named_parameters() if p.requires_grad and id(p) not in used]
@@ -44,7 +44,7 @@ def _leaves(loss: Tensor) -> Iterator[Tensor]:
 
 
 @contextmanager
-def _left_as_it_is(module: nn.Module) -> Iterator[None]:
+def as_it_is(module: nn.Module) -> Iterator[None]:
     """Put back buffers, extra state, modes and random numbers."""
     modes = {part: part.training for part in module.modules()}
     buffers = [

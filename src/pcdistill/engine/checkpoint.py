@@ -31,9 +31,10 @@ from pcdistill.files import (
 )
 
 FORMAT = "pcdistill-1"
+COMPILED = "_orig_mod."  # what torch.compile puts into the names of a module's state
 __all__ = [
-    "FORMAT", "Part", "Randomness", "Scaler", "Value", "Weights", "atomic_write", "collect", "load_checkpoint",
-    "random_state", "restore", "restore_random_state", "save_checkpoint", "to_cpu",
+    "COMPILED", "FORMAT", "Part", "Randomness", "Scaler", "Value", "Weights", "atomic_write", "collect",
+    "load_checkpoint", "load_state", "random_state", "restore", "restore_random_state", "save_checkpoint", "to_cpu",
 ]  # fmt: skip
 
 
@@ -154,7 +155,7 @@ class Weights:
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
         if self.module is not None and state is not None:
-            self.module.load_state_dict(state)
+            load_state(self.module, state)
 
 
 @dataclass(frozen=True)
@@ -202,9 +203,15 @@ class Randomness:
 def to_cpu(state: dict[str, Any]) -> dict[str, Any]:
     """A copy of a state dict on the CPU, free of the wrappers' prefixes."""
     return {
-        key.replace("_orig_mod.", ""): value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value
+        key.replace(COMPILED, ""): value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value
         for key, value in state.items()
     }
+
+
+def load_state(module: nn.Module, state: Mapping[str, Any]) -> None:
+    """Give a module a state of :func:`to_cpu` back: it, or a part of it, may be in torch.compile."""
+    own = {name.replace(COMPILED, ""): name for name in module.state_dict()}
+    module.load_state_dict({own.get(name, name): value for name, value in state.items()})
 
 
 def random_state() -> dict[str, Any]:

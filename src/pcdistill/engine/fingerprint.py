@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from pcdistill.engine.checkpoint import COMPILED
 from pcdistill.errors import InputError
 from pcdistill.files import new_digest
+from pcdistill.models.feature_maps import unwrap
 
 Contents = dict[str, str]
 START, KEPT = "student.start", "student.kept"
@@ -35,14 +37,15 @@ def update_digest(digest: Any, tensors: Mapping[str, Any]) -> None:
 
 
 def weights_fingerprint(state: Mapping[str, Any]) -> str:
-    """Of every tensor of a state dict, whatever their order."""
+    """Of every tensor of a state dict, whatever their order, compiled or not."""
     digest = new_digest()
-    update_digest(digest, dict(sorted(state.items())))
+    update_digest(digest, dict(sorted((name.replace(COMPILED, ""), value) for name, value in state.items())))
     return str(digest.hexdigest())
 
 
 def structure_fingerprint(module: nn.Module) -> str:
     """Of the modules as they print (classes, sizes, strides), and the tensors' names, dtypes and shapes."""
+    module = unwrap(module)
     digest = new_digest()
     digest.update(re.sub(r"\b0x[0-9a-f]+", "", repr(module)).encode())
     for name, value in module.state_dict().items():

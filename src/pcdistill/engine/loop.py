@@ -12,9 +12,11 @@ from signal import SIGINT
 from typing import Any, Protocol
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from pcdistill.engine.average import MovingAverage
+from pcdistill.engine.causes import NEVER, Watch, cause_of
 from pcdistill.engine.checkpoint import (
     Part,
     Randomness,
@@ -126,9 +128,15 @@ class Fit:
 
 
 def make_optimizer(module: nn.Module, config: OptimConfig, device: torch.device) -> torch.optim.Optimizer:
-    """SGD or AdamW over everything trainable, by the fused kernels where there are any."""
+    """SGD or AdamW over everything trainable, by the fused kernels where there are any: complex numbers have none.
+
+    Raises:
+        InputError: there is nothing to train.
+    """
     parameters = [p for p in module.parameters() if p.requires_grad]
-    fused = device.type in ("cuda", "cpu")
+    if not parameters:
+        raise InputError("the student has no parameter that requires a gradient, so there is nothing to train")
+    fused = device.type in ("cuda", "cpu") and all(p.is_floating_point() for p in parameters)
     if config.name == "adamw":
         return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
     return torch.optim.SGD(
@@ -146,7 +154,8 @@ class Trainer:
 
     Args:
         distiller: `distiller(batch)` -> dict with "loss", "loss/NAME" (means over the batch) and "sum/NAME" (counts);
-            it has `.student` and `.objective`.
+            it has `.student` and `.objective`. Its `.watched`, where it has one, holds "watch/NAME": a scalar
+            that is not finite if an output of that model is not.
         batches: this process's share of every global batch.
         validate: evaluates a student module -> metrics, among them the watched one.
         optim: optimiser, schedule, clipping.
@@ -171,6 +180,12 @@ class Trainer:
         if len(batches) == 0:
             raise InputError("the training data gives no batch; lower data.batch_size")
         self.batches, self.validate = batches, validate
+        lengths = gather_object([len(batches)]) if placement.accelerator.num_processes > 1 else []
+        if len(set(lengths)) > 1:
+            raise InputError(
+                f"the processes have {', '.join(map(str, lengths))} batches an epoch and must have equally many; give "
+                "a sampler that shares the images equally (DistributedSampler), or leave the rest out (drop_last)"
+            )
         self.optim, self.config = optim, train
         self.placement, self.accelerator = placement, placement.accelerator
         self.metric, self.record = metric, record or Record()
@@ -179,7 +194,7 @@ class Trainer:
 
         self.steps_per_epoch = math.ceil(len(batches) / train.accumulate)
         self.epoch = self.batch = self.step = 0
-        self.tally = Tally(self.accelerator)
+        self.tally, self.watch = Tally(self.accelerator), Watch()
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] = {"epoch": 0, "value": -math.inf}
         self.best_state: dict[str, Tensor] = {}
@@ -191,17 +206,15 @@ class Trainer:
     def _place(self, distiller: nn.Module) -> None:
         """The modules on their device, the optimiser over them, and what averages, compiles or distributes them."""
         train, device = self.config, self.placement.device
-        distiller.to(device)
+        self._plain = distiller.to(device)
         self.student: nn.Module = self.placement.module(distiller.get_submodule("student"))
         self.objective: Any = distiller.get_submodule("objective")
         if train.sync_batchnorm and self.accelerator.num_processes > 1 and device.type == "cuda":
             self.student = nn.SyncBatchNorm.convert_sync_batchnorm(self.student)
             distiller.student = self.student
-        self.ema = None
-        if train.ema > 0:
-            self.ema = AveragedModel(self.student, multi_avg_fn=get_ema_multi_avg_fn(train.ema), use_buffers=True)
-            self.ema.requires_grad_(False)
-        if train.compile:
+        plain: nn.Module = getattr(self.student, "_orig_mod", self.student)  # of one that came compiled
+        self.ema = MovingAverage(plain, train.ema) if train.ema > 0 else None
+        if train.compile and plain is self.student:
             self.student.compile()
         optimizer = make_optimizer(distiller, self.optim, device)
         self.distiller, self.optimizer = self.accelerator.prepare(distiller, optimizer)
@@ -245,6 +258,7 @@ class Trainer:
                 result = self.distiller(batch)
                 self.accelerator.backward(result["loss"] / size)
             self.tally.add(result, len(batch))
+            self.watch.add({**result, **getattr(self._plain, "watched", {})}, self.batch)
             self.batch += 1
             if closes:
                 if self.optim.clip_norm is not None:
@@ -274,6 +288,7 @@ class Trainer:
         self._keep_best(metrics[self.metric.name], epoch)
         self.epoch, self.batch, self.epoch_seconds = epoch, 0, 0.0
         self.tally.clear()
+        self.watch.clear()
         if self.out is not None:
             self.save()
             if self.accelerator.is_main_process:
@@ -334,9 +349,30 @@ class Trainer:
         if self._agree(not all(math.isfinite(value) for value in means.values())):
             shown = ", ".join(f"{key.removeprefix('loss/')} {value:.4g}" for key, value in means.items())
             raise TrainingStopped(
-                f"the loss is not finite in epoch {self.epoch + 1} (by step {self.step}; means so far: {shown}); lower "
-                f"optim.lr (now {self.optim.lr:g}), the weight of a term, or optim.clip_norm"
+                f"the loss is not finite in epoch {self.epoch + 1} (by step {self.step}; means so far: {shown})"
+                f"{self._cause()}"
             )
+
+    def _cause(self) -> str:
+        """The first batch, of any process, that was not finite, and why."""
+        lower = f"lower optim.lr (now {self.optim.lr:g}), the weight of a term, or optim.clip_norm"
+        own = self.watch.first()
+        found = (NEVER, f"; {lower}")
+        if own is not None:
+            number, names = own
+            fresh = self.epoch == 0 and number < self.config.accumulate
+            cause = cause_of(self._again(number), names, fresh=fresh, lower=lower)
+            found = (number, f", first in batch {number + 1} of {len(self.batches)}: {cause}")
+        if self.accelerator.num_processes > 1:
+            found = min(gather_object([found]))
+        return found[1]
+
+    def _again(self, number: int) -> Batch | None:
+        """A batch of this epoch once more; None where its loader cannot give it."""
+        try:
+            return next(self.batches.epoch(self.epoch, start=number)).to(self.placement)
+        except Exception:  # the loss is to be explained, not a user's loader
+            return None
 
     def _parameters(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]

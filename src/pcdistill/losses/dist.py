@@ -17,10 +17,12 @@ def cosine_distance(a: Tensor, b: Tensor, *, eps: float) -> Tensor:
     """1 - a.b / (|a| |b| + eps) for each row, [R, K] and [R, K] -> [R].
 
     Written with |a/|a| - b/|b||^2 / 2, which does not cancel as b comes close to a. A row of zeros is at distance 1
-    from everything and gets no gradient: it has no direction that could be turned.
+    from everything and gets no gradient: it has no direction that could be turned. So is a row so short that the
+    square of its length has no normal number: its gradient would pass through 1 / |a|^2, which is infinite.
     """
     size_a, size_b = (torch.linalg.vector_norm(x, dim=1) for x in (a, b))
-    unit_a, unit_b = (x / s.masked_fill(s == 0, 1.0)[:, None] for x, s in ((a, size_a), (b, size_b)))
+    least = torch.finfo(a.dtype).tiny ** 0.5
+    unit_a, unit_b = (x / s.masked_fill(s < least, 1.0)[:, None] for x, s in ((a, size_a), (b, size_b)))
     product = size_a * size_b
     distance: Tensor = (product * (unit_a - unit_b).square().sum(dim=1) / 2 + eps) / (product + eps)
     return distance

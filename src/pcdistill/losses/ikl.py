@@ -18,6 +18,7 @@ from pcdistill.losses._common import (
     upcast,
 )
 from pcdistill.losses.base import LogitLoss, Needs
+from pcdistill.ops.segments import transformed
 
 __all__ = ["IKLLoss", "ikl_loss"]
 
@@ -164,6 +165,11 @@ class IKLLoss(LogitLoss):
             raise ValueError(f"logits must have the {c} columns of num_classes, got {shape(teacher_logits)}")
         own = (upcast(teacher_logits) / self.weight_temperature).softmax(dim=1).to(means.dtype)
         if self.training:
+            if transformed():
+                raise ValueError(
+                    "ikl takes every batch into its class means, which a transform of torch.func must not change; call "
+                    "eval() first, or give ikl_loss the weights"
+                )
             # The last column counts, so that one exchange between processes is enough.
             rows = torch.cat([own, torch.ones_like(own[:, :1])], dim=1)
             sums = _over_processes(rows.new_zeros(c, c + 1).index_add_(0, target, rows))

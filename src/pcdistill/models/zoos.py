@@ -222,6 +222,8 @@ def _build_hf(request: Request) -> Built:
             )
         with _build_errors(full_name):
             model = auto.from_pretrained(request.name, ignore_mismatched_sizes=True, **{**kwargs, **request.kwargs})
+        if not {"dtype", "torch_dtype"} & request.kwargs.keys():
+            model = model.float()  # a file in half precision is read as such, and is too coarse to be trained
         if resized and not _takes(model, channels, request.image_size):
             needs = f"needs image_size {size}, got {request.image_size}"
             raise InputError(f"{full_name} with pretrained weights {needs}")

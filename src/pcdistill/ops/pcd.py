@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pcdistill.ops import pcd_triton
 from pcdistill.ops.pcd_eager import Options, loss_and_gradient, pcd_eager
+from pcdistill.ops.segments import transformed
 
 Backend = Literal["auto", "eager", "triton"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
@@ -35,7 +36,8 @@ def pcd(
     """Sum over the groups of all stages of lambda * KL(p || q) * T^2, [N], for logits [N, C] of one dtype.
 
     Where a gradient is wanted it is computed with the loss, and kept for the backward pass. If that pass is itself to
-    be differentiated, it computes the loss again, by :func:`pcd_eager`.
+    be differentiated, it computes the loss again, by :func:`pcd_eager`. The transforms of torch.func (grad, vmap, jvp)
+    go through :func:`pcd_eager` too, whatever the backend: they see plain operations alone.
 
     Args:
         student: z_s, [N, C] float32 or float64.
@@ -54,7 +56,8 @@ def pcd(
     options = Options(temperature, ranking, weighting, detach_weight)
     name = choose_backend(backend, student)
     wanted = torch.is_grad_enabled() and student.requires_grad
-    if name == "eager" and (torch.compiler.is_compiling() or not wanted):
+    plain = name == "eager" and (torch.compiler.is_compiling() or not wanted)
+    if plain or transformed():
         return pcd_eager(student, teacher.detach(), stage_sizes, options)
     kernel = pcd_triton.loss_and_gradient if name == "triton" else loss_and_gradient
     loss: Tensor = _LossAndGradient.apply(student, teacher.detach(), stage_sizes, options, kernel)

@@ -25,6 +25,11 @@ def remember(function: Callable[[*A], R]) -> Callable[[*A], R]:
     return wrapper
 
 
+def transformed() -> bool:
+    """Whether a transform of torch.func (grad, vmap, jvp, ...) is at work, or forward-mode differentiation."""
+    return bool(torch._C._are_functorch_transforms_active()) or torch.autograd.forward_ad._current_level >= 0
+
+
 @dataclass(frozen=True, order=True)
 class Group:
     """Ranks start to stop - 1 of every sample form one group, whose loss is summed `count` times."""

@@ -48,7 +48,7 @@ def build_hub_detector(
         if pretrained:
             inner = transformers.AutoModelForObjectDetection.from_pretrained(
                 name, config=config, ignore_mismatched_sizes=True
-            )
+            ).float()  # a file in half precision is read as such, and is too coarse to be trained
         else:
             inner = transformers.AutoModelForObjectDetection.from_config(config)
     facts = {} if is_kind(name) else _processor_facts(name)

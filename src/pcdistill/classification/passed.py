@@ -1,0 +1,92 @@
+"""Classifiers that a user passes in: classes from outputs, and tries on a few samples before the first step."""
+
+from collections.abc import Sized
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pcdistill.classification.distiller import ClassificationDistiller
+from pcdistill.data.loader import Batch, labelled_rows
+from pcdistill.distillation.passed import what_failed
+from pcdistill.distillation.teacher import logits_of
+from pcdistill.distillation.unused import as_it_is
+from pcdistill.engine.modes import evaluating
+from pcdistill.engine.placement import Placement
+from pcdistill.errors import InputError, PcdistillError
+from pcdistill.models.feature_maps import unwrap
+
+TRIED = 4  # samples of each view in the pass before training
+
+
+def count_classes(student: nn.Module, images: Tensor) -> int:
+    """C, from the student's logits of some images [N, ...].
+
+    A lazy module is made here. One that came compiled is asked without its compilation, so that hooks can be set.
+
+    Raises:
+        InputError: the student cannot run on the images, or gives no logits [N, C].
+    """
+    try:
+        with evaluating(student), torch.no_grad():
+            logits = logits_of(unwrap(student)(images))
+    except PcdistillError:
+        raise
+    except Exception as error:  # a user's module may raise anything
+        raise InputError(
+            f"the student cannot run on images {list(images.shape)} of the loader ({what_failed(error)})"
+            f"{channels_hint(images)}"
+        ) from error
+    if logits.ndim != 2 or len(logits) != len(images) or not logits.is_floating_point() or logits.shape[1] < 2:
+        kind = str(logits.dtype).removeprefix("torch.")
+        raise InputError(
+            f"the student must give logits [N, C], C >= 2, and gives {kind} {list(logits.shape)} for {len(images)} "
+            "images"
+        )
+    if not bool(logits.isfinite().all()):
+        raise InputError("the student's logits are NaN or infinite before training; check its weights")
+    return int(logits.shape[1])
+
+
+def channels_hint(images: Tensor) -> str:
+    """What to do with images that have their channels last; "" for any other."""
+    if images.ndim == 4 and images.shape[-1] in (1, 3, 4) and images.shape[1] not in (1, 3, 4):
+        return "; they look like [N, H, W, C]: use images.permute(0, 3, 1, 2)"
+    return ""
+
+
+def takes_one(distiller: ClassificationDistiller, batch: Batch, views: int, placement: Placement) -> bool:
+    """Whether a step can be made on one sample: batch normalisation of vectors cannot."""
+    one = few_of(batch, views, 1).to(placement)
+    try:
+        with as_it_is(distiller), torch.no_grad(), placement.accelerator.autocast():
+            distiller.train()
+            distiller.student(one.images)
+    except ValueError:
+        return False
+    return True
+
+
+def few_of(batch: Batch, views: int, count: int) -> Batch:
+    """The first samples of a batch, in each view."""
+    size = len(batch) // views
+    rows = torch.cat([torch.arange(min(count, size)) + view * size for view in range(views)])
+    target = batch.target[rows]
+    return Batch(batch.images[rows], target, labelled=labelled_rows(target))
+
+
+def last_size(loader: Any) -> int | None:
+    """Samples in the last batch of an epoch of a DataLoader, or a list of batches; None where it cannot be told."""
+    if isinstance(loader, list | tuple):
+        last = loader[-1].values() if isinstance(loader[-1], dict) else loader[-1]
+        sizes = {len(part) for part in last if isinstance(part, Tensor) and part.ndim > 0}
+        return sizes.pop() if len(sizes) == 1 else None
+    size, dataset = getattr(loader, "batch_size", None), getattr(loader, "dataset", None)
+    sampler: Any = getattr(loader, "sampler", None)
+    if not isinstance(size, int) or getattr(loader, "drop_last", False) or not isinstance(dataset, Sized):
+        return None
+    try:
+        count = len(sampler if isinstance(sampler, Sized) else dataset)
+    except TypeError:
+        return None
+    return count % size or size
