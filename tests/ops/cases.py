@@ -145,3 +145,15 @@ INTERPRETED = [
     Case("usual", 1, 50, (7,)),
     Case("usual", 1, 300, stages(3), 4.0, {}, torch.float16),
 ]
+
+# Every pass over tiles of 16 or 32 classes.
+TILED = [
+    *(Case(kind, 2, 35, (3, 1), 4.0) for kind in KINDS),
+    *(Case(kind, 1, 70, stages(2), 1.0) for kind in KINDS),
+    *(Case("usual", 2, 20, stages(3), 2.0, options) for options in OPTIONS[1:]),
+    Case("spread", 1, 45, (5, 1), 0.5, {"weighting": False}),
+    Case("close", 1, 130, (4,), 1.0, {"weighting": False}),
+    Case("usual", 2, 32, (7,)),
+    Case("usual", 1, 300, stages(3), 4.0, {}, torch.float16),
+    Case("huge", 2, 60, stages(2), 1.0, {}, torch.bfloat16),
+]
