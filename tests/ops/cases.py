@@ -94,14 +94,15 @@ def expected(
     return loss.detach(), torch.empty_like(gradient).scatter_(1, index, gradient)
 
 
-def check(backend: str, case: Case, seed: int = 0) -> None:
+def check(backend: str, case: Case, seed: int = 0, device: str = "cpu") -> None:
     """Raise AssertionError unless value and gradient lie within the error that is allowed against float64."""
     compute = torch.promote_types(case.dtype, torch.float32)
     student, teacher = (x.to(case.dtype).to(compute) for x in logits(case.kind, case.n, case.c, seed))
     options = DEFAULTS | case.options
     value, gradient = expected(student, teacher, case.sizes, case.temperature, options)
     student.requires_grad_()
-    loss = pcd(student, teacher, case.sizes, temperature=case.temperature, **options, backend=backend)
+    there = student.to(device), teacher.to(device)
+    loss = pcd(*there, case.sizes, temperature=case.temperature, **options, backend=backend).cpu()
     upstream = torch.linspace(0.5, 2.0, case.n, dtype=compute)
     (actual,) = torch.autograd.grad(loss, student, upstream)
     assert loss.dtype == actual.dtype == compute

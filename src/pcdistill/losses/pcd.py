@@ -5,7 +5,6 @@ Source: Li, Li, Zhang, Xu, "Progressive Class-level Distillation", arXiv 2505.24
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from pcdistill.losses._common import (
