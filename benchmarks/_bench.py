@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -35,6 +36,8 @@ def machine(device: str) -> dict[str, Any]:
 
 def commit() -> str:
     """The commit of this checkout, with "-dirty" behind it where files differ."""
+    if shutil.which("git") is None:
+        return "unknown"
     found = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
         capture_output=True,

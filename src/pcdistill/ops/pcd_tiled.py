@@ -41,7 +41,7 @@ class Plan(NamedTuple):
 
 def plan(classes: int) -> Plan:
     """The sizes that suit a card."""
-    return Plan(select=4096, tile=2048, sample=4096, kept=classes // 8)
+    return Plan(select=2048, tile=2048, sample=4096, kept=classes // 8)
 
 
 class Cuts(NamedTuple):
@@ -168,7 +168,7 @@ def _thresholds(student: Tensor, teacher: Tensor, edges: Tensor, ranking: bool) 
             TILE=sizes.select,
             BOUNDARIES=BOUNDARIES,
             INDEX_BITS=INDEX_BITS,
-            num_warps=8,
+            num_warps=16,
         )
     return thresholds
 
