@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -35,6 +36,8 @@ def machine(device: str) -> dict[str, Any]:
 
 def commit() -> str:
     """The commit of this checkout, with "-dirty" behind it where files differ."""
+    if shutil.which("git") is None:
+        return "unknown"
     found = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
         capture_output=True,
@@ -60,13 +63,24 @@ def show(row: dict[str, Any]) -> None:
 
 def report(rows: list[dict[str, Any]], info: dict[str, Any], command: str, out: Path | None) -> None:
     """Print the rows as a table under the command and the machine; save them as JSON, and as Markdown beside it."""
-    page = f"`{command}`\n\n" + ", ".join(f"{key} {value}" for key, value in info.items()) + f"\n\n{table(rows)}\n"
-    print(page)
+    print(_page(rows, info, command, None))
     if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"command": command, "machine": info, "rows": rows}, indent=1, allow_nan=False)
-        out.write_text(text + "\n")
-        out.with_suffix(".md").write_text(page)
+        save(rows, info, command, out)
+
+
+def save(rows: list[dict[str, Any]], info: dict[str, Any], command: str, out: Path, by: str | None = None) -> None:
+    """Rows as JSON, and as Markdown beside it: one table, or one for each value of the column `by`."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"command": command, "machine": info, "rows": rows}, indent=1, allow_nan=False)
+    out.write_text(text + "\n")
+    out.with_suffix(".md").write_text(_page(rows, info, command, by))
+
+
+def _page(rows: list[dict[str, Any]], info: dict[str, Any], command: str, by: str | None) -> str:
+    kinds = dict.fromkeys(row[by] for row in rows) if by else [None]
+    tables = [table([row for row in rows if by is None or row[by] == kind]) for kind in kinds]
+    machine_line = ", ".join(f"{key} {value}" for key, value in info.items())
+    return "\n\n".join([f"`{command}`", machine_line, *tables]) + "\n"
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -94,14 +94,15 @@ def expected(
     return loss.detach(), torch.empty_like(gradient).scatter_(1, index, gradient)
 
 
-def check(backend: str, case: Case, seed: int = 0) -> None:
+def check(backend: str, case: Case, seed: int = 0, device: str = "cpu") -> None:
     """Raise AssertionError unless value and gradient lie within the error that is allowed against float64."""
     compute = torch.promote_types(case.dtype, torch.float32)
     student, teacher = (x.to(case.dtype).to(compute) for x in logits(case.kind, case.n, case.c, seed))
     options = DEFAULTS | case.options
     value, gradient = expected(student, teacher, case.sizes, case.temperature, options)
     student.requires_grad_()
-    loss = pcd(student, teacher, case.sizes, temperature=case.temperature, **options, backend=backend)
+    there = student.to(device), teacher.to(device)
+    loss = pcd(*there, case.sizes, temperature=case.temperature, **options, backend=backend).cpu()
     upstream = torch.linspace(0.5, 2.0, case.n, dtype=compute)
     (actual,) = torch.autograd.grad(loss, student, upstream)
     assert loss.dtype == actual.dtype == compute
@@ -144,4 +145,16 @@ INTERPRETED = [
     Case("ties", 2, 12, stages(6)),
     Case("usual", 1, 50, (7,)),
     Case("usual", 1, 300, stages(3), 4.0, {}, torch.float16),
+]
+
+# Every pass over tiles of 16 or 32 classes.
+TILED = [
+    *(Case(kind, 2, 35, (3, 1), 4.0) for kind in KINDS),
+    *(Case(kind, 1, 70, stages(2), 1.0) for kind in KINDS),
+    *(Case("usual", 2, 20, stages(3), 2.0, options) for options in OPTIONS[1:]),
+    Case("spread", 1, 45, (5, 1), 0.5, {"weighting": False}),
+    Case("close", 1, 130, (4,), 1.0, {"weighting": False}),
+    Case("usual", 2, 32, (7,)),
+    Case("usual", 1, 300, stages(3), 4.0, {}, torch.float16),
+    Case("huge", 2, 60, stages(2), 1.0, {}, torch.bfloat16),
 ]

@@ -5,7 +5,6 @@ Source: Li, Li, Zhang, Xu, "Progressive Class-level Distillation", arXiv 2505.24
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from pcdistill.losses._common import (
@@ -69,13 +68,12 @@ def _distil(
     """PCD over the stages with these numbers of groups; all arguments but the logits are checked already."""
     check_logits(student_logits, teacher_logits)
     check_stages(max(sizes), student_logits.shape[1])
-    student, teacher = upcast(student_logits), upcast(teacher_logits.detach())
+    student, teacher = student_logits, teacher_logits.detach()
     if standardize:
-        student, teacher = standardize_logits(student), standardize_logits(teacher)
-    dtype = torch.promote_types(student.dtype, teacher.dtype)
+        student, teacher = standardize_logits(upcast(student)), standardize_logits(upcast(teacher))
     per_sample = pcd(
-        student.to(dtype),
-        teacher.to(dtype),
+        student,
+        teacher,
         tuple(sizes),
         temperature=temperature,
         ranking=ranking,
@@ -131,7 +129,7 @@ def pcd_loss(
             clip gradients or lower the weight. "groups" divides by the number of groups summed, so that the step
             hardly depends on S; at equal weight it distils S (S + 1) times less than the plain sum.
         reduction: "mean" over samples, "sum", or "none".
-        backend: which program computes it; the numbers agree to rounding. "triton" is one kernel for float32 on CUDA,
+        backend: which program computes it; the numbers agree to rounding. "triton" is kernels for CUDA,
             "eager" runs on any device; "auto" takes the first where it can. Both keep the gradient for the backward
             pass, and either may be differentiated twice.
 

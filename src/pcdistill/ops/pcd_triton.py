@@ -1,67 +1,90 @@
 """PCD on CUDA in one Triton kernel: a program holds a row in registers, so each logit matrix is read once in all.
 
-Where Triton or CUDA is missing this module still imports, and says so when its kernel is called.
+Rows of more classes than registers hold go through `pcd_tiled`. Where Triton or CUDA is missing this module still
+imports, and says so when its kernel is called.
 """
 
-from contextlib import nullcontext
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from pcdistill.ops.pcd_eager import Options
-from pcdistill.ops.segments import refinement, remember, summed_groups
 
 try:
     import triton
     import triton.language as tl
 except ImportError:
     triton = None
+else:
+    from pcdistill.ops import pcd_tiled
 
-MAX_CLASSES = 16384  # a row of both logits and of the gradient still fits into the registers of 16 warps
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of logits; the arithmetic is float32
+MOST_HELD = 4096  # classes: both logits and the gradient of a row still fit into a program's registers
+MAX_CLASSES = 1 << 20  # a class is 20 bits of its key
 TILE = 4  # boundaries searched for at a time
 
 
-def check_available(student: Tensor) -> None:
+def check_available(student: Tensor, teacher: Tensor) -> None:
     """Raise unless the kernel can run on these logits, on CUDA or in Triton's interpreter."""
     if triton is None:
         raise ValueError('backend "triton" needs the package triton, which is not installed; use backend="auto"')
     if student.device.type != "cuda" and not INTERPRETED:
         raise ValueError(f'backend "triton" needs logits on a CUDA device, got {student.device}; use backend="auto"')
-    if student.dtype != torch.float32:
-        raise ValueError(f'backend "triton" computes in float32, got {student.dtype} logits; use backend="auto"')
+    if student.dtype not in DTYPES or teacher.dtype not in DTYPES:
+        raise ValueError(
+            f'backend "triton" computes in float32, got {student.dtype} and {teacher.dtype} logits; use backend="auto"'
+        )
     if student.shape[1] > MAX_CLASSES:
         raise ValueError(
             f'backend "triton" takes at most {MAX_CLASSES} classes, got {student.shape[1]}; use backend="auto"'
         )
 
 
-def preferred(student: Tensor) -> bool:
-    """Whether "auto" means this kernel: on CUDA, if the logits suit it."""
+def preferred(student: Tensor, teacher: Tensor) -> bool:
+    """Whether "auto" means these kernels: on CUDA, if the logits suit them."""
     return (
         triton is not None
         and not INTERPRETED
         and student.device.type == "cuda"
-        and student.dtype == torch.float32
+        and student.dtype in DTYPES
+        and teacher.dtype in DTYPES
         and student.shape[1] <= MAX_CLASSES
         and not torch.compiler.is_compiling()
     )
 
 
-def loss_and_gradient(
+def loss_and_slope(
+    student: Tensor, teacher: Tensor, stage_sizes: tuple[int, ...], options: Options
+) -> tuple[Tensor, tuple[Tensor, ...], Callable[..., Tensor]]:
+    """Loss [N] float32 of logits [N, C] of any of the dtypes, and its slope.
+
+    Returns:
+        the loss; tensors to keep for the backward pass, which may be the logits themselves; a function of them and of
+        the loss's gradient [N], which gives the student's gradient [N, C] in the student's dtype.
+    """
+    student, teacher = student.contiguous(), teacher.contiguous()
+    n, classes = student.shape
+    if n == 0:
+        return student.new_empty(0, dtype=torch.float32), (student,), lambda student, _: torch.empty_like(student)
+    if classes > MOST_HELD:
+        loss, *kept = pcd_tiled.loss_and_coefficients(student, teacher, stage_sizes, options)
+        return loss, (student, teacher, *kept), lambda *tensors: pcd_tiled.slope(*tensors, options)
+    loss, gradient = _in_registers(student, teacher, stage_sizes, options)
+    dtype = student.dtype
+    return loss, (gradient,), lambda gradient, upstream: (gradient * upstream.unsqueeze(1)).to(dtype)
+
+
+def _in_registers(
     student: Tensor, teacher: Tensor, stage_sizes: tuple[int, ...], options: Options
 ) -> tuple[Tensor, Tensor]:
     """Loss [N] and its gradient with respect to the student's logits [N, C], both float32."""
-    student, teacher = student.contiguous(), teacher.contiguous()
     n, classes = student.shape
-    edges, spans = _tables(classes, stage_sizes, student.device)
-    loss = student.new_empty(n)
-    gradient = torch.empty_like(student)
-    if n == 0:
-        return loss, gradient
+    edges, spans = pcd_tiled.cuts(classes, stage_sizes, student.device)
+    loss = torch.empty(n, dtype=torch.float32, device=student.device)
+    gradient = torch.empty((n, classes), dtype=torch.float32, device=student.device)
     block = triton.next_power_of_2(classes)
-    guard: Any = torch.cuda.device(student.device) if student.is_cuda else nullcontext()
-    with guard:
+    with pcd_tiled.on_device(student):
         _kernel[(n,)](
             student,
             teacher,
@@ -79,20 +102,9 @@ def loss_and_gradient(
             INDEX_BITS=block.bit_length() - 1,
             BOUNDARIES=len(edges),
             TILE=TILE,
-            num_warps=4 if block <= 1024 else 8 if block <= 4096 else 16,
+            num_warps=4 if block <= 1024 else 8,
         )
     return loss, gradient
-
-
-@remember
-def _tables(classes: int, stage_sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Inner boundaries of the segments, in ranks; and of every group its first segment, the one after it, its count."""
-    groups = summed_groups(classes, stage_sizes)
-    edges = refinement(groups)
-    segment = {edge: i for i, edge in enumerate(edges)}
-    spans = [(segment[group.start], segment[group.stop], group.count) for group in groups]
-    inner, rows = (torch.tensor(values, dtype=torch.int32, device=device) for values in (edges[1:-1], spans))
-    return inner, rows
 
 
 if triton is not None:
@@ -119,8 +131,8 @@ if triton is not None:
         row = tl.program_id(0).to(tl.int64)
         index = tl.arange(0, BLOCK)
         inside = index < classes
-        s = tl.load(student + row * classes + index, mask=inside, other=0.0)
-        t = tl.load(teacher + row * classes + index, mask=inside, other=0.0)
+        s = tl.load(student + row * classes + index, mask=inside, other=0.0).to(tl.float32)
+        t = tl.load(teacher + row * classes + index, mask=inside, other=0.0).to(tl.float32)
 
         # The segment of a class is the number of boundaries that it ranks below.
         segment = tl.zeros([BLOCK], tl.int32)
