@@ -95,8 +95,9 @@ class Distiller(nn.Module):
         self._shared = {
             f"objective.{name}": own[id(tensor)] for name, tensor in _tensors(self.objective) if id(tensor) in own
         }
-        self.register_state_dict_post_hook(_leave_shared_out)
-        self.register_load_state_dict_pre_hook(_put_shared_in)
+        module: nn.Module = self
+        module.register_state_dict_post_hook(_leave_shared_out)
+        module.register_load_state_dict_pre_hook(_put_shared_in)
 
     @property
     def teacher(self) -> Teacher:
@@ -128,6 +129,8 @@ class Distiller(nn.Module):
             )
         if _device(hidden.teacher) != _device(self.student):
             hidden.teacher.to(_device(self.student))
+        student: Any
+        teacher: Any
         if hidden.tapped is not None:
             index = found.index if self.objective.needs_index else None
             student = hidden.tapped.run_student(found.inputs, index)
@@ -161,9 +164,10 @@ class Distiller(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Distiller":
         """The teacher goes along with `to`, `cuda`, `bfloat16` and their kind."""
-        self._hidden.teacher._apply(fn, recurse)
-        applied: Distiller = super()._apply(fn, recurse)
-        return applied
+        parts: tuple[Any, Any] = self._hidden.teacher, super()
+        for part in parts:
+            part._apply(fn, recurse)
+        return self
 
     def _alone(self, batch: "Inputs") -> dict[str, Tensor]:
         """The student's logits and the labels' loss, as any classifier's evaluation has them."""
