@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pcdistill.api import Distilled as Distilled
     from pcdistill.api import distill as distill
+    from pcdistill.classification.own_trainer import Distiller as Distiller
     from pcdistill.commands.push import load_student as load_student
+    from pcdistill.distillation.teacher import Teacher as Teacher
     from pcdistill.errors import InputError as InputError
     from pcdistill.errors import PcdistillError as PcdistillError
     from pcdistill.errors import TrainingStopped as TrainingStopped
@@ -22,12 +24,23 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "distill": "pcdistill.api",
     "Distilled": "pcdistill.api",
+    "Distiller": "pcdistill.classification.own_trainer",
+    "Teacher": "pcdistill.distillation.teacher",
     "load_student": "pcdistill.commands.push",
     "InputError": "pcdistill.errors",
     "PcdistillError": "pcdistill.errors",
     "TrainingStopped": "pcdistill.errors",
 }
-__all__ = ["Distilled", "InputError", "PcdistillError", "TrainingStopped", "distill", "load_student"]
+__all__ = [
+    "Distilled",
+    "Distiller",
+    "InputError",
+    "PcdistillError",
+    "Teacher",
+    "TrainingStopped",
+    "distill",
+    "load_student",
+]
 
 
 def __getattr__(name: str) -> Any:

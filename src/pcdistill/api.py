@@ -17,6 +17,7 @@ from pcdistill.commands.tasks import passed_detection
 from pcdistill.data.contents import loader_contents
 from pcdistill.data.passed import RAW, LoaderBatches
 from pcdistill.data.sharing import Share
+from pcdistill.data.streaming import with_lengths
 from pcdistill.distillation.passed import check_modules, try_step
 from pcdistill.distillation.teacher import Teacher
 from pcdistill.engine.console import Console
@@ -144,6 +145,7 @@ def distill(
     method: str | None = None,
     losses: Sequence[Mapping[str, Any]] | None = None,
     epochs: int = 30,
+    steps_per_epoch: int | None = None,
     lr: float = 0.05,
     optim: Mapping[str, Any] | None = None,
     train_options: Mapping[str, Any] | None = None,
@@ -181,6 +183,8 @@ def distill(
         losses: terms in the recipe's form, in place of the method's own, e.g.
             [{"method": "ce"}, {"method": "pcd", "strength": 4, "stages": 5}].
         epochs: length of the training.
+        steps_per_epoch: batches of an epoch, for training data that are streamed and have no length: see
+            :class:`pcdistill.data.streaming.Stepped`. Held-out loaders without a length are counted in one pass.
         lr: base learning rate.
         optim: further keys of the recipe's `optim`, e.g. {"name": "adamw", "weight_decay": 0.05}.
         train_options: further keys of the recipe's `train`, e.g. {"precision": "bfloat16", "ema": 0.999}.
@@ -216,6 +220,7 @@ def distill(
         )
     if task != "detection" and (classes or teacher_classes or detection):
         raise InputError('classes, teacher_classes and detection are for detectors; give task="detection"')
+    train, val, test = with_lengths(train, val, test, steps_per_epoch)
     default = load_recipe("detection" if task == "detection" else "default").to_dict()
     tree: dict[str, Any] = {
         "task": task,

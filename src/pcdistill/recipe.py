@@ -149,7 +149,7 @@ class TrainConfig:
     sync_batchnorm: bool = True
     checkpoint_seconds: NotNegative = 60.0
     device: str = "auto"
-    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from pcdistill import cli
 
@@ -49,3 +50,20 @@ def test_two_processes_give_the_curve_of_one(extra, tmp_path):
         for key in ("train/loss", "train/ce", "train/pcd", "val/loss"):
             assert b[key] == pytest.approx(a[key], rel=1e-4, abs=1e-4), (a["epoch"], key)
         assert b["val/top1"] == pytest.approx(a["val/top1"], abs=0.6)  # one of 180 images may sit on the boundary
+
+
+@pytest.mark.slow
+def test_accelerate_launch_without_gpus_says_that_it_started_one_process(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("with GPUs it starts as many as it is asked for")
+    argv = [
+        *(sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "-m", "pcdistill.cli"),
+        *("train", "--data", "digits", "--limit", "64", "--epochs", "1", "--device", "cpu", "--quiet"),
+        *("--out", str(tmp_path / "run")),
+    ]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    text = " ".join((done.stdout + done.stderr).split())
+    assert "accelerate launch was given several processes and started one" in text
+    assert "torchrun --nproc_per_node N -m pcdistill" in text

@@ -1,7 +1,7 @@
 """Feature terms in a run: taps on both models, what the losses are built from, and the student's new head (SimKD)."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -29,12 +29,14 @@ class Tapped:
         run_student: images [N, C, H, W] and positions in the data set [N] -> the student's Features.
         run_teacher: images -> the teacher's Features, its logits in the order of the data's classes.
         context: what feature losses are built from.
+        taps: the student's and the teacher's.
     """
 
     student: nn.Module
     run_student: Callable[..., Features]
     run_teacher: Callable[[Tensor], Features]
     context: dict[str, Any]
+    taps: tuple[Taps, ...]
 
     def adopt(self, objective: Objective) -> None:
         """Let the term that learns the new head's projector and the head share it."""
@@ -42,6 +44,11 @@ class Tapped:
             for term in objective.terms:
                 if term.needs.new_head:
                     cast(GivesHead, term.loss).use_head(self.student.head)
+
+    def remove(self) -> None:
+        """Take the hooks out of both models."""
+        for taps in self.taps:
+            taps.remove()
 
 
 def tap(recipe: Recipe, student: nn.Module, teacher: Teacher, data: Any) -> Tapped:
@@ -59,7 +66,8 @@ def tap(recipe: Recipe, student: nn.Module, teacher: Teacher, data: Any) -> Tapp
     device = next(student.parameters()).device
     teacher.to(device)
     student_taps = Taps(student, recipe.student.features)
-    run_teacher = _run_teacher(teacher, recipe.teacher.features if recipe.teacher is not None else None)
+    teacher_taps = Taps(teacher.model, recipe.teacher.features if recipe.teacher is not None else None)
+    run_teacher = _run_teacher(teacher, teacher_taps)
     batch = next(iter(data.train.epoch(0)))
     images = batch.images[:4].to(device)
     needs = [term_needs(term, f"losses.{i}") for i, term in enumerate(recipe.losses)]
@@ -75,17 +83,16 @@ def tap(recipe: Recipe, student: nn.Module, teacher: Teacher, data: Any) -> Tapp
     }
     headed = [i for i, need in enumerate(needs) if need.new_head]
     if not headed:
-        return Tapped(student, student_taps.run, run_teacher, context)
+        return Tapped(student, student_taps.run, run_teacher, context, (student_taps, teacher_taps))
     term = recipe.losses[headed[0]]
     loss = cast(GivesHead, build_loss(term.method, term.options, where=f"losses.{headed[0]}", context=context))
-    student, run_student = _with_new_head(student, student_taps, loss)
+    student, own_taps, run_student = _with_new_head(student, student_taps, loss)
     context["student"] = _look(run_student, student, images, index)
-    return Tapped(student, run_student, run_teacher, context)
+    return Tapped(student, run_student, run_teacher, context, (own_taps, teacher_taps))
 
 
-def _run_teacher(teacher: Teacher, names: Sequence[str] | None) -> Callable[[Tensor], Features]:
+def _run_teacher(teacher: Teacher, taps: Taps) -> Callable[[Tensor], Features]:
     """images -> the teacher's Features, its outputs in the order of the data's classes."""
-    taps = Taps(teacher.model, names)
 
     def run(images: Tensor) -> Features:
         with torch.no_grad():
@@ -116,8 +123,8 @@ def _look(run: Callable[..., Features], model: nn.Module, images: Tensor, index:
         return run(images, index)
 
 
-def _with_new_head(student: nn.Module, taps: Taps, loss: GivesHead) -> tuple[nn.Module, Callable[..., Features]]:
-    """The student with the head that a loss gives it, and the run that shows what goes into that head."""
+def _with_new_head(student: nn.Module, taps: Taps, loss: GivesHead) -> tuple[nn.Module, Taps, Callable[..., Features]]:
+    """The student with the head that a loss gives it, its taps, and the run that shows what goes into that head."""
     names = taps.names
     assert names is not None
     taps.remove()
@@ -137,7 +144,7 @@ def _with_new_head(student: nn.Module, taps: Taps, loss: GivesHead) -> tuple[nn.
             projected=features.maps[-1],
         )
 
-    return headed, run
+    return headed, own, run
 
 
 def select_rows(classifier: nn.Module | None, class_map: Tensor | None) -> nn.Module | None:

@@ -30,9 +30,9 @@ from pcdistill.engine.checkpoint import atomic_write, load_state
 from pcdistill.engine.console import Console, duration
 from pcdistill.engine.fingerprint import KEPT, Contents, student_contents, teacher_contents, weights_fingerprint
 from pcdistill.engine.loop import Fit, Interrupted, Record, Trainer, write_history
-from pcdistill.engine.placement import Placement, make_accelerator, make_placement, tell_unused
+from pcdistill.engine.placement import Placement, launched_alone, make_accelerator, make_placement, tell_unused
 from pcdistill.engine.together import FailTogether
-from pcdistill.engine.tracking import Tracker, check_trackers, make_trackers
+from pcdistill.engine.tracking import Tracker, Trackers, check_trackers
 from pcdistill.errors import InputError, TrainingStopped
 from pcdistill.files import clear_parts, sealed_json
 from pcdistill.models.heads import head_metadata
@@ -40,6 +40,10 @@ from pcdistill.models.names import is_user_code
 from pcdistill.models.weights import check_file
 from pcdistill.recipe import ALONE, LOADERS, ModelConfig, Recipe, StudentConfig, TeacherConfig, make_recipe
 
+ALONE_ON_CPU = (
+    "accelerate launch was given several processes and started one, as it does without GPUs; on CPUs use "
+    "torchrun --nproc_per_node N -m pcdistill ..."
+)
 NO_TEST = "no test set: best was chosen on the same validation images that it is reported on"
 
 
@@ -102,6 +106,7 @@ class Session:
         self.stored: dict[str, Any] | None = None  # the result of a run that is done
         self.models: dict[str, dict[str, Any] | None] = {"teacher": None, "student": None}
         self.contents: Contents = {}  # fingerprints of what the result is made of
+        self.logging: Trackers | None = None
         self.seconds = 0.0
 
     def run(self) -> RunResult:
@@ -132,6 +137,8 @@ class Session:
         if self.stored is None:
             self._check_files()
         self.accelerator = make_accelerator(recipe.train)
+        if launched_alone(self.accelerator):
+            self.console.warn(ALONE_ON_CPU)
         if not self.accelerator.is_main_process:
             self.console = Console(quiet=True)
         set_seed(recipe.train.seed)
@@ -176,6 +183,8 @@ class Session:
             raise
         finally:
             self.console.close()
+            if self.logging is not None:
+                self.logging.close()
         self.seconds = time.monotonic() - started
 
     def conclude(self) -> RunResult:
@@ -326,7 +335,9 @@ class Session:
 
     def _make_trainer(self) -> Trainer:
         main = self.accelerator.is_main_process
-        trackers = () if self.out is None else make_trackers(self.recipe, self.out, enabled=main)
+        if self.out is not None:
+            self.logging = Trackers(self.recipe, self.out, enabled=main)
+        trackers = self.trackers if self.logging is None else (self.logging, *self.trackers)
         self._find_unused()
         return Trainer(
             self.distiller,
@@ -336,9 +347,7 @@ class Session:
             train=self.task.train_config(self.recipe),
             placement=self.placement,
             metric=self.task.watch(self.recipe, self.data),
-            record=Record(
-                self.out, self.recipe.digest(), self.console, (*trackers, *self.trackers), contents=self.contents
-            ),
+            record=Record(self.out, self.recipe.digest(), self.console, trackers, contents=self.contents),
         )
 
     def _find_unused(self) -> None:

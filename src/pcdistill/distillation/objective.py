@@ -82,6 +82,21 @@ class Objective(nn.Module):
         return any((term.weight > 0 or term.weight_to) and term.needs.teacher for term in self.terms)
 
     @property
+    def moving(self) -> list[str]:
+        """Names of the terms that depend on where training is, and so on :meth:`set_progress`."""
+
+        def moves(term: Term) -> bool:
+            own: Any = term.loss
+            return bool(
+                term.warmup_epochs > 0
+                or term.weight_to is not None
+                or term.temperature_to is not None
+                or getattr(own, "moves", hasattr(own, "set_progress"))
+            )
+
+        return [term.name for term in self.terms if moves(term)]
+
+    @property
     def needs_index(self) -> bool:
         """Whether any term looks at the samples' positions in the data set."""
         return any(term.needs.index for term in self.terms)
@@ -387,15 +402,20 @@ def views_of(recipe: Recipe) -> int:
     return max((term_needs(term, f"losses.{i}").views for i, term in enumerate(recipe.losses)), default=1)
 
 
-def check_losses(recipe: Recipe, num_classes: int) -> None:
+def check_losses(recipe: Recipe, num_classes: int, *, soft_labels: bool = False) -> None:
     """Ask every term whether it can be trained in this run: a misfit is known before the teacher is trained.
 
     Losses that are built from features are asked for their options' names alone, and by their class's needs.
 
+    Args:
+        recipe: its terms, and what it does to labels.
+        num_classes: C.
+        soft_labels: whether the data's own targets are probabilities.
+
     Raises:
         InputError: with the term's own sentence, for example stages > C // 2.
     """
-    soft_labels = recipe.data.mixup > 0 or recipe.data.cutmix > 0
+    soft_labels = soft_labels or recipe.data.mixup > 0 or recipe.data.cutmix > 0
     shapes = Shapes(num_classes, views=views_of(recipe), soft_labels=soft_labels)
     with torch.random.fork_rng(devices=[]):
         for i, term in enumerate(recipe.losses):

@@ -81,11 +81,12 @@ class Strength(nn.Module):
         self.log_ratio.copy_(torch.where(usable, self.log_ratio + share * (ratio - self.log_ratio), self.log_ratio))
         self.accepted.add_(usable)
 
-    def get_extra_state(self) -> dict[str, Any]:
-        return {"steps": self.steps}
+    def get_extra_state(self) -> Tensor:
+        """A tensor, so that safetensors, which other trainers save by, can hold it."""
+        return torch.tensor(self.steps)
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        self.steps = int(state["steps"])
+    def set_extra_state(self, state: Any) -> None:
+        self.steps = int(state["steps"] if isinstance(state, dict) else state)  # older files hold a dict
 
     def extra_repr(self) -> str:
         return f"target={self.target:g}, follow={self.follow}"

@@ -1,5 +1,6 @@
 """Where a run computes and how its tensors lie: device, precision and memory format, decided once."""
 
+import os
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -87,6 +88,15 @@ def _broken_in_channels_last(student: nn.Module) -> str | None:
         if module.in_channels // module.groups < 16:
             return str(name)
     return None
+
+
+def launched_alone(accelerator: Accelerator) -> bool:
+    """Whether `accelerate launch` was asked for several processes and started this one alone, as it does on CPUs.
+
+    It then says where they would meet, and nothing of ranks.
+    """
+    started = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ
+    return accelerator.num_processes == 1 and started and "WORLD_SIZE" not in os.environ
 
 
 def tell_unused(accelerator: Accelerator, unused: bool) -> None:

@@ -37,6 +37,11 @@ class WrappedLoss(LogitLoss):
     def reduction(self, value: str) -> None:
         self.loss.reduction = value
 
+    @property
+    def moves(self) -> bool:
+        """As the wrapped loss."""
+        return bool(getattr(self.loss, "moves", hasattr(self.loss, "set_progress")))
+
     def set_progress(self, *, progress: float, epoch: float) -> None:
         """Pass the training progress on to the wrapped loss, if it wants it."""
         if hasattr(self.loss, "set_progress"):

@@ -77,6 +77,11 @@ class Loss(nn.Module):
     def set_progress(self, *, progress: float, epoch: float) -> None:
         """Called before every step: `progress` in [0, 1), `epoch` from 0 with its fraction. Most losses stay."""
 
+    @property
+    def moves(self) -> bool:
+        """Whether the loss depends on what `set_progress` tells it."""
+        return type(self).set_progress is not Loss.set_progress
+
     def check(self, shapes: Shapes) -> None:
         """Raise unless the loss can be trained in a run of these shapes.
 

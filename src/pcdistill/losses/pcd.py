@@ -217,6 +217,11 @@ class PCDLoss(LogitLoss):
             raise ValueError(f"progress must be from 0 to 1, got {progress}")
         self.progress = progress
 
+    @property
+    def moves(self) -> bool:
+        """Only the progressive schedule asks where training is."""
+        return self.schedule == "progressive"
+
     def active_stages(self) -> list[int]:
         """Number of groups of every stage that the next call distils. Derived from the progress, hence never saved."""
         sizes = stage_sizes(self.stages, self.directions)
