@@ -25,7 +25,7 @@ def test_the_three_files_of_a_comparison_agree(tmp_path):
     assert format_table(compare_rows(results)) in text
     assert command in text
     assert command in page.text
-    assert page.tags.count("svg") == 2
+    assert page.tags.count("svg") == 4
     assert "dkd, seed 2: stopped" in page.text
     assert len(lines) == len(results) == 12
     pcd = [float(line["best/test/top1"]) for line in lines if line["method"] == "pcd"]

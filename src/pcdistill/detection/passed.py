@@ -15,6 +15,7 @@ from pcdistill.detection.detectors.table import adapter_of, register_user_adapte
 from pcdistill.detection.packed import Target
 from pcdistill.detection.task import Detection
 from pcdistill.detection.teacher import TeacherDetector
+from pcdistill.engine.placement import Placement
 from pcdistill.errors import InputError
 from pcdistill.recipe import Recipe, TeacherConfig
 
@@ -132,8 +133,5 @@ class PassedDetection(Detection):
             image_size=passed.teacher_image_size,
         )
 
-    def finish(self, out: Path, distiller: Any, student: nn.Module, data: Any) -> None:
-        """No pictures: a loader's images cannot be asked for one by one."""
-
-    def draw_run(self, out: Path, *, missing_only: bool = False) -> None:
-        """Nothing was left to draw."""
+    def finish(self, out: Path, distiller: Any, student: nn.Module, data: Any, placement: Placement) -> None:
+        """No samples: a loader's images cannot be asked for one by one."""
