@@ -96,8 +96,8 @@ def class_table(found: Answers) -> dict[str, Any]:
         rows.append(cells)
     head = ["class", "images", "student (%)", *(["teacher (%)", "difference"] if "teacher" in share else [])]
     worst = [k for k in order if share["student"][k] == share["student"][order[0]]]
-    said = f"The student is right on {share['student'][worst[0]]:.1f} % of {_listed([found.classes[k] for k in worst])}"
-    said += ", its hardest class." if len(worst) == 1 else ", its hardest classes."
+    named = _listed([found.classes[k] for k in worst])
+    said = f"Hardest for the student: {named}, with {share['student'][worst[0]]:.1f} % right."
     if share["student"][worst[0]] == 100:
         said = "The student makes no mistake on any class."
     absent = len(found.classes) - len(present)

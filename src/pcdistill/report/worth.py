@@ -1,6 +1,5 @@
 """What a run was worth: whether the teacher helped, and what student and teacher cost."""
 
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +75,9 @@ def cost_cells(run: Run) -> list[list[str]]:
         models["teacher"] = _dict(run.result.get("teacher"))
     lines: list[tuple[str, dict[str, float | None], Any]] = [
         ("parameters", {who: number(model.get("parameters")) for who, model in models.items()}, count),
-        ("multiply-adds of an image (MACs)", {who: number(model.get("macs")) for who, model in models.items()}, count),
+        ("MACs of an image", {who: number(model.get("macs")) for who, model in models.items()}, count),
         ("weights file", {who: _file_size(run, who, model) for who, model in models.items()}, _size),
-        ("latency of one image (ms)", {who: _latency(run, who) for who in models}, _milliseconds),
+        ("latency of an image (ms)", {who: _latency(run, who) for who in models}, _milliseconds),
     ]
     known = [(name, values, text) for name, values, text in lines if any(values.values())]
     if not known:
@@ -99,7 +98,7 @@ def cost_notes(run: Run) -> list[str]:
     if not trained_alone(run) and _weights_of_teacher(run) is None:
         notes.append("The teacher's file is not in this folder: its size is that of its parameters in float32.")
     if _latency(run, "student") is None:
-        notes.append(f"Latency is measured by: pcdistill bench {shlex.quote(str(run.path))}")
+        notes.append("Latency is not measured yet: pcdistill bench RUN does it, with this folder as RUN.")
     else:
         notes.append("Latency is the eager model's median; the table of speeds below has the rest.")
     return notes
