@@ -34,6 +34,7 @@ def test_one_seed_and_nothing_finished_have_pages(tmp_path):
     page = page_of(write_students_report(tmp_path / "one", one, ""))
     assert "one seed each" in page.text
     assert page.tags.count("svg") == 2
-    none = page_of(write_students_report(tmp_path / "none", {"a": [stopped("kd")], "b": [stopped("kd")]}, ""))
+    gone = [{**stopped("kd"), "teacher": None}]
+    none = page_of(write_students_report(tmp_path / "none", {"a": gone, "b": gone}, ""))
     assert "svg" not in none.tags
     assert "gave no value" in none.text

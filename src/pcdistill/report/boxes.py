@@ -17,6 +17,7 @@ MOST_BOXES = 12
 COLORS = ("#b34700", "#0067a5", "#00704f", "#93378a", "#7d5600", "#1d6a96")  # white text on each has 4.5 : 1
 TINY = 64  # pixels of the longer side: so small an image is shown with its pixels
 MASKED_ROWS = 4
+UNFOLDED = 3  # images that a page shows at once; the others are a click away
 
 
 def read_samples(run_dir: Path) -> dict[str, np.ndarray] | None:
@@ -127,7 +128,12 @@ def _figures(columns: Mapping[str, tuple[Mapping[str, np.ndarray], str]]) -> dic
         f"{MOST_BOXES} on an image. A label that would cover another is left out."
     ]
     notes += [f"{title} left no boxes on these images." for title in columns if title not in drawn]
-    return {"sources": [_source(first, row) for row in range(_count(first))], "rows": rows, "notes": notes}
+    return {
+        "sources": [_source(first, row) for row in range(_count(first))],
+        "rows": rows,
+        "notes": notes,
+        "shown": UNFOLDED,
+    }
 
 
 def _source(samples: Mapping[str, np.ndarray], row: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from pcdistill.report._format import (
 )
 from pcdistill.report._page import render
 from pcdistill.report.boxes import compare_boxes
-from pcdistill.report.plots import method_curves, seed_dots, strength_lines
+from pcdistill.report.plots import Chart, method_curves, seed_dots, strength_lines
 from pcdistill.report.rows import (
     BASELINE,
     EPOCHS,
@@ -114,14 +114,14 @@ def _page(
         verdict_head=verdict_head(rows) if rows else "",
         verdicts=ranked_verdicts(rows) if rows else [],
         rows=[_html_row(row, rows) for row in rows],
-        tests=test_columns(rows) if rows else [],
+        tests=bool(rows and test_columns(rows)),
         kept=kept_epoch(rows) if rows else "best",
         metric=f"{SPLITS[methods[0].split]} {metric_name(metric)}" if methods else "",
         baseline=rows[0].baseline if rows else BASELINE,
         table_notes=table_notes(rows) if rows else [],
         strengths=strength_cells(results) if has_strengths(results) else [],
         strength_notes=strength_notes(results) if has_strengths(results) else [],
-        strength_plot=strength_lines(by_strength(results), metric) if has_strengths(results) else None,
+        strength_plot=_strength_plot(results, metric),
         dots=seed_dots(rows),
         curves=method_curves(by_method, metric),
         curve_notes=_curve_notes(metric, len([1 for runs in by_method.values() if any(runs)])),
@@ -130,6 +130,12 @@ def _page(
         command=command,
         boxes=compare_boxes(drawn),
     )
+
+
+def _strength_plot(results: Sequence[dict[str, Any]], metric: str) -> Chart | None:
+    """Accuracy over strengths, where there are several."""
+    found = by_strength(results) if has_strengths(results) else {}
+    return strength_lines(found, metric) if len({s for row in found.values() for s in row}) > 1 else None
 
 
 def _sentences(rows: Sequence[Row]) -> list[str]:
@@ -192,7 +198,7 @@ def _title(methods: Sequence[Row], results: Sequence[dict[str, Any]]) -> str:
 def _curve_notes(metric: str, methods: int) -> list[str]:
     notes = [
         f"Mean of val/{metric} over seeds; the band is the 95 % confidence interval of the mean, over the runs that "
-        "reached the epoch.",
+        "reached the epoch. Of two or three seeds no band is drawn: it would fill the frame.",
     ]
     if methods > 6:
         notes.append(
@@ -205,8 +211,10 @@ def _html_row(row: Row, rows: Sequence[Row]) -> dict[str, Any]:
     cells = [(f"{row.finished} of {row.runs}" if row.failures else str(row.runs), "")]
     for epoch in EPOCHS:
         over = row.best if epoch == "best" else row.last
-        cells.append((mean_and_interval(over, row.metric), seeds_of_interval(over)))
-        cells += [(cell.replace("-", "−"), "") for cell in test_cells(row, epoch, test_columns(rows))]
+        value, _, passed = mean_and_interval(over, row.metric).partition(" (past")
+        cells.append((value, seeds_of_interval(over) + (f", past{passed.removesuffix(')')}" if passed else "")))
+        tests = [cell.replace("-", "−") for cell in test_cells(row, epoch, test_columns(rows))]
+        cells += [(tests[0], ""), (tests[1], f"Holm: {tests[2]}" if tests[2:] and tests[2] else "")] if tests else []
     seconds = number(row.seconds)
     cells.append(("" if row.kind == "teacher" else MISSING if seconds is None else duration(seconds), ""))
     top = _highest(rows)

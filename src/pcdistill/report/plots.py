@@ -241,7 +241,8 @@ def cost_dots(points: Sequence[Mapping[str, Any]], metric: str) -> Chart | None:
     """Accuracy against parameters, and against MACs where they are known: one dot a student and method.
 
     Args:
-        points: with "student", "method", "mean", "ci95", "parameters" and "macs"; "method" is "teacher" for a teacher.
+        points: with "student", "method", "mean", "ci95", "n" (seeds), "parameters" and "macs"; "method" is "teacher"
+            for a teacher. Of two or three seeds no bar is drawn.
         metric: what "mean" is of.
     """
     usable = [p for p in points if number(p.get("mean")) is not None and number(p.get("parameters"))]
@@ -318,7 +319,7 @@ def _seeds_of(methods: Sequence[Row]) -> list[int]:
 
 
 def _band(runs: Sequence[Sequence[Mapping[str, float]]], column: str) -> np.ndarray:
-    """[epochs, 3]: epoch, mean over the runs that reached it, half width of the interval (0 for one run)."""
+    """[epochs, 4]: epoch, mean over the runs that reached it, half width of the interval (0 for one run), runs."""
     at: dict[float, list[float]] = {}
     for rows in runs:
         for epoch, value in series(rows, column):
@@ -326,8 +327,8 @@ def _band(runs: Sequence[Sequence[Mapping[str, float]]], column: str) -> np.ndar
     found = []
     for epoch in sorted(at):
         over = summary(at[epoch])
-        found.append((epoch, over.mean, 0.0 if math.isnan(over.ci95) else over.ci95))
-    return np.asarray(found, dtype=np.float64).reshape(-1, 3)
+        found.append((epoch, over.mean, 0.0 if math.isnan(over.ci95) else over.ci95, over.n))
+    return np.asarray(found, dtype=np.float64).reshape(-1, 4)
 
 
 def _curves_together(
@@ -370,6 +371,8 @@ def _curves_apart(bands: Mapping[str, np.ndarray], title: str) -> list[Markup]:
 
 
 def _shade(ax: Axes, band: np.ndarray, color: str) -> None:
+    """The interval of four seeds or more: that of fewer would fill the frame."""
+    band = band[band[:, 3] > FEW]
     ax.fill_between(band[:, 0], band[:, 1] - band[:, 2], band[:, 1] + band[:, 2], color=color, alpha=0.15, linewidth=0)
 
 
@@ -423,7 +426,7 @@ def _method_axis(ax: Axes, methods: Sequence[Row], frame: tuple[float, float]) -
 def _cost_line(ax: Axes, points: Sequence[Mapping[str, Any]], key: str, color: str, marker: str) -> None:
     ordered = sorted(points, key=lambda p: float(p[key]))
     x, y = [float(p[key]) for p in ordered], [float(p["mean"]) for p in ordered]
-    widths = [w if (w := number(p.get("ci95"))) is not None else 0.0 for p in ordered]
+    widths = [w if (w := number(p.get("ci95"))) is not None and p.get("n", 0) > FEW else 0.0 for p in ordered]
     line = "-" if len(ordered) > 1 else ""
     ax.errorbar(x, y, widths, color=color, marker=marker, markersize=6, linestyle=line, linewidth=1, capsize=2)
 
@@ -439,8 +442,9 @@ def _cost_axes(ax: Axes, points: Sequence[Mapping[str, Any]], key: str) -> None:
     ax.xaxis.set_minor_formatter(NullFormatter())
     pad = 0.2 * max(max(means) - min(means), 0.5)
     ax.set_ylim(min(means) - pad, max(means) + 1.6 * pad)
-    for name in dict.fromkeys(str(p["student"]) for p in points):
-        top = max((p for p in points if str(p["student"]) == name), key=lambda p: float(p["mean"]))
+    for name, teaches in dict.fromkeys((str(p["student"]), p["method"] == "teacher") for p in points):
+        same = [p for p in points if (str(p["student"]), p["method"] == "teacher") == (name, teaches)]
+        top = max(same, key=lambda p: float(p["mean"]))
         place = (float(top[key]), float(top["mean"]))
         text = _shorten(name.rsplit("/", 1)[-1], 18)
         ax.annotate(text, place, (0, 8), textcoords="offset points", ha="center", fontsize=8.5)

@@ -15,6 +15,7 @@ from pcdistill.report.speed import read_speed, speed_cells, speed_notes
 from pcdistill.report.worth import baseline_of, cost_cells, cost_notes, header_of, verdict_of_run
 
 COLUMNS = ("top1", "top5", "map", "map_50", "map_75", "map_small", "map_medium", "map_large", "loss")
+MOST_COLUMNS = 8  # of one line; more are put below each other, split by split
 CURVE_NOTES = [
     "The training loss is the whole objective, distillation terms included; the validation loss is the task's own "
     "alone. Training is measured on augmented images while the weights move. Compare shapes, not heights."
@@ -138,11 +139,45 @@ def _best_epoch(run: Run, metric: str) -> tuple[float, float] | None:
 
 def _result_table(run: Run) -> dict[str, Any]:
     """Teacher, best and last epoch; validation and test; the metrics that occur."""
-    result, metric = run.result, metric_of(run)
-    kept = str(result.get("kept") or "best")
-    models = []
+    metric, kept, models = metric_of(run), str(run.result.get("kept") or "best"), _models(run)
+    order = (metric, *(name for name in COLUMNS if name != metric))
+    pairs = [
+        (split, name)
+        for split in SPLITS
+        for name in order
+        if any(name in _dict(values.get(split)) for _, _, values in models) and not _no_news(name, models)
+    ]
+    names = list(dict.fromkeys(name for _, name in pairs))
+    splits = [split for split in SPLITS if split in dict(pairs)]
+    wide = len(pairs) <= MOST_COLUMNS
+    groups = [("", pairs)] if wide else [(f"{SPLITS[one]}: ", [(one, name) for name in names]) for one in splits]
+    rows = [
+        {
+            "name": before + name,
+            "look": "teacher" if who == "teacher" else "kept" if who == kept else "",
+            "cells": [shown(_dict(values.get(split)).get(column), column) for split, column in cells],
+        }
+        for before, cells in groups
+        for who, name, values in models
+    ]
+    notes = [
+        f"Best epoch: the one with the highest {short_metric(metric)} on validation (column val/{metric} of "
+        "metrics.csv), chosen without the test set. Last epoch: the final one.",
+        "student.safetensors holds the row marked as kept.",
+    ]
+    return {
+        "groups": [(SPLITS[split], sum(1 for s, _ in pairs if s == split)) for split in splits] if wide else [],
+        "columns": [metric_name(column) for column in ([name for _, name in pairs] if wide else names)],
+        "result_rows": rows,
+        "result_notes": notes if rows else [],
+    }
+
+
+def _models(run: Run) -> list[tuple[str, str, dict[str, Any]]]:
+    """Teacher, best and last epoch, as far as they were evaluated: key, name, values."""
+    kept, models = str(run.result.get("kept") or "best"), []
     for who, label in (("teacher", "teacher"), ("best", "best epoch"), ("last", "last epoch")):
-        values = _dict(result.get(who))
+        values = _dict(run.result.get(who))
         if not any(_dict(values.get(split)) for split in SPLITS):
             continue
         if who == "teacher":
@@ -151,34 +186,7 @@ def _result_table(run: Run) -> dict[str, Any]:
             epoch = f" ({values['epoch']})" if values.get("epoch") is not None else ""
             name = f"student, {label}{epoch}{', kept' if kept == who else ''}"
         models.append((who, name, values))
-    order = (metric, *(name for name in COLUMNS if name != metric))
-    pairs = [
-        (split, name)
-        for split in SPLITS
-        for name in order
-        if any(name in _dict(values.get(split)) for _, _, values in models) and not _no_news(name, models)
-    ]
-    rows = [
-        {
-            "name": name,
-            "look": "teacher" if who == "teacher" else "kept" if who == kept else "",
-            "cells": [shown(_dict(values.get(split)).get(column), column) for split, column in pairs],
-        }
-        for who, name, values in models
-    ]
-    notes = []
-    if rows:
-        notes = [
-            f"Best epoch: the one with the highest {short_metric(metric)} on validation (column val/{metric} of "
-            "metrics.csv), chosen without the test set. Last epoch: the final one.",
-            "student.safetensors holds the row marked as kept.",
-        ]
-    return {
-        "groups": [(SPLITS[split], sum(1 for s, _ in pairs if s == split)) for split in SPLITS if split in dict(pairs)],
-        "columns": [metric_name(column) for _, column in pairs],
-        "result_rows": rows,
-        "result_notes": notes,
-    }
+    return models
 
 
 def _per_class_table(run: Run) -> dict[str, Any]:
@@ -191,9 +199,8 @@ def _per_class_table(run: Run) -> dict[str, Any]:
     teacher = _dict(_dict(_dict(run.result.get("teacher")).get(split)).get("per_class"))
     boxes = boxes_of_classes(run.path)
     name = metric_name(metric)
-    order = sorted(
-        student, key=lambda k: (v is None, v or 0.0) if (v := number(student[k])) is not None else (True, 0.0)
-    )
+    values = {k: number(value) for k, value in student.items()}
+    order = sorted(student, key=lambda k: (values[k] is None, values[k] or 0.0))
     rows = [
         [
             str(k),

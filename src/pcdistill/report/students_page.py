@@ -39,7 +39,10 @@ def write_students_report(out_dir: Path, results: Results, command: str, *, marg
         header=_header(everything),
         warned=[note for rows in tables.values() for note in failure_notes(rows)],
         costs=cost_dots(points, metric),
-        cost_notes=["Up and to the left is better. The bar is the 95 % confidence interval of the mean over seeds."],
+        cost_notes=[
+            "Up and to the left is better.",
+            "The bar is the 95 % confidence interval over seeds; of two or three none is drawn.",
+        ],
         head=["student", "method", _where(first), f"against {BASELINE}", "parameters", "MACs"],
         rows=_rows(tables, points),
         table_notes=["± is the half width of the 95 % confidence interval over seeds; of two or three it is rough."],
@@ -65,6 +68,7 @@ def cost_points(tables: Mapping[str, Sequence[Row]], results: Results) -> list[d
                     "method": "teacher" if who == "teacher" else row.name,
                     "mean": over.mean,
                     "ci95": over.ci95,
+                    "n": over.n,
                     "parameters": number(model.get("parameters")),
                     "macs": number(model.get("macs")),
                 }

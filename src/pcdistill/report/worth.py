@@ -180,7 +180,7 @@ def _milliseconds(value: float) -> str:
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "\u2212")
+    return f"{value:+.2f}".replace("-", "\u2212") if abs(value) >= 0.005 else "0.00"
 
 
 def _kept(run: Run) -> str:
