@@ -257,7 +257,7 @@ class Compare(Common, Pair, SideBySide):
         if self.students is not None:
             from pcdistill.commands.students import compare_students, student_recipes
 
-            students = student_recipes(recipe, self.students)
+            students = student_recipes(self.students, lambda name: self.load(**{"student.name": name}))
             text = compare_students(recipe, students, plan, out, console=self.console("compare"), command=command)
             return f"{text}\nwritten: {out / 'report.html'}"
         table = compare(recipe, plan, out, console=self.console("compare"), command=command)

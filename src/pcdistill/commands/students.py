@@ -1,7 +1,7 @@
 """`pcdistill compare --students`: the same comparison for several students, with one teacher and one page for all."""
 
 import json
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
 from pcdistill import report
@@ -19,8 +19,12 @@ from pcdistill.stats import MARGIN
 RECORD = "students.json"  # which folders the page is of
 
 
-def student_recipes(recipe: Recipe, text: str) -> dict[str, Recipe]:
+def student_recipes(text: str, make: Callable[[str], Recipe]) -> dict[str, Recipe]:
     """ "cifar/resnet8,cifar/resnet14" -> a recipe for each, by the folder of its comparison.
+
+    Args:
+        text: names with commas between.
+        make: a student's name -> the comparison's recipe with it.
 
     Raises:
         InputError: fewer than two names, one twice, or two that would have one folder.
@@ -28,14 +32,14 @@ def student_recipes(recipe: Recipe, text: str) -> dict[str, Recipe]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     if len(names) < 2 or len(set(names)) < len(names):
         raise InputError(f"--students must name two students or more, each once, got {text}")
-    if recipe.student.weights is not None:
-        raise InputError("--students: student.weights are of one student; leave them out")
     found = {}
     for name in names:
         folder = name.rsplit(":", 1)[-1].replace("/", "-")
         if folder in found:
             raise InputError(f"--students: {name} and another one would both have the folder {folder}")
-        found[folder] = replace(recipe, student=replace(recipe.student, name=name))
+        found[folder] = make(name)
+        if found[folder].student.weights is not None:
+            raise InputError("--students: student.weights are of one student; leave them out")
     return found
 
 
