@@ -231,11 +231,15 @@ class Distill(Common, Seeded, Pair):
 
     method: Annotated[str | None, flag("METHOD"), Key("method")] = None
     """A method's name (`pcdistill list methods`) or path/to/file.py:Class."""
+    baseline: Annotated[bool, FLAG] = False
+    """Also train the same student without the teacher, on the same batches: the page then says whether it helped."""
 
     def carry_out(self, recipe: "Recipe", out: Path, command: str) -> str:
-        from pcdistill.commands.run import result_text, run_with_report
+        from pcdistill.commands.run import result_text, run_with_baseline, run_with_report
 
         console = self.console(recipe.method)
+        if self.baseline:
+            return run_with_baseline(recipe, out, console=console, command=command)
         return result_text(run_with_report(recipe, out, console=console, command=command).summary, out)
 
 
@@ -279,6 +283,8 @@ class Compare(Common, Pair, SideBySide):
     """Points of the metric: the verdict says whether a difference greater than this can be ruled out."""
     equal_strength: Annotated[str | None, flag("S,S,...")] = None
     """Train every method at these strengths: distillation pulls so many times as hard as the labels, e.g. 1,4,16."""
+    students: Annotated[str | None, flag("MODEL,MODEL,...")] = None
+    """Compare so for each of these students: a folder for each, and a page that weighs accuracy against cost."""
 
     def load(self, **forced: Any) -> "Recipe":
         if self.seeds < 1:
@@ -301,6 +307,12 @@ class Compare(Common, Pair, SideBySide):
             jobs=self.at_a_time,
             threads=self.threads,
         )
+        if self.students is not None:
+            from pcdistill.commands.students import compare_students, student_recipes
+
+            students = student_recipes(self.students, lambda name: self.load(**{"student.name": name}))
+            text = compare_students(recipe, students, plan, out, console=self.console("compare"), command=command)
+            return f"{text}\nwritten: {out / 'report.html'}"
         table = compare(recipe, plan, out, console=self.console("compare"), command=command)
         return f"{table}\nwritten: {out / 'report.html'}, {out / 'table.md'}, {out / 'results.csv'}"
 
@@ -525,6 +537,19 @@ class Bench:
 
 
 @dataclass(frozen=True)
+class Report:
+    """Make the pages of a run or a comparison anew, from what its folder holds."""
+
+    folder: Annotated[Positional[Path], arg(metavar="FOLDER", help_behavior_hint="")]
+    """Of a run, a comparison, or a comparison of several students."""
+
+    def run(self, command: str) -> None:
+        from pcdistill.commands.pages import remake_pages, written
+
+        print(written(remake_pages(self.folder)))
+
+
+@dataclass(frozen=True)
 class CheckData:
     """What a data set holds, what was repaired or left out in reading it, what looks wrong; a page of samples."""
 
@@ -605,6 +630,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "export": Export,
     "predict": Predict,
     "bench": Bench,
+    "report": Report,
     "check-data": CheckData,
     "push": Push,
     "list": List,

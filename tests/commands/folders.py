@@ -54,5 +54,5 @@ def finished_run(out, name, data="digits", *, task="classification", image_size=
     models.save_weights(student, out / "student.safetensors", {"model": name, **of_task.metadata(found)})
     (out / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     if task == "classification":
-        of_task.finish(out, None, student, found)
+        models.save_config(student, out, of_task.metadata(found))
     return student, found

@@ -116,7 +116,7 @@ def test_the_search_never_evaluates_on_the_test_set_and_ends_in_a_recipe(monkeyp
     assert recipe.method in ("kd", "dist", "pcd")
     printed = capsys.readouterr().out
     assert header[2].removeprefix("# On 2 fresh seeds, ") in printed
-    assert "best - default" in printed
+    assert "against default" in printed
     assert (out / "report.html").exists()
     cli.main(["distill", str(out / "best.yaml"), "--out", str(tmp_path / "run"), "--quiet"])
     assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "done"

@@ -130,8 +130,8 @@ def test_the_tables_columns_are_aligned_and_it_says_what_its_figures_are():
 
 def test_the_difference_in_the_table_is_that_of_the_kept_epoch():
     results = [dict(r, kept="last") for r in make_comparison()]
-    assert "last - kd" in format_table(compare_rows(results))
-    assert "best - kd" in format_table(compare_rows(make_comparison()))
+    assert "equal seeds at the last epoch" in format_table(compare_rows(results))
+    assert "equal seeds at the best epoch" in format_table(compare_rows(make_comparison()))
 
 
 def test_the_verdicts_are_those_of_the_statistics_with_their_correction_and_margin():

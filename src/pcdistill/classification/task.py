@@ -1,7 +1,7 @@
 """From a recipe to models that are checked: weights that fit, classes that match, a teacher that can teach."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from pcdistill import models
+from pcdistill.classification.answers import write_answers
 from pcdistill.classification.data import Data, build_data
 from pcdistill.classification.distiller import ClassificationDistiller
 from pcdistill.classification.features import tap
@@ -124,15 +125,10 @@ class Classification:
         shown = Preprocess.evaluation(data.image_size, data.mean, data.std, files=files)
         return {"classes": list(data.classes), **shown.metadata()}
 
-    def finish(self, out: Path, distiller: Any, student: nn.Module, data: Any) -> None:
-        """What other libraries need to load the student."""
+    def finish(self, out: Path, distiller: Any, student: nn.Module, data: Any, placement: Placement) -> None:
+        """What other libraries need to load the student, and what the page says of its answers."""
         models.save_config(student, out, self.metadata(data))
-
-    def draw_run(self, out: Path, *, missing_only: bool = False) -> None:
-        """A classifier's run has no pictures."""
-
-    def draw_comparison(self, out: Path, runs: Mapping[str, Path]) -> None:
-        """A comparison of classifiers has none either."""
+        write_answers(out, student, distiller.teacher, data, placement)
 
     def findings(self, config: DataConfig, samples: int) -> Findings:
         return classification_findings(config, samples)

@@ -16,11 +16,12 @@ from pcdistill.recipe import Recipe
 if sys.platform != "win32":
     import fcntl
 
-Kind = Literal["run", "comparison", "search", "cache"]
+Kind = Literal["run", "comparison", "students", "search", "cache"]
 MARK = ".pcdistill"  # in every folder that a command made: its kind, and what two processes contend for
 CALLED = {
     "run": "the run of one student",
     "comparison": "a comparison",
+    "students": "a comparison of several students",
     "search": "a search",
     "cache": "a teacher cache",
 }

@@ -15,7 +15,7 @@ from pcdistill.commands.folder import read_json, recorded_summary, refuse_anothe
 from pcdistill.commands.jobs import Job, check_numbers, run_jobs, shares
 from pcdistill.commands.run import run_with_report
 from pcdistill.commands.session import check_names, open_data, teacher_folder, teacher_recipe
-from pcdistill.commands.tasks import Task, task_of
+from pcdistill.commands.tasks import task_of
 from pcdistill.distillation.cache_replay import resolve_cache
 from pcdistill.distillation.objective import at_strength
 from pcdistill.engine.console import Console, duration
@@ -146,18 +146,17 @@ def _compare(
     if any(one.distils for one in recipes.values()):
         recipes = with_teachers(recipe, recipes, out, console=console, command=command)
     results = carry_out(recipes, plan, out, console=console, command=command)
-    task, done = task_of(recipe), [key for key in recipes if key in results]
+    done = [key for key in recipes if key in results]
     ordered = [results[key] for key in done]
     chosen = best_strengths(ordered)
     shown = [key for key in done if key.strength is None or key.strength == chosen.get(key.method)]
     curves = {(key.method, key.seed): report.read_metrics(key.folder(out) / "metrics.csv") for key in shown}
     drawn = {key.method: key.folder(out) for key in shown if key.seed == 0}
-    write_comparison(task, out, ordered, curves, drawn, command=command, margin=plan.margin)
+    write_comparison(out, ordered, curves, drawn, command=command, margin=plan.margin)
     return report.comparison_text(ordered, margin=plan.margin)
 
 
 def write_comparison(
-    task: Task,
     out: Path,
     results: Sequence[dict[str, Any]],
     curves: Curves,
@@ -166,27 +165,24 @@ def write_comparison(
     command: str | None,
     **options: Any,
 ) -> None:
-    """Pictures and pages of a comparison, and last comparison.json, which says what results they are of.
+    """Pages of a comparison, and last comparison.json, which says what results they are of, and by which command.
 
     For the same results nothing is written but what is missing.
 
     Args:
-        task: draws the pictures.
         out: the comparison's folder.
         results: what the runs' result.json hold.
         curves: as :func:`pcdistill.report.write_compare_report` takes them.
-        drawn: method to the folder of a run, whose pictures are shown.
+        drawn: method to the folder of a run, whose images are shown.
         command: what the user typed.
         options: further ones of the report.
     """
     of = new_digest()
     of.update(json.dumps([list(results), options], sort_keys=True).encode())
-    record = {"of": of.hexdigest()}
-    same = read_json(out / RECORD) == record
-    if not same or not any((out / "pictures").glob("*.png")):
-        task.draw_comparison(out, drawn)
-    report.write_compare_report(out, results, curves, command or "", missing_only=same, **options)
+    same = read_json(out / RECORD).get("of") == of.hexdigest()
+    report.write_compare_report(out, results, curves, command or "", drawn=drawn, missing_only=same, **options)
     if not same:
+        record = {"of": of.hexdigest(), "command": command, **options}
         atomic_write(out / RECORD, json.dumps(record) + "\n")
 
 
@@ -218,7 +214,6 @@ def carry_out(
             continue
         present.settle(key.folder(out), recipe, summary)
         results[key] = summary
-        task_of(recipe).draw_run(key.folder(out), missing_only=True)
         write_pages(key.folder(out), summary, missing_only=True)
         console.say(f"[{len(results)}/{len(recipes)}] {key}: {_value(summary)}, as it was found")
     jobs = [Job(name, recipes[key], key.folder(out), command) for name, key in waiting.items()]

@@ -391,7 +391,7 @@ class Session:
     def _save_student(self) -> None:
         if self.out is not None and self.accelerator.is_main_process:
             self._save_weights()
-            self.task.finish(self.out, self.distiller, self.student, self.data)
+            self.task.finish(self.out, self.distiller, self.student, self.data, self.placement)
 
     def _save_weights(self) -> None:
         assert self.out is not None
@@ -435,7 +435,6 @@ class Session:
             return
         if self.trainer.history:
             write_history(self.out / METRICS, self.trainer.history)
-        self.task.draw_run(self.out)
         write_pages(self.out, summary)
         atomic_write(self.out / "result.json", sealed_json(summary))
 
@@ -448,7 +447,6 @@ class Session:
             if not (self.out / WEIGHTS).exists():
                 self._save_weights()
             repair(self.out, self.recipe, history)
-            self.task.draw_run(self.out, missing_only=True)
             write_pages(self.out, summary, missing_only=True)
         self.accelerator.wait_for_everyone()
         self.console.say(f"{self.out} holds this run, which is done: nothing was trained")

@@ -1,6 +1,6 @@
 """The table of tasks, and what a run asks of one. Everything else of a run is shared."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -81,16 +81,8 @@ class Task(Protocol):
         """What stands beside the student's weights."""
         ...
 
-    def finish(self, out: Path, distiller: Any, student: nn.Module, data: Any) -> None:
-        """Leave in the run's folder what the task's pictures need."""
-        ...
-
-    def draw_run(self, out: Path, *, missing_only: bool = False) -> None:
-        """Pictures of a run, from what it left."""
-        ...
-
-    def draw_comparison(self, out: Path, runs: Mapping[str, Path]) -> None:
-        """Pictures of a comparison; `runs` is a run's folder for each method."""
+    def finish(self, out: Path, distiller: Any, student: nn.Module, data: Any, placement: Placement) -> None:
+        """Leave in the run's folder what its page and other libraries need."""
         ...
 
     def findings(self, config: DataConfig, samples: int) -> Findings:

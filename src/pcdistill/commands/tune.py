@@ -198,7 +198,7 @@ def _compare(
     curves = {(name, run.seed): report.read_metrics(run.folder(out) / "metrics.csv") for run, name in named.items()}
     shown = {name: run.folder(out) for run, name in named.items() if run.seed == first}
     options: dict[str, Any] = {"margin": plan.margin, "baseline": DEFAULT}
-    write_comparison(task_of(recipes[DEFAULT]), out, results, curves, shown, command=command, **options)
+    write_comparison(out, results, curves, shown, command=command, **options)
     rows = report.compare_rows(results, **options)
     verdict = next((verdict_of(row, kept_epoch(rows)) for row in rows if row.name == TUNED), None)
     if verdict is None:

@@ -130,11 +130,8 @@ class PassedDetection(Detection):
             image_size=passed.teacher_image_size,
         )
 
-    def finish(self, out: Path, distiller: Any, student: nn.Module, data: Any) -> None:
-        """No pictures: a loader's images cannot be asked for one by one."""
-
-    def draw_run(self, out: Path, *, missing_only: bool = False) -> None:
-        """Nothing was left to draw."""
+    def finish(self, out: Path, distiller: Any, student: nn.Module, data: Any, placement: Placement) -> None:
+        """No samples: a loader's images cannot be asked for one by one."""
 
 
 def _takes_as_they_are(student: nn.Module) -> bool:

@@ -22,8 +22,9 @@ IMAGES = 6
 @torch.no_grad()
 def write_samples(path: Path, distiller: DetectionDistiller, student: nn.Module, data: DetectionData) -> None:
     """Write samples.npz: for image i `image_i` [H, W, 3] uint8, `WHO_i_boxes`, `_labels` and, but for truth, `_scores`
-    with WHO out of truth, teacher and student; `classes`; and `mask_i_STRIDE` [H, W] (1 where the place is kept), its
-    corners `extent_i` in image pixels, and `channels_i_STRIDE` [D], when a term masks levels (DFMSD).
+    with WHO out of truth, teacher and student; `classes`, and how many boxes the split has of each,
+    `class_boxes` [K]; and when a term masks levels (DFMSD), `mask_i_STRIDE` [H, W] (1 where the place is kept), its
+    corners `extent_i` in image pixels, and `channels_i_STRIDE` [D].
 
     Args:
         path: the file.
@@ -37,7 +38,10 @@ def write_samples(path: Path, distiller: DetectionDistiller, student: nn.Module,
     raw = [split.sample(i) for i in chosen]
     images = [image.to(device).float() / 255 for image, _ in raw]
     targets = [{key: value.to(device) for key, value in target.items()} for _, target in raw]
-    arrays: dict[str, np.ndarray] = {"classes": np.array(data.classes)}
+    counts = np.zeros(len(data.classes), dtype=np.int64)
+    for record in split.records:
+        np.add.at(counts, np.asarray(record.labels)[np.asarray(record.iscrowd) == 0] - 1, 1)
+    arrays: dict[str, np.ndarray] = {"classes": np.array(data.classes), "class_boxes": counts}
     for i, (image, target) in enumerate(raw):
         arrays[f"image_{i}"] = image.permute(1, 2, 0).numpy()
         _put(arrays, f"truth_{i}", target)

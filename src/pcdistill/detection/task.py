@@ -1,6 +1,6 @@
 """From a recipe to detectors that are checked: data with boxes, classes that match, logits that can be compared."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from pcdistill import models
 from pcdistill.data.findings import Findings
 from pcdistill.data.loader import Stream
-from pcdistill.detection import pictures
 from pcdistill.detection.data import DetectionData, build_detection_data
 from pcdistill.detection.detectors.build import build_detector, comes_whole, list_detectors, pretrained_classes
 from pcdistill.detection.detectors.pairing import PairingOptions
@@ -92,15 +91,9 @@ class Detection:
         own = {"category_ids": list(ids)} if ids else {}
         return {"classes": list(data.classes), "task": "detection", "image_size": data.image_size, **own}
 
-    def finish(self, out: Path, distiller: Any, student: nn.Module, data: Any) -> None:
-        """samples.npz, from which the pictures are drawn."""
+    def finish(self, out: Path, distiller: Any, student: nn.Module, data: Any, placement: Placement) -> None:
+        """samples.npz, whose images the page shows."""
         write_samples(out / "samples.npz", distiller, student, data)
-
-    def draw_run(self, out: Path, *, missing_only: bool = False) -> None:
-        pictures.write_run_pictures(out, missing_only=missing_only)
-
-    def draw_comparison(self, out: Path, runs: Mapping[str, Path]) -> None:
-        pictures.write_compare_pictures(out, runs)
 
     def findings(self, config: DataConfig, samples: int) -> Findings:
         return detection_findings(config, samples)

@@ -53,14 +53,14 @@ def pcd(
     check_backend(backend)
     options = Options(temperature, ranking, weighting, detach_weight)
     teacher = teacher.detach()
-    if choose_backend(backend, student, teacher) == "triton" and not transformed():
-        loss: Tensor = _ByTriton.apply(student, teacher, stage_sizes, options)
-        return loss
-    student, teacher = _computed(student, teacher)
-    wanted = torch.is_grad_enabled() and student.requires_grad
-    if torch.compiler.is_compiling() or not wanted or transformed():
-        return pcd_eager(student, teacher, stage_sizes, options)
-    loss = _LossAndGradient.apply(student, teacher, stage_sizes, options)
+    program: Any = _ByTriton
+    if choose_backend(backend, student, teacher) != "triton" or transformed():
+        program = _LossAndGradient
+        student, teacher = _computed(student, teacher)
+        wanted = torch.is_grad_enabled() and student.requires_grad
+        if torch.compiler.is_compiling() or not wanted or transformed():
+            return pcd_eager(student, teacher, stage_sizes, options)
+    loss: Tensor = program.apply(student, teacher, stage_sizes, options)
     return loss
 
 

@@ -8,6 +8,7 @@ from pcdistill.report.run_page import write_run_report
 from pcdistill.report.speed import FILE as SPEED_FILE
 from pcdistill.report.speed import read_speed, speed_cells, speed_notes
 from pcdistill.report.strengths import comparison_text
+from pcdistill.report.students_page import write_students_report
 
 __all__ = [
     "SPEED_FILE",
@@ -25,4 +26,5 @@ __all__ = [
     "write_compare_report",
     "write_model_card",
     "write_run_report",
+    "write_students_report",
 ]

@@ -13,6 +13,7 @@ from pydantic import ConfigDict, TypeAdapter
 from pcdistill.errors import InputError
 from pcdistill.files import atomic_write, unsealed_json
 from pcdistill.plain import checked_json, parse_json, parse_yaml, read_text
+from pcdistill.recipe import ALONE
 
 LENIENT = ConfigDict(strict=True, extra="ignore")
 
@@ -124,6 +125,34 @@ def replace_file(path: Path, text: str) -> Path:
     """Write a file so that a reader never sees half of it."""
     atomic_write(path, text)
     return path
+
+
+def trained_alone(run: Run) -> bool:
+    """Whether no teacher took part."""
+    return name_of(run, "teacher") is None or (run.result.get("method") or run.recipe.get("method")) == ALONE
+
+
+def data_name(run: Run) -> str | None:
+    """The data set's name, as the result or the recipe says."""
+    of_recipe = run.recipe.get("data")
+    found = run.result.get("data") or (of_recipe.get("name") if isinstance(of_recipe, dict) else of_recipe)
+    return str(found) if found else None
+
+
+def name_of(run: Run, who: str) -> str | None:
+    """The student's or teacher's name; None where there is none."""
+    for source in (run.result, run.recipe):
+        if who in source:
+            found = source[who]
+            return str(found.get("name")) if isinstance(found, dict) and found.get("name") else None
+    return None
+
+
+def metric_of(run: Run) -> str:
+    """The metric that picks the best epoch."""
+    if run.result.get("metric"):
+        return str(run.result["metric"])
+    return "map" if run.recipe.get("task") == "detection" else "top1"
 
 
 def _read(path: Path, run: Run) -> str | None:

@@ -74,6 +74,11 @@ def difference_and_interval(found: Paired, metric: str = "top1") -> str:
     return f"{sign}{shown(abs(found.mean), metric)}{_interval(found, metric)}"
 
 
+def seeds_of_interval(found: Summary) -> str:
+    """ "2 seeds: rough" where the interval is of so few that it is all but a guess; "" otherwise."""
+    return f"{found.n} seeds: rough" if found.ci95 > 0 and found.n <= FEW else ""
+
+
 def beyond(found: Summary, metric: str = "top1") -> str:
     """ "past 100", "past 0" or both where the interval of two or three seeds passes what a percentage can be."""
     if metric not in PERCENT or found.n > FEW or not found.ci95 > 0:

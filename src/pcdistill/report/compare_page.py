@@ -9,20 +9,23 @@ from typing import Any
 from pcdistill.engine.console import duration
 from pcdistill.report._folder import replace_file
 from pcdistill.report._format import (
+    FEW,
     MISSING,
     SPLITS,
     count,
     mean_and_interval,
     metric_name,
     number,
+    seeds_of_interval,
     shown,
 )
 from pcdistill.report._page import render
-from pcdistill.report._pictures import pictures_of
-from pcdistill.report.plots import method_curves, seed_dots, strength_lines
+from pcdistill.report.boxes import compare_boxes
+from pcdistill.report.plots import Chart, method_curves, seed_dots, strength_lines
 from pcdistill.report.rows import (
     BASELINE,
     EPOCHS,
+    ORDER,
     Row,
     compare_rows,
     failure_notes,
@@ -45,7 +48,7 @@ from pcdistill.report.strengths import (
     strength_notes,
     strength_of,
 )
-from pcdistill.stats import MARGIN
+from pcdistill.stats import MARGIN, Summary
 
 Curves = Mapping[tuple[str, int], Sequence[Mapping[str, float]]]
 
@@ -58,6 +61,7 @@ def write_compare_report(
     *,
     margin: float = MARGIN,
     baseline: str = BASELINE,
+    drawn: Mapping[str, Path] | None = None,
     missing_only: bool = False,
 ) -> tuple[Path, Path, Path]:
     """Write report.html, table.md and results.csv of a comparison.
@@ -69,6 +73,7 @@ def write_compare_report(
         command: what the user typed.
         margin: as in :func:`pcdistill.report.compare_rows`.
         baseline: as there.
+        drawn: method to the folder of a run, whose images with boxes are shown.
         missing_only: leave the files that are there as they are.
 
     Returns:
@@ -81,7 +86,7 @@ def write_compare_report(
     text = comparison_text(results, margin=margin, baseline=baseline)
     page, table, values = (out_dir / name for name in ("report.html", "table.md", "results.csv"))
     if not (missing_only and page.exists()):
-        replace_file(page, _page(out_dir, rows, results, curves, command))
+        replace_file(page, _page(rows, results, curves, command, drawn or {}))
     if not (missing_only and table.exists()):
         replace_file(table, _markdown(text, results, command))
     if not (missing_only and values.exists()):
@@ -89,7 +94,13 @@ def write_compare_report(
     return page, table, values
 
 
-def _page(out_dir: Path, rows: Sequence[Row], results: Sequence[dict[str, Any]], curves: Curves, command: str) -> str:
+def _page(
+    rows: Sequence[Row],
+    results: Sequence[dict[str, Any]],
+    curves: Curves,
+    command: str,
+    drawn: Mapping[str, Path],
+) -> str:
     methods = [row for row in rows if row.kind == "method"]
     metric = methods[0].metric if methods else "top1"
     by_method = {row.name: [curves[key] for key in sorted(curves) if key[0] == row.name] for row in methods}
@@ -97,27 +108,85 @@ def _page(out_dir: Path, rows: Sequence[Row], results: Sequence[dict[str, Any]],
         "compare.html.j2",
         title=_title(methods, results),
         subtitle=f"{len(results)} runs: {', '.join(row.name for row in methods)}" if methods else "no runs",
+        sentences=_sentences(rows),
         header=_header(results),
         warned=failure_notes(rows),
         verdict_head=verdict_head(rows) if rows else "",
         verdicts=ranked_verdicts(rows) if rows else [],
         rows=[_html_row(row, rows) for row in rows],
-        tests=test_columns(rows) if rows else [],
+        tests=bool(rows and test_columns(rows)),
         kept=kept_epoch(rows) if rows else "best",
         metric=f"{SPLITS[methods[0].split]} {metric_name(metric)}" if methods else "",
         baseline=rows[0].baseline if rows else BASELINE,
         table_notes=table_notes(rows) if rows else [],
         strengths=strength_cells(results) if has_strengths(results) else [],
         strength_notes=strength_notes(results) if has_strengths(results) else [],
-        strength_plot=strength_lines(by_strength(results), metric) if has_strengths(results) else None,
+        strength_plot=_strength_plot(results, metric),
         dots=seed_dots(rows),
         curves=method_curves(by_method, metric),
         curve_notes=_curve_notes(metric, len([1 for runs in by_method.values() if any(runs)])),
         seeds=_seed_cells(rows, results),
         seed_columns=_seed_columns(rows),
         command=command,
-        **pictures_of(out_dir),
+        boxes=compare_boxes(drawn),
     )
+
+
+def _strength_plot(results: Sequence[dict[str, Any]], metric: str) -> Chart | None:
+    """Accuracy over strengths, where there are several."""
+    found = by_strength(results) if has_strengths(results) else {}
+    return strength_lines(found, metric) if len({s for row in found.values() for s in row}) > 1 else None
+
+
+def _sentences(rows: Sequence[Row]) -> list[str]:
+    """The comparison's outcome: what is better, what is not told apart, and which mean is the highest."""
+    found = ranked_verdicts(rows) if rows else []
+    top = _highest(rows)
+    if not found:
+        return (
+            [] if top is None else [f"{top.name} has the highest mean, but there is no pair of seeds to test it with."]
+        )
+    baseline, groups = rows[0].baseline, {kind: [n for n, v in found if v.kind == kind] for kind in ORDER}
+    parts = []
+    if groups["better"]:
+        first = found[0]
+        tail = f" and {len(groups['better']) - 1} more are" if len(groups["better"]) > 1 else " is"
+        parts.append(f"{first[0]}{tail} better than {baseline}, by {first[1].difference:.2f} points")
+    if groups["worse"]:
+        parts.append(f"{_listed(groups['worse'])} {_is(groups['worse'])} worse than {baseline}")
+    if groups["no difference"]:
+        said = groups["no difference"]
+        parts.append(f"{_listed(said)} {_is(said)} as good as {baseline} within {found[0][1].margin:g} points")
+    if groups["cannot tell"]:
+        said = groups["cannot tell"]
+        parts.append(f"{_listed(said)} cannot be told from {baseline}, better or worse")
+    first_sentence = "; ".join(parts)
+    sentences = [f"{first_sentence} ({verdict_head(rows)})."]
+    if top is not None and top.name not in groups["better"][:1]:
+        sentences.append(f"The highest mean is that of {top.name}; the order of means alone shows nothing.")
+    few = max((row.finished for row in rows if row.kind == "method"), default=0)
+    if few <= FEW:
+        sentences.append(f"All of this is of {few} seeds a method: intervals are rough.")
+    return sentences
+
+
+def _highest(rows: Sequence[Row]) -> Row | None:
+    """The method whose mean is highest at the kept epoch."""
+    methods = [row for row in rows if row.kind == "method" and row.finished]
+    return max(methods, key=lambda row: _kept(row, rows).mean, default=None)
+
+
+def _kept(row: Row, rows: Sequence[Row]) -> Summary:
+    return row.last if kept_epoch(rows) == "last" else row.best
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown_names = list(names[:3]) + ([f"{len(names) - 3} more"] if len(names) > 3 else [])
+    return " and ".join([", ".join(shown_names[:-1]), shown_names[-1]] if len(shown_names) > 1 else shown_names)
+
+
+def _is(names: Sequence[str]) -> str:
+    return "is" if len(names) == 1 else "are"
 
 
 def _title(methods: Sequence[Row], results: Sequence[dict[str, Any]]) -> str:
@@ -129,7 +198,7 @@ def _title(methods: Sequence[Row], results: Sequence[dict[str, Any]]) -> str:
 def _curve_notes(metric: str, methods: int) -> list[str]:
     notes = [
         f"Mean of val/{metric} over seeds; the band is the 95 % confidence interval of the mean, over the runs that "
-        "reached the epoch.",
+        "reached the epoch. Of two or three seeds no band is drawn: it would fill the frame.",
     ]
     if methods > 6:
         notes.append(
@@ -139,13 +208,19 @@ def _curve_notes(metric: str, methods: int) -> list[str]:
 
 
 def _html_row(row: Row, rows: Sequence[Row]) -> dict[str, Any]:
-    cells = [f"{row.finished} of {row.runs}" if row.failures else str(row.runs)]
+    cells = [(f"{row.finished} of {row.runs}" if row.failures else str(row.runs), "")]
     for epoch in EPOCHS:
-        cells.append(mean_and_interval(row.best if epoch == "best" else row.last, row.metric))
-        cells += [cell.replace("-", "−") for cell in test_cells(row, epoch, test_columns(rows))]
+        over = row.best if epoch == "best" else row.last
+        value, _, passed = mean_and_interval(over, row.metric).partition(" (past")
+        cells.append((value, seeds_of_interval(over) + (f", past{passed.removesuffix(')')}" if passed else "")))
+        tests = [cell.replace("-", "−") for cell in test_cells(row, epoch, test_columns(rows))]
+        cells += [(tests[0], ""), (tests[1], f"Holm: {tests[2]}" if tests[2:] and tests[2] else "")] if tests else []
     seconds = number(row.seconds)
-    cells.append("" if row.kind == "teacher" else MISSING if seconds is None else duration(seconds))
-    return {"name": row.name, "cells": cells, "look": "teacher" if row.kind == "teacher" else ""}
+    cells.append(("" if row.kind == "teacher" else MISSING if seconds is None else duration(seconds), ""))
+    top = _highest(rows)
+    best = "highest mean" if top is not None and row.name == top.name and row.kind == "method" else ""
+    look = "teacher" if row.kind == "teacher" else "kept" if best else ""
+    return {"name": row.name, "cells": cells, "look": look, "best": best}
 
 
 def _setting(results: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:

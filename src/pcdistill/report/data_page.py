@@ -6,8 +6,7 @@ from typing import Any
 from pcdistill.data.findings import Findings, Sample
 from pcdistill.report._folder import replace_file
 from pcdistill.report._page import render
-
-COLORS = ("#d55e00", "#0072b2", "#00785a", "#9b4f96", "#b8860b", "#2a8fc7")
+from pcdistill.report.boxes import COLORS, font_of, labelled
 
 
 def write_data_page(found: Findings, path: Path) -> Path:
@@ -40,27 +39,15 @@ def write_data_page(found: Findings, path: Path) -> Path:
 def _sample(sample: Sample, color: dict[str, str]) -> dict[str, Any]:
     """What the template needs of a sample; line and text are as wide on the page whatever the picture's size."""
     width, height = sample.size
-    unit = max(width, height) / 320
+    font = font_of(width)
     caption = f"{sample.split}: {sample.name}" + (f" ({sample.label})" if sample.label else "")
-    boxes = [
-        {
-            "name": name,
-            "color": color[name],
-            "x": round(x, 2),
-            "y": round(y, 2),
-            "width": round(w, 2),
-            "height": round(h, 2),
-            "text_y": round(y - 2 * unit if y > 12 * unit else y + 10 * unit, 2),
-            "text_x": round(min(x + unit, width - unit), 2),
-        }
-        for name, x, y, w, h in sample.boxes
-    ]
+    boxes = [((x, y, x + w, y + h), color[name], name) for name, x, y, w, h in sample.boxes]
     return {
         "picture": sample.picture,
         "width": width,
         "height": height,
         "caption": caption,
-        "boxes": boxes,
-        "line": round(1.5 * unit, 2),
-        "font": round(9 * unit, 2),
+        "boxes": labelled(boxes, width, height, font),
+        "line": round(font / 7, 2),
+        "font": round(font, 2),
     }

@@ -135,7 +135,7 @@ def table_cells(rows: Sequence[Row]) -> list[list[str]]:
     where = f"{'val' if first.split == 'val' else first.split} {short_metric(first.metric)}"
     kept, tests = kept_epoch(rows), test_columns(rows)
     head = ["method", "runs", f"{where}, best epoch", f"{where}, last epoch"]
-    head += [f"{kept} - {first.baseline}", *tests] if tests else []
+    head += [f"against {first.baseline}", *tests] if tests else []
     body = []
     for row in rows:
         runs = f"{row.finished}/{row.runs}" if row.failures else str(row.runs)
@@ -163,8 +163,8 @@ def table_notes(rows: Sequence[Row]) -> list[str]:
         )
     if has_differences(rows):
         notes.append(
-            f"{kept_epoch(rows)} - {first.baseline}: mean of the differences at equal seeds, in points of {name}; p: "
-            "two-sided paired t-test"
+            f"Against {first.baseline}: mean of the differences at equal seeds at the {kept_epoch(rows)} epoch, in "
+            f"points of {name}; p: two-sided paired t-test"
             + ("; p (Holm): corrected for the number of methods compared." if len(test_columns(rows)) > 1 else ".")
         )
         notes += _verdict_notes(rows)

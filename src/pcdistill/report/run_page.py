@@ -1,19 +1,21 @@
-"""One page for one run: what it was, what came out, its curves, its recipe, how to do it again."""
+"""One page for one run: whether it helped, what it costs, where it errs, its curves, how to do it again."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pcdistill.engine.console import duration
-from pcdistill.recipe import ALONE
-from pcdistill.report._folder import Run, read_run, replace_file
-from pcdistill.report._format import MISSING, SPLITS, count, metric_name, number, short_metric, shown
+from pcdistill.report._folder import Run, data_name, metric_of, name_of, read_run, replace_file, trained_alone
+from pcdistill.report._format import MISSING, SPLITS, metric_name, number, short_metric, shown
 from pcdistill.report._page import render
-from pcdistill.report._pictures import pictures_of
+from pcdistill.report.answers import LINES, class_table, confusions_of, read_answers, thumbs_of
+from pcdistill.report.boxes import boxes_of_classes, run_boxes
 from pcdistill.report.plots import learning_curves, term_curves
-from pcdistill.report.rows import value_at
 from pcdistill.report.speed import read_speed, speed_cells, speed_notes
+from pcdistill.report.worth import baseline_of, cost_cells, cost_notes, header_of, verdict_of_run
 
 COLUMNS = ("top1", "top5", "map", "map_50", "map_75", "map_small", "map_medium", "map_large", "loss")
+MOST_COLUMNS = 8  # of one line; more are put below each other, split by split
 CURVE_NOTES = [
     "The training loss is the whole objective, distillation terms included; the validation loss is the task's own "
     "alone. Training is measured on augmented images while the weights move. Compare shapes, not heights."
@@ -24,7 +26,8 @@ def write_run_report(run_dir: Path, result: dict[str, Any] | None = None) -> Pat
     """Write report.html into a run's folder, from whatever the folder holds, finished or not.
 
     Args:
-        run_dir: folder with recipe.yaml, environment.json, metrics.csv, result.json and pictures/*.png; a file that is
+        run_dir: folder with recipe.yaml, environment.json, metrics.csv, result.json, answers.npz, samples.npz and,
+            in alone/, the student without a teacher; a file that is
             missing or broken is named on the page. AP is expected in percent, as top-1 is.
         result: what result.json will hold, where it is written last; by default what it holds.
 
@@ -33,7 +36,7 @@ def write_run_report(run_dir: Path, result: dict[str, Any] | None = None) -> Pat
     """
     run_dir = Path(run_dir)
     run = read_run(run_dir, result)
-    page = render("run.html.j2", **_values(run), **_result_table(run), **pictures_of(run_dir))
+    page = render("run.html.j2", **_values(run), **_answers(run), **_result_table(run))
     return replace_file(run_dir / "report.html", page)
 
 
@@ -44,13 +47,17 @@ def _values(run: Run) -> dict[str, Any]:
     environment = dict(run.environment)
     command = environment.pop("command", None)
     reached = _best_epoch(run, metric)
+    alone = baseline_of(run)
     return {
         "title": title_of(run),
         "subtitle": subtitle_of(run),
         "status": status,
         "done": status == "done",
-        "header": _header(run, metric),
+        "verdict": verdict_of_run(run, alone, metric),
+        "header": header_of(run, alone, metric),
         "warned": _warnings(run, status),
+        "costs": cost_cells(run),
+        "cost_notes": cost_notes(run),
         "curves": learning_curves(run.rows, metric, number(best.get("epoch")) or (reached[0] if reached else None)),
         "so_far": f"Best on validation so far: {reached[1]:.2f} % {short_metric(metric)}, in epoch {reached[0]:g}."
         if reached
@@ -59,10 +66,30 @@ def _values(run: Run) -> dict[str, Any]:
         "terms": term_curves(run.rows),
         **_speed(run),
         "command": command,
-        "environment": _flat(environment),
+        "environment": _facts(run, environment),
         "recipe": run.recipe_text,
-        "recipe_open": False,
+        "boxes": run_boxes(run.path),
     }
+
+
+def _answers(run: Run) -> dict[str, Any]:
+    """Classes, confusions and images, where the run left its answers; else the classes of its result."""
+    found = read_answers(run.path)
+    if found is None:
+        return {"confusions": None, "thumbs": None, **_per_class_table(run)}
+    return {"confusions": confusions_of(found), "thumbs": thumbs_of(found), **class_table(found)}
+
+
+def _facts(run: Run, environment: dict[str, Any]) -> list[tuple[str, str]]:
+    """What was asked, how long it took, and where: of the run's record."""
+    planned = run.result.get("epochs") or _dict(run.recipe.get("train")).get("epochs")
+    done = f"{len(run.rows)} of {planned}" if planned and len(run.rows) != planned else f"{planned or len(run.rows)}"
+    seconds = number(run.result.get("seconds")) or sum(row.get("seconds", 0.0) for row in run.rows)
+    speed = number(run.result.get("images_per_second"))
+    facts = [("epochs", done)]
+    if seconds:
+        facts.append(("training time", duration(seconds) + (f", {speed:.0f} images/s" if speed else "")))
+    return facts + _flat(environment)
 
 
 def _speed(run: Run) -> dict[str, Any]:
@@ -82,11 +109,6 @@ def title_of(run: Run) -> str:
     return f"{method}: {name_of(run, 'teacher')} → {student or 'student'}"
 
 
-def trained_alone(run: Run) -> bool:
-    """Whether no teacher took part."""
-    return name_of(run, "teacher") is None or (run.result.get("method") or run.recipe.get("method")) == ALONE
-
-
 def subtitle_of(run: Run) -> str:
     """Data, task and seed."""
     train = _dict(run.recipe.get("train"))
@@ -97,61 +119,6 @@ def subtitle_of(run: Run) -> str:
         f"started {run.environment['started']}" if run.environment.get("started") else "",
     ]
     return " · ".join(part for part in parts if part)
-
-
-def data_name(run: Run) -> str | None:
-    """The data set's name, as the result or the recipe says."""
-    of_recipe = run.recipe.get("data")
-    found = run.result.get("data") or (of_recipe.get("name") if isinstance(of_recipe, dict) else of_recipe)
-    return str(found) if found else None
-
-
-def name_of(run: Run, who: str) -> str | None:
-    """The student's or teacher's name; None where there is none."""
-    for source in (run.result, run.recipe):
-        if who in source:
-            found = source[who]
-            return str(found.get("name")) if isinstance(found, dict) and found.get("name") else None
-    return None
-
-
-def metric_of(run: Run) -> str:
-    """The metric that picks the best epoch."""
-    if run.result.get("metric"):
-        return str(run.result["metric"])
-    return "map" if run.recipe.get("task") == "detection" else "top1"
-
-
-def _header(run: Run, metric: str) -> list[tuple[str, str, str]]:
-    result = run.result
-    kept = str(result.get("kept") or "best")
-    split = "test" if value_at(result, kept, "test", metric) is not None else "val"
-    value = value_at(result, kept, split, metric)
-    where = f"{SPLITS[split]} {short_metric(metric)}"
-    items = []
-    if value is not None:
-        items.append(("student", f"{value:.2f} %", f"{where}, {kept} epoch"))
-    teacher = _dict(result.get("teacher"))
-    of_teacher = number(_dict(teacher.get(split)).get(metric))
-    if of_teacher is not None:
-        gap = "" if value is None else f"; student {value - of_teacher:+.2f}".replace("-", "\u2212")
-        items.append(("teacher", f"{of_teacher:.2f} %", where + gap))
-    for who in ("student", "teacher"):
-        model = _dict(result.get(who))
-        if number(model.get("parameters")) is not None:
-            macs = f", {count(model.get('macs'))}\u00a0MACs" if number(model.get("macs")) is not None else ""
-            items.append((f"{who}'s size", count(model["parameters"]), f"parameters{macs}"))
-    planned = result.get("epochs") or _dict(run.recipe.get("train")).get("epochs")
-    done = f"{len(run.rows)} of {planned}" if planned and len(run.rows) != planned else f"{planned or len(run.rows)}"
-    items.append(("epochs", done, ""))
-    seconds = number(result.get("seconds")) or sum(row.get("seconds", 0.0) for row in run.rows)
-    speed = number(result.get("images_per_second"))
-    if seconds:
-        items.append(("training time", duration(seconds), f"{speed:.0f} images/s" if speed else ""))
-    device = run.environment.get("gpu") or run.environment.get("device")
-    if device:
-        items.append(("device", str(device), str(run.environment.get("precision") or "")))
-    return items
 
 
 def _warnings(run: Run, status: str) -> list[str]:
@@ -172,11 +139,45 @@ def _best_epoch(run: Run, metric: str) -> tuple[float, float] | None:
 
 def _result_table(run: Run) -> dict[str, Any]:
     """Teacher, best and last epoch; validation and test; the metrics that occur."""
-    result, metric = run.result, metric_of(run)
-    kept = str(result.get("kept") or "best")
-    models = []
+    metric, kept, models = metric_of(run), str(run.result.get("kept") or "best"), _models(run)
+    order = (metric, *(name for name in COLUMNS if name != metric))
+    pairs = [
+        (split, name)
+        for split in SPLITS
+        for name in order
+        if any(name in _dict(values.get(split)) for _, _, values in models) and not _no_news(name, models)
+    ]
+    names = list(dict.fromkeys(name for _, name in pairs))
+    splits = [split for split in SPLITS if split in dict(pairs)]
+    wide = len(pairs) <= MOST_COLUMNS
+    groups = [("", pairs)] if wide else [(f"{SPLITS[one]}: ", [(one, name) for name in names]) for one in splits]
+    rows = [
+        {
+            "name": before + name,
+            "look": "teacher" if who == "teacher" else "kept" if who == kept else "",
+            "cells": [shown(_dict(values.get(split)).get(column), column) for split, column in cells],
+        }
+        for before, cells in groups
+        for who, name, values in models
+    ]
+    notes = [
+        f"Best epoch: the one with the highest {short_metric(metric)} on validation (column val/{metric} of "
+        "metrics.csv), chosen without the test set. Last epoch: the final one.",
+        "student.safetensors holds the row marked as kept.",
+    ]
+    return {
+        "groups": [(SPLITS[split], sum(1 for s, _ in pairs if s == split)) for split in splits] if wide else [],
+        "columns": [metric_name(column) for column in ([name for _, name in pairs] if wide else names)],
+        "result_rows": rows,
+        "result_notes": notes if rows else [],
+    }
+
+
+def _models(run: Run) -> list[tuple[str, str, dict[str, Any]]]:
+    """Teacher, best and last epoch, as far as they were evaluated: key, name, values."""
+    kept, models = str(run.result.get("kept") or "best"), []
     for who, label in (("teacher", "teacher"), ("best", "best epoch"), ("last", "last epoch")):
-        values = _dict(result.get(who))
+        values = _dict(run.result.get(who))
         if not any(_dict(values.get(split)) for split in SPLITS):
             continue
         if who == "teacher":
@@ -185,47 +186,52 @@ def _result_table(run: Run) -> dict[str, Any]:
             epoch = f" ({values['epoch']})" if values.get("epoch") is not None else ""
             name = f"student, {label}{epoch}{', kept' if kept == who else ''}"
         models.append((who, name, values))
-    order = (metric, *(name for name in COLUMNS if name != metric))
-    pairs = [
-        (split, name)
-        for split in SPLITS
-        for name in order
-        if any(name in _dict(values.get(split)) for _, _, values in models)
-    ]
+    return models
+
+
+def _per_class_table(run: Run) -> dict[str, Any]:
+    """AP by class of the kept epoch and of the teacher, the student's worst first; nothing where there is none."""
+    metric, kept = metric_of(run), str(run.result.get("kept") or "best")
+    split, student = _per_class(run.result.get(kept))
+    empty = {"per_class": [], "per_class_head": [], "per_class_said": "", "per_class_notes": [], "class_lines": LINES}
+    if not student:
+        return empty
+    teacher = _dict(_dict(_dict(run.result.get("teacher")).get(split)).get("per_class"))
+    boxes = boxes_of_classes(run.path)
+    name = metric_name(metric)
+    values = {k: number(value) for k, value in student.items()}
+    order = sorted(student, key=lambda k: (values[k] is None, values[k] or 0.0))
     rows = [
-        {
-            "name": name,
-            "look": "teacher" if who == "teacher" else "kept" if who == kept else "",
-            "cells": [shown(_dict(values.get(split)).get(column), column) for split, column in pairs],
-        }
-        for who, name, values in models
-    ]
-    notes = []
-    if rows:
-        notes = [
-            f"Best epoch: the one with the highest {short_metric(metric)} on validation (column val/{metric} of "
-            "metrics.csv), chosen without the test set. Last epoch: the final one.",
-            "student.safetensors holds the row marked as kept.",
+        [
+            str(k),
+            *([f"{boxes[k]:,}" if k in boxes else MISSING] if boxes else []),
+            shown(student[k], metric),
+            *([shown(teacher.get(k), metric)] if teacher else []),
         ]
-    split, per_class = _per_class(result, kept)
-    return {
-        "groups": [(SPLITS[split], sum(1 for s, _ in pairs if s == split)) for split in SPLITS if split in dict(pairs)],
-        "columns": [metric_name(column) for _, column in pairs],
-        "result_rows": rows,
-        "result_notes": notes,
-        "per_class": [(str(name), shown(value, metric)) for name, value in per_class.items()],
-        "per_class_title": f"Per class: {metric_name(metric)}, {SPLITS[split]}, {kept} epoch",
+        for k in order
+    ]
+    head = ["class", *(["boxes"] if boxes else []), f"student {name}", *([f"teacher {name}"] if teacher else [])]
+    return empty | {
+        "per_class": rows,
+        "per_class_head": head,
+        "per_class_said": f"{SPLITS[split].capitalize()}, {kept} epoch; the student's worst class first.",
+        "per_class_notes": [] if boxes or metric != "map" else ["A dash: the class has no box in this split."],
     }
 
 
-def _per_class(result: dict[str, Any], kept: str) -> tuple[str, dict[Any, Any]]:
-    """{class: value} of the kept epoch, of the test set where it has one."""
-    at = _dict(result.get(kept))
+def _per_class(at: Any) -> tuple[str, dict[Any, Any]]:
+    """{class: value} of an epoch, of the test set where it has one."""
     for split in ("test", "val"):
-        found = _dict(_dict(at.get(split)).get("per_class"))
+        found = _dict(_dict(_dict(at).get(split)).get("per_class"))
         if found:
             return split, found
     return "val", {}
+
+
+def _no_news(name: str, models: Sequence[tuple[str, str, dict[str, Any]]]) -> bool:
+    """Whether it is top-5 of five classes or fewer, which everybody has."""
+    found = [value for _, _, values in models for s in SPLITS if (value := number(_dict(values.get(s)).get(name)))]
+    return name == "top5" and all(value >= 100 for value in found)
 
 
 def _flat(values: dict[str, Any]) -> list[tuple[str, str]]:

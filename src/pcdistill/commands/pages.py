@@ -1,0 +1,83 @@
+"""`pcdistill report`: the pages of a folder anew, from the files in it; nothing is computed."""
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pcdistill import report
+from pcdistill.commands.claim import MARK
+from pcdistill.commands.compare import RECORD
+from pcdistill.commands.ending import write_pages
+from pcdistill.commands.folder import read_json, read_metrics
+from pcdistill.commands.students import RECORD as STUDENTS
+from pcdistill.commands.students import write_students
+from pcdistill.errors import InputError
+from pcdistill.report.strengths import best_strengths, strength_of
+from pcdistill.stats import MARGIN
+
+OF_RUN = ("result.json", "metrics.csv", "recipe.yaml", "environment.json")
+
+
+def remake_pages(folder: Path) -> list[Path]:
+    """Write the pages of a run, a comparison, or a comparison of several students anew.
+
+    Returns:
+        What was written.
+
+    Raises:
+        InputError: the folder holds none of these.
+    """
+    if (folder / STUDENTS).is_file():
+        found = [
+            path for name in read_json(folder / STUDENTS).get("folders", []) for path in remake_pages(folder / name)
+        ]
+        return [*found, write_students(folder)]
+    runs = dict(_runs(folder))
+    if runs:
+        return _comparison(folder, runs)
+    if any((folder / name).is_file() for name in OF_RUN):
+        summary = read_json(folder / "result.json")
+        write_pages(folder, summary)
+        card = [folder / "README.md"] if summary.get("status") == "done" else []
+        return [folder / "report.html", *card]
+    raise InputError(f"{folder} holds neither a run nor a comparison, so there are no pages to make")
+
+
+def _runs(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Folders and results of a comparison's runs: METHOD/seed-N and METHOD/strength-S/seed-N."""
+    if _kind(folder) == "search":
+        raise InputError(
+            f"{folder} holds a search; the command that made it makes its pages anew, once they are deleted"
+        )
+    for pattern in ("*/seed-*/result.json", "*/strength-*/seed-*/result.json"):
+        for path in sorted(folder.glob(pattern)):
+            if found := read_json(path):
+                yield path.parent, found
+
+
+def _kind(folder: Path) -> str:
+    try:
+        return (folder / MARK).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _comparison(folder: Path, runs: dict[Path, dict[str, Any]]) -> list[Path]:
+    record = read_json(folder / RECORD)
+    results = list(runs.values())
+    chosen = best_strengths(results)
+    shown = {
+        (str(found.get("method")), int(found.get("seed", 0))): path
+        for path, found in runs.items()
+        if strength_of(found) in (None, chosen.get(str(found.get("method"))))
+    }
+    curves = {key: read_metrics(path / "metrics.csv") for key, path in shown.items()}
+    drawn = {method: path for (method, seed), path in shown.items() if seed == 0}
+    command, margin = str(record.get("command") or ""), record.get("margin", MARGIN)
+    return list(report.write_compare_report(folder, results, curves, command, margin=margin, drawn=drawn))
+
+
+def written(paths: list[Path]) -> str:
+    """What was made, for the terminal."""
+    return "written: " + ", ".join(shlex.quote(str(path)) for path in paths)
