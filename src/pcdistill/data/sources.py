@@ -2,9 +2,6 @@
 
 import inspect
 import os
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pcdistill.arrays import read_npz
 from pcdistill.data import DATASETS
 from pcdistill.data.download import CIFAR, read_cifar
 from pcdistill.data.files import EXTENSIONS, DatasetItems, ImageFiles, Items, find_images
@@ -147,29 +145,6 @@ def _cifar(name: str, root: Path, download: bool) -> Source:
     return Source(classes, Split(x_train, None, y_train), test=Split(x_test, None, y_test), stats=stats)
 
 
-def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file by name; nothing in it is executed.
-
-    Raises:
-        InputError: it is not there, damaged, or holds Python objects.
-    """
-    if not path.is_file():
-        raise InputError(f"data: the file {path} does not exist")
-    try:
-        with path.open("rb") as file:
-            found = np.load(file, allow_pickle=False)
-            if isinstance(found, np.ndarray):
-                raise InputError(f"{path} is one array (.npy) under the name of an .npz file; numpy.savez makes those")
-            return {key: _array(found, key, path) for key in found.files}
-    except InputError:
-        raise
-    except _UNREADABLE as error:
-        reason = "it is no archive of arrays" if "pickle" in str(error) else str(error) or type(error).__name__
-        raise InputError(f"{path} is not a readable .npz file: {reason}") from None
-    except MemoryError:
-        raise InputError(f"{path} holds arrays that are larger than the memory") from None
-
-
 def _npz(path: Path) -> Source:
     arrays = read_npz(path)
     missing = [key for key in ("x_train", "y_train") if key not in arrays]
@@ -195,28 +170,6 @@ def _npz(path: Path) -> Source:
         if shape != shapes["train"]:
             raise InputError(f"{path.name}: the images of x_{part} must be shaped like those of x_train")
     return Source(classes, splits["train"], splits.get("val"), splits.get("test"))
-
-
-# What numpy, zipfile and zlib raise on files that are cut, damaged, encrypted or none of theirs.
-_UNREADABLE = (
-    *(zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, TypeError, KeyError, SyntaxError, RuntimeError),
-    *(OverflowError, AttributeError, tokenize.TokenError),
-)
-
-
-def _array(found: Any, key: str, path: Path) -> np.ndarray:
-    try:
-        array = found[key]
-    except ValueError as error:
-        if "allow_pickle" not in str(error):
-            raise
-        raise InputError(
-            f"{path}: {key} holds Python objects, which are not loaded; save it as an array of numbers or text "
-            "(numpy.asarray(names, dtype=str))"
-        ) from None
-    if not isinstance(array, np.ndarray):
-        raise InputError(f"{path}: {key} is no array; numpy.savez makes such files")
-    return array
 
 
 def _class_names(names: np.ndarray, path: Path) -> list[str]:

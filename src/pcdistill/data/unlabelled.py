@@ -5,9 +5,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from pcdistill.arrays import read_npz
 from pcdistill.data.files import ImageFiles, find_images
 from pcdistill.data.loader import UNLABELLED, Batch, Batches, Feed, Job, Reader, SplitBatches, digest_of, generator_of
-from pcdistill.data.sources import Split, images_of, path_of, read_npz
+from pcdistill.data.sources import Split, images_of, path_of
 from pcdistill.errors import InputError
 
 REST = "rest"  # data.unlabelled: the training images that data.limit leaves out

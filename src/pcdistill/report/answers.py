@@ -5,7 +5,6 @@ teacher, `teacher` [N] (positions of classes), `student_p` and `teacher_p` [N] (
 images `shown` [M] (positions), `names` [M] and `thumb_0`, ... [H, W, 3] uint8.
 """
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any
 import numpy as np
 from scipy.special import bdtr
 
+from pcdistill.arrays import read_npz
+from pcdistill.errors import InputError
 from pcdistill.report._format import MISSING, SPLITS
 from pcdistill.report.boxes import TINY, picture_data
 
@@ -45,8 +46,7 @@ class Answers:
 def read_answers(run_dir: Path) -> Answers | None:
     """None where there is no such file, or it is damaged."""
     try:
-        with (Path(run_dir) / FILE).open("rb") as file, np.load(file, allow_pickle=False) as found:
-            stored = dict(found)
+        stored = read_npz(Path(run_dir) / FILE)
         thumbs = [
             (int(row), str(name), stored[f"thumb_{i}"])
             for i, (row, name) in enumerate(zip(stored["shown"], stored["names"], strict=True))
@@ -59,7 +59,7 @@ def read_answers(run_dir: Path) -> Answers | None:
             stored.get("teacher_p"),
             thumbs,
         )
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # cut off, or no archive of ours
+    except (InputError, ValueError, KeyError):  # damaged, or not ours
         return None
 
 

@@ -3,13 +3,15 @@
 import base64
 import io
 import re
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from pcdistill.arrays import read_npz
+from pcdistill.errors import InputError
 
 SAMPLES = "samples.npz"
 SHOWN_SCORE = 0.3  # detections below it are not drawn
@@ -23,9 +25,8 @@ UNFOLDED = 3  # images that a page shows at once; the others are a click away
 def read_samples(run_dir: Path) -> dict[str, np.ndarray] | None:
     """What a detection run left in samples.npz; None where there is none, or it is damaged."""
     try:
-        with (Path(run_dir) / SAMPLES).open("rb") as file, np.load(file, allow_pickle=False) as samples:
-            return dict(samples)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # cut off, or no archive
+        return read_npz(Path(run_dir) / SAMPLES)
+    except InputError:
         return None
 
 
