@@ -223,6 +223,8 @@ def loss_rows(bench: Bench, most_important: bool) -> None:
             bench.measure(what, lambda n=n, c=c, d=dtype: cost(bench, n, c, d, compiled))
     if most_important:
         profile_row(bench)
+        if not bench.smoke:
+            plan_rows(bench)
 
 
 def profile_row(bench: Bench) -> None:
@@ -241,6 +243,24 @@ def profile_row(bench: Bench) -> None:
         return {"kernels": "; ".join(f"{e.key[:24]} {getattr(e, field) / 1e3:.3f} ms" for e in events)}
 
     bench.measure({"part": "kernels", "logits": "2048 x 128256", "dtype": "float32"}, kernels)
+
+
+def plan_rows(bench: Bench) -> None:
+    """Other sizes of the tiles, for the largest shape."""
+    from pcdistill.ops import pcd_tiled
+
+    usual, student_teacher = pcd_tiled.plan, bench.logits(2048, 128256, torch.float32)
+
+    def cost_of(changed: Row) -> Row:
+        pcd_tiled.plan = lambda classes: usual(classes)._replace(**changed)
+        try:
+            return {"PCD ms": timed(bench, lambda: both_passes(pcd_loss, *student_teacher))}
+        finally:
+            pcd_tiled.plan = usual
+
+    plans = [{}, {"select": 2048, "select_warps": 8}, {"select": 2048, "select_warps": 16}, {"tile": 1024}]
+    for changed in (*plans, {"tile": 4096}):
+        bench.measure({"part": "plans", "plan": str(changed or "usual")}, lambda c=changed: cost_of(c))
 
 
 # A whole step

@@ -23,7 +23,8 @@ MOST_LINES, MOST_PARAMETERS, MOST_WORDS = 60, 8, 25
 LARGER = {  # function: why it may be larger
     "api.py:distill": "every option is a keyword of the one public call",
     "ops/pcd_triton.py:_kernel": "Triton compiles one function, and a call of it is one launch",
-    "ops/pcd_tiled.py:_select": "as it",
+    "ops/pcd_tiled.py:_bracket": "as _kernel",
+    "ops/pcd_tiled.py:_select": "as _kernel",
     "ops/pcd_tiled.py:_segments": "what a kernel calls takes what the kernel has",
     "ops/pcd_tiled.py:_moments": "as _kernel",
     "ops/pcd_tiled.py:_combine": "as _kernel",

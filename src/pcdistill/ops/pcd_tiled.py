@@ -1,7 +1,8 @@
 """PCD on CUDA for rows too long for one program: every pass goes over tiles, however many stages are summed.
 
-Forward: `_select` finds where the ranking of a row is cut, `_moments` sums eleven numbers of every tile and segment,
-`_combine` makes the loss and a segment's coefficients of them. Backward: `_slope`. A logit matrix is read three times.
+Forward: `_bracket` and `_select` find where the ranking of a row is cut, `_moments` sums eleven numbers of every tile
+and segment, `_combine` makes the loss and a segment's coefficients of them. Backward: `_slope`. So a logit matrix is
+read three times.
 
 With E_t = exp((t - max t) / T), E_s likewise, and x the difference of their exponents, the moments of a segment are
 
@@ -31,17 +32,21 @@ BOUNDARIES = 4  # searched for in one pass over a row
 
 
 class Plan(NamedTuple):
-    """Sizes in classes: of the tiles; of the sample of a row that is ranked first; of what is kept for a boundary."""
+    """Sizes in classes: of the tiles; of the sample of a row that is ranked first; of what is kept for a boundary.
+
+    Small programs of `_select` wait less for one another: it reduces a tile again and again.
+    """
 
     select: int
     tile: int
     sample: int
     kept: int
+    select_warps: int = 4
 
 
 def plan(classes: int) -> Plan:
     """The sizes that suit a card."""
-    return Plan(select=2048, tile=2048, sample=4096, kept=classes // 8)
+    return Plan(select=1024, tile=2048, sample=4096, kept=classes // 8)
 
 
 class Cuts(NamedTuple):
@@ -152,23 +157,36 @@ def _thresholds(student: Tensor, teacher: Tensor, edges: Tensor, ranking: bool) 
     thresholds = torch.empty((n, boundaries), dtype=torch.int64, device=student.device)
     if boundaries:
         cores = torch.cuda.get_device_properties(student.device).multi_processor_count if student.is_cuda else 1
-        programs, capacity = min(n, 2 * cores), sizes.kept
+        programs, capacity = min(n, 4 * cores), sizes.kept
         kept = torch.empty((programs, BOUNDARIES, capacity), dtype=torch.int64, device=student.device)
+        brackets = torch.empty((n, boundaries, 2), dtype=torch.int64, device=student.device)
+        _bracket[(n, triton.cdiv(boundaries, BOUNDARIES))](
+            student,
+            teacher,
+            edges,
+            brackets,
+            classes,
+            boundaries,
+            SAMPLE=sizes.sample,
+            BOUNDARIES=BOUNDARIES,
+            INDEX_BITS=INDEX_BITS,
+            num_warps=8,
+        )
         _select[(programs,)](
             student,
             teacher,
             edges,
+            brackets,
             thresholds,
             kept,
             n,
             classes,
             boundaries,
             capacity,
-            SAMPLE=sizes.sample,
             TILE=sizes.select,
             BOUNDARIES=BOUNDARIES,
             INDEX_BITS=INDEX_BITS,
-            num_warps=16,
+            num_warps=sizes.select_warps,
         )
     return thresholds
 
@@ -198,11 +216,22 @@ def _item(values, lane, i):  # type: ignore[no-untyped-def]
     return tl.sum(tl.where(lane == i, values, 0), axis=0)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _brackets(  # type: ignore[no-untyped-def]
-    student, teacher, row, classes, wanted, SAMPLE: tl.constexpr, INDEX_BITS: tl.constexpr
+@triton.jit(do_not_specialize=["boundaries"])  # type: ignore[untyped-decorator]
+def _bracket(  # type: ignore[no-untyped-def]
+    student,
+    teacher,
+    edges,
+    brackets,
+    classes,
+    boundaries,
+    SAMPLE: tl.constexpr,
+    BOUNDARIES: tl.constexpr,
+    INDEX_BITS: tl.constexpr,
 ):
-    """Two keys for every boundary, that it very likely lies between: from the ranks of a sample of the row."""
+    """Two keys for every boundary of a row, that it very likely lies between: from the ranks of a sample."""
+    row = tl.program_id(0).to(tl.int64)
+    b = tl.program_id(1) * BOUNDARIES + tl.arange(0, BOUNDARIES)
+    wanted = tl.load(edges + b, mask=b < boundaries, other=1)
     i = tl.arange(0, SAMPLE)
     index = (i // RUN) * (classes // (SAMPLE // RUN)) + i % RUN
     s, t = _logits(student, teacher, row, index, classes)
@@ -221,7 +250,9 @@ def _brackets(  # type: ignore[no-untyped-def]
         low = tl.where(reached >= rank_low, low | step, low)
         reached = tl.sum((bits[:, None] >= (high | step)[None, :]).to(tl.int32), axis=0)
         high = tl.where(reached >= rank_high, high | step, high)
-    return low.to(tl.int64) << INDEX_BITS, ((high | 511).to(tl.int64) + 1) << INDEX_BITS
+    out = brackets + 2 * (row * boundaries + b)
+    tl.store(out, low.to(tl.int64) << INDEX_BITS, mask=b < boundaries)
+    tl.store(out + 1, ((high | 511).to(tl.int64) + 1) << INDEX_BITS, mask=b < boundaries)
 
 
 @triton.jit(do_not_specialize=["rows", "boundaries"])  # type: ignore[untyped-decorator]
@@ -229,13 +260,13 @@ def _select(  # type: ignore[no-untyped-def]
     student,
     teacher,
     edges,
+    brackets,
     thresholds,
     kept,
     rows,
     classes,
     boundaries,
     capacity,
-    SAMPLE: tl.constexpr,
     TILE: tl.constexpr,
     BOUNDARIES: tl.constexpr,
     INDEX_BITS: tl.constexpr,
@@ -249,14 +280,15 @@ def _select(  # type: ignore[no-untyped-def]
         for first in range(0, boundaries, BOUNDARIES):
             real = first + lane < boundaries
             wanted = tl.load(edges + first + lane, mask=real, other=1)
-            low, high = _brackets(student, teacher, row, classes, wanted, SAMPLE, INDEX_BITS)
-            low = tl.where(real, low, high)
+            at = brackets + 2 * (row * boundaries + first + lane)
+            low = tl.load(at, mask=real, other=0)
+            high = tl.load(at + 1, mask=real, other=0)
             inner = tl.zeros_like(wanted)  # keys inside the bracket
             above = tl.zeros_like(wanted)  # keys above it
             for start in range(0, classes, TILE):
                 s, t = _logits(student, teacher, row, start + offset, classes)
                 keys = _keys(s, t, start + offset, classes, True, INDEX_BITS)
-                for j in tl.static_range(BOUNDARIES):
+                for j in range(BOUNDARIES):
                     below_top = keys < _item(high, lane, j)
                     inside = below_top & (keys >= _item(low, lane, j))
                     flag = inside.to(tl.int32)
