@@ -432,3 +432,23 @@ def test_an_example_runs_and_its_student_learns(path):
     done = subprocess.run([sys.executable, path], env=env, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     assert float(re.search(r"student: ([\d.]+) % top-1", done.stdout)[1]) > 50
+
+
+DOCUMENT = ROOT / "docs" / "own-trainer.md"
+
+
+@pytest.mark.parametrize("path", [path for path in EXAMPLES if path.stem != "start"], ids=lambda path: path.stem)
+def test_the_document_shows_what_the_example_has(path):
+    text = DOCUMENT.read_text()
+    shown = re.search(rf"<!-- examples/own_trainer/{path.name} -->\n```python\n(.*?)```", text, re.S)[1]
+    assert [line.strip() for line in shown.splitlines() if line.strip()] == [line.strip() for line in beyond(path)]
+
+
+def test_the_documents_other_blocks_run():
+    text = re.sub(r"<!-- examples.*?```python.*?```", "", DOCUMENT.read_text(), flags=re.S)
+    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert len(blocks) == 5
+    scope: dict = {}
+    for block in blocks:
+        exec(block, scope)
+    assert len(scope["history"]) == 2
