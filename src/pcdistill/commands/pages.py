@@ -9,7 +9,7 @@ from pcdistill import report
 from pcdistill.commands.claim import MARK
 from pcdistill.commands.compare import RECORD
 from pcdistill.commands.ending import write_pages
-from pcdistill.commands.folder import read_json, read_metrics
+from pcdistill.commands.folder import read_json
 from pcdistill.commands.students import RECORD as STUDENTS
 from pcdistill.commands.students import write_students
 from pcdistill.errors import InputError
@@ -72,7 +72,7 @@ def _comparison(folder: Path, runs: dict[Path, dict[str, Any]]) -> list[Path]:
         for path, found in runs.items()
         if strength_of(found) in (None, chosen.get(str(found.get("method"))))
     }
-    curves = {key: read_metrics(path / "metrics.csv") for key, path in shown.items()}
+    curves = {key: report.read_metrics(path / "metrics.csv") for key, path in shown.items()}
     drawn = {method: path for (method, seed), path in shown.items() if seed == 0}
     command, margin = str(record.get("command") or ""), record.get("margin", MARGIN)
     return list(report.write_compare_report(folder, results, curves, command, margin=margin, drawn=drawn))

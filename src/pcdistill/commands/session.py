@@ -337,7 +337,7 @@ class Session:
         main = self.accelerator.is_main_process
         if self.out is not None:
             self.logging = Trackers(self.recipe, self.out, enabled=main)
-        trackers = self.trackers if self.logging is None else (self.logging, *self.trackers)
+        trackers: tuple[Tracker, ...] = self.trackers if self.logging is None else (self.logging, *self.trackers)
         self._find_unused()
         return Trainer(
             self.distiller,
