@@ -76,6 +76,7 @@ def test_a_model_by_name_writes_nothing(tmp_path, monkeypatch):
     [
         ("cifar/resnet8", Bench(programs=("onx",)), '--programs: unknown "onx"'),
         ("cifar/resnet8", Bench(batch_size=0), "--batch-size must be 1 or more"),
+        ("cifar/resnet8", Bench(image_size=0), "--image-size must be 1 or more, got 0"),
         ("cifar/resnet9", Bench(), 'unknown model "cifar/resnet9"; did you mean'),
         (".", Bench(), "is not a run's folder"),
     ],

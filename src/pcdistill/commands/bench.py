@@ -110,6 +110,8 @@ def _check(plan: Bench) -> None:
     for name in plan.programs:
         if name not in PROGRAMS:
             raise InputError(f'--programs: unknown "{name}"; known: {", ".join(PROGRAMS)}')
+    if plan.image_size is not None and plan.image_size < 1:
+        raise InputError(f"--image-size must be 1 or more, got {plan.image_size}")
     if plan.batch_size < 1 or not 0 < plan.seconds < float("inf"):
         raise InputError(
             f"--batch-size must be 1 or more and --seconds above 0, got {plan.batch_size}, {plan.seconds:g}"
