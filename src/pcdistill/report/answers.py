@@ -54,7 +54,9 @@ def read_answers(run_dir: Path) -> Answers | None:
         return Answers(
             [str(name) for name in stored["classes"]],
             str(stored["split"]),
-            *(stored[name] for name in ("target", "student", "student_p")),
+            stored["target"],
+            stored["student"],
+            stored["student_p"],
             stored.get("teacher"),
             stored.get("teacher_p"),
             thumbs,

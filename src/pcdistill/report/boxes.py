@@ -80,7 +80,8 @@ def labelled(
     Returns:
         What a template draws; `name` is empty where there was no place.
     """
-    found, taken = [], []
+    found: list[dict[str, Any]] = []
+    taken: list[tuple[float, ...]] = []
     line, pad = 1.3 * font, 0.25 * font
     for (x0, y0, x1, y1), color, name in boxes:
         wide = 0.58 * font * len(name) + 2 * pad

@@ -10,11 +10,11 @@ import yaml
 
 from pcdistill.engine.console import duration
 from pcdistill.recipe import LOADERS
-from pcdistill.report._folder import Run, read_run
+from pcdistill.report._folder import Run, data_name, metric_of, name_of, read_run, trained_alone
 from pcdistill.report._format import SPLITS, count, metric_name, number, shown
 from pcdistill.report.production import production_code
 from pcdistill.report.rows import aligned
-from pcdistill.report.run_page import COLUMNS, data_name, metric_of, name_of, trained_alone
+from pcdistill.report.run_page import COLUMNS
 from pcdistill.report.speed import read_speed, speed_cells, speed_notes
 
 WEIGHTS = "student.safetensors"

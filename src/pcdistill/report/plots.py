@@ -103,7 +103,9 @@ def learning_curves(rows: Sequence[Mapping[str, float]], metric: str, best_epoch
         "validation": ("val", VERMILION, "-"),
         "validation, averaged weights": ("val_ema", GREEN, "--"),
     }
-    title, panels, columns = "learning curves", [], []
+    panels: list[Markup] = []
+    columns: list[tuple[str, str, str]] = []
+    title = "learning curves"
     used: dict[str, tuple[str, str, str]] = {}
     for key in (metric, "loss"):
         drawn = {label: series(rows, f"{split}/{key}") for label, (split, _, _) in looks.items()}
@@ -134,7 +136,8 @@ def term_curves(rows: Sequence[Mapping[str, float]]) -> Chart | None:
     parts = dict.fromkeys(key for row in rows for key in row if key.startswith("train/") and key not in skip)
     found = [("total loss", "train/loss", INK), *((key.removeprefix("train/"), key, BLUE) for key in parts)]
     found = [one for one in [*found, ("learning rate", "lr", GREEN)] if len(series(rows, one[1]))]
-    title, panels = "terms of the loss and learning rate", []
+    panels: list[Markup] = []
+    title = "terms of the loss and learning rate"
     for name, column, color in found:
         points = series(rows, column)
         with matplotlib.rc_context(STYLE):
@@ -214,7 +217,7 @@ def seed_dots(rows: Sequence[Row]) -> Chart | None:
     near = [value for value in teachers if low - room <= value <= high + room]
     low, high = min([low, *near]), max([high, *near])
     pad = 0.07 * max(high - low, 0.5)
-    panels = []
+    panels: list[Markup] = []
     for epoch in EPOCHS:
         with matplotlib.rc_context(STYLE):
             figure, ax = _panel(f"{epoch} epoch", (PANEL[0], 1.1 + 0.36 * len(methods)))
@@ -250,7 +253,8 @@ def cost_dots(points: Sequence[Mapping[str, Any]], metric: str) -> Chart | None:
         return None
     methods = list(dict.fromkeys(str(p["method"]) for p in usable))
     colors = {**colors_of([name for name in methods if name != "teacher"]), "teacher": SOFT}
-    title, panels = "accuracy against cost", []
+    panels: list[Markup] = []
+    title = "accuracy against cost"
     for key, name in (("parameters", "parameters"), ("macs", "multiply-adds of an image (MACs)")):
         drawn = [p for p in usable if number(p.get(key))]
         if not drawn:
@@ -334,7 +338,7 @@ def _band(runs: Sequence[Sequence[Mapping[str, float]]], column: str) -> np.ndar
 def _curves_together(
     bands: Mapping[str, np.ndarray], colors: Mapping[str, str], metric: str, title: str
 ) -> list[Markup]:
-    panels = []
+    panels: list[Markup] = []
     half = max(band[:, 0].max() for band in bands.values()) / 2
     for start in (0.0, half):
         name = "all epochs" if start == 0 else "second half"
@@ -351,7 +355,7 @@ def _curves_together(
 
 
 def _curves_apart(bands: Mapping[str, np.ndarray], title: str) -> list[Markup]:
-    panels = []
+    panels: list[Markup] = []
     last = max(band[-1, 0] for band in bands.values())
     late = [band[band[:, 0] >= last / 2] for band in bands.values()]
     for name, band in bands.items():
