@@ -23,7 +23,7 @@ from pcdistill.report import run_page
 
 FILES = {
     *(".pcdistill", "recipe.yaml", "environment.json", "metrics.csv", "best.pt", "last.pt", "student.safetensors"),
-    *("report.html", "README.md", "result.json", "times.json"),
+    *("report.html", "README.md", "result.json", "times.json", "answers.npz"),
 }
 DERIVED = ("recipe.yaml", "metrics.csv", "student.safetensors", "report.html", "README.md")
 MODELS = """
