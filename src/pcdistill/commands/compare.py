@@ -10,12 +10,13 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from pcdistill import report
 from pcdistill.commands.claim import claimed
 from pcdistill.commands.contents import PresentContents
-from pcdistill.commands.ending import WEIGHTS, write_pages
+from pcdistill.commands.ending import write_pages
 from pcdistill.commands.folder import read_json, read_metrics, recorded_summary, refuse_another_run, refuse_stopped_run
 from pcdistill.commands.jobs import Job, run_jobs, shares
 from pcdistill.commands.run import run_with_report
-from pcdistill.commands.session import check_names, open_data, teacher_folder, teacher_recipe
+from pcdistill.commands.session import check_names, open_data
 from pcdistill.commands.tasks import Task, task_of
+from pcdistill.commands.teachers import comes_from_cache, teacher_file, teacher_folder, teacher_recipe, training_of
 from pcdistill.distillation.cache_replay import resolve_cache
 from pcdistill.distillation.objective import at_strength
 from pcdistill.engine.console import Console, duration
@@ -24,7 +25,7 @@ from pcdistill.errors import InputError, PcdistillError, nearest
 from pcdistill.files import atomic_write, clear_parts, new_digest
 from pcdistill.methods import METHODS
 from pcdistill.models.names import is_user_code
-from pcdistill.recipe import ALONE, Recipe, TeacherConfig, with_method
+from pcdistill.recipe import ALONE, Recipe, with_method
 from pcdistill.report.compare_page import Curves
 from pcdistill.report.strengths import best_strengths
 from pcdistill.stats import MARGIN
@@ -257,8 +258,8 @@ def with_teachers(
     command: str | None,
 ) -> dict[K, Recipe]:
     """The recipes, with teachers that are trained once, in `out`, where they have no weights for the classes."""
-    for number, config in enumerate(recipe.all_teachers):
-        trained = None if _knows_classes(recipe, config) else teacher_recipe(recipe, number)
+    for number in range(len(recipe.all_teachers)):
+        trained = _trained_first(recipe, number)
         if trained is None:
             continue
         name = teacher_folder(number)
@@ -266,12 +267,14 @@ def with_teachers(
         refuse_stopped_run(out / name, trained, root=out)
         summary = recorded_summary(out / name, trained)
         # Of a teacher that is done the weights may be gone; what needs them says so.
-        gone = not any((out / name / file).exists() for file in (WEIGHTS, "best.pt", "last.pt"))
-        if summary is not None and ((out / name / WEIGHTS).exists() or gone):
+        weights = teacher_file(out / name)
+        gone = not any(path.exists() for path in (weights, out / name / "best.pt", out / name / "last.pt"))
+        if summary is not None and (weights.exists() or gone):
             PresentContents().settle(out / name, trained, summary)
         else:
-            run_with_report(trained, out / name, console=console.labelled(name), command=command)
-        changes = {"weights": str(out / name / WEIGHTS), "pretrained": False}
+            progress = console.labelled(name)
+            run_with_report(trained, out / name, console=progress, command=command, role="teacher")
+        changes = {"weights": str(teacher_file(out / name)), "pretrained": False}
         recipes = {key: _with_teacher(one, number, changes) for key, one in recipes.items()}
     return recipes
 
@@ -297,12 +300,15 @@ def _with_teacher(recipe: Recipe, number: int, changes: dict[str, Any]) -> Recip
     return recipe.with_teachers(teachers)
 
 
-def _knows_classes(recipe: Recipe, teacher: TeacherConfig) -> bool:
-    """Whether the teacher is pretrained on the data's classes; opens the data only if that can be."""
-    if teacher.weights is not None or not teacher.pretrained:
-        return False
+def _trained_first(recipe: Recipe, number: int) -> Recipe | None:
+    """The recipe that trains a teacher first; the data are opened only if that depends on their classes."""
+    config = recipe.all_teachers[number]
+    if comes_from_cache(config) or (config.weights is None and not config.pretrained):
+        return teacher_recipe(recipe, number)
+    if config.weights is not None and (config.epochs == 0 or "mismatched-weights" not in recipe.allow):
+        return None
     task = task_of(recipe)
-    return task.knows_classes(teacher, open_data(task, recipe, make_accelerator(recipe.train)))
+    return training_of(recipe, number, task, open_data(task, recipe, make_accelerator(recipe.train)))
 
 
 def _value(summary: dict[str, Any]) -> str:

@@ -14,9 +14,10 @@ from pcdistill.engine.loop import write_history
 from pcdistill.errors import InputError
 from pcdistill.models.feature_maps import Headed
 from pcdistill.models.heads import with_head
+from pcdistill.models.weights import STUDENT_FILE
 from pcdistill.recipe import Recipe
 
-WEIGHTS, METRICS = "student.safetensors", "metrics.csv"
+METRICS = "metrics.csv"
 AVERAGE = "module."  # before the names of a moving average's weights
 
 
@@ -57,18 +58,19 @@ def load_student(out: Path, student: nn.Module, summary: dict[str, Any]) -> nn.M
     Raises:
         InputError: the weights are gone, damaged, or another model's.
     """
-    if not (out / WEIGHTS).exists():
+    weights = models.run_weights(out)
+    if not weights.exists():
         try:
             student.load_state_dict(_kept_state(out, summary))
         except RuntimeError as error:
             raise InputError(f"the weights in {out} do not fit the student, {type(student).__name__}") from error
         return student
     if not isinstance(student, Headed):
-        student = with_head(student, out / WEIGHTS)
-    models.load_weights(student, out / WEIGHTS)
+        student = with_head(student, weights)
+    models.load_weights(student, weights)
     kept = dict(summary.get("contents") or {}).get(KEPT)
     if kept not in (None, weights_fingerprint(student.state_dict())):
-        raise InputError(f"{out / WEIGHTS} is not what the run in {out} left; put that back, or delete the file")
+        raise InputError(f"{weights} is not what the run in {out} left; put that back, or delete the file")
     return student
 
 
@@ -78,8 +80,8 @@ def _kept_state(out: Path, summary: dict[str, Any]) -> dict[str, Tensor]:
     path = out / f"{kept}.pt"
     if not path.exists():
         raise InputError(
-            f"{out} holds this run, which is done, but its weights are gone ({WEIGHTS} and {path.name}); put one of "
-            f"them back, or delete {out} to train again"
+            f"{out} holds this run, which is done, but its weights are gone ({STUDENT_FILE} and {path.name}); put one "
+            f"of them back, or delete {out} to train again"
         )
     state = load_checkpoint(path)
     whose = (summary.get("digest"), dict(summary.get(kept) or {}).get("epoch"))

@@ -63,6 +63,10 @@ class Detection:
     def knows_classes(self, config: TeacherConfig, data: Any) -> bool:
         return knows_detection_classes(config, data)
 
+    def other_classes(self, config: TeacherConfig, data: Any) -> bool:
+        named = config.classes or (models.read_classes(config.weights) if config.weights else None)
+        return named is not None and not set(data.classes) <= set(named)
+
     def teacher(self, config: TeacherConfig, student: nn.Module, data: Any, allow: Sequence[str]) -> TeacherDetector:
         return build_teacher_detector(config, student, data, allow)
 

@@ -115,10 +115,10 @@ class TeacherCache:
             self._maps = {stored: np.memmap(file, self.info.row, "r")}
         return self.info.decode(self._maps[stored][places.numpy()])
 
-    def check(self, *, teacher: str, stream: str, classes: int, views: int) -> None:
-        """Refuse a run whose teacher, classes, views or stream of batches is not the cache's."""
+    def check(self, *, teacher: str | None, stream: str, classes: int, views: int) -> None:
+        """Refuse a run whose teacher, classes, views or stream of batches is not the cache's; None is any teacher."""
         info = self.info
-        if teacher != info.teacher:
+        if teacher not in (None, info.teacher):
             raise InputError(
                 f"the cache {self.path} comes from another teacher (weights, class order, normalisation or resolution)"
                 "; make one with this teacher"

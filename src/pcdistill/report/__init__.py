@@ -1,5 +1,6 @@
 """Runs -> pages, tables and model cards; reads files only, and never imports torch."""
 
+from pcdistill.report._format import count, term_text
 from pcdistill.report.compare_page import write_compare_report
 from pcdistill.report.model_card import write_model_card
 from pcdistill.report.rows import Failure, Row, aligned, compare_rows, format_table
@@ -15,10 +16,12 @@ __all__ = [
     "aligned",
     "compare_rows",
     "comparison_text",
+    "count",
     "format_table",
     "read_speed",
     "speed_cells",
     "speed_notes",
+    "term_text",
     "write_compare_report",
     "write_model_card",
     "write_run_report",
