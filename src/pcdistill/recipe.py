@@ -271,14 +271,23 @@ class _Mistakes:
 
     Args:
         where: the file or call that they are in.
+        typed: dotted keys to what the user typed to set them, which a mistake in their value is told of.
     """
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, typed: Mapping[str, str] | None = None) -> None:
         self.where = where
+        self.typed = typed or {}
         self.found: list[tuple[str, str]] = []
 
     def add(self, sentence: str, where: str | None = None) -> None:
         self.found.append((where or self.where, sentence))
+
+    def add_value(self, key: str, sentence: str) -> None:
+        """A wrong value of a key."""
+        if key in self.typed:
+            self.add(sentence, self.typed[key])
+        else:
+            self.add(f"{key}: {sentence}")
 
     def raise_if_any(self) -> None:
         """One mistake is one sentence; several are a list under the name of the file.
@@ -310,6 +319,7 @@ def load_recipe(
     overrides: Iterable[str] = (),
     *,
     values: Mapping[str, Any] | None = None,
+    flags: Mapping[str, str] | None = None,
 ) -> Recipe:
     """Build a recipe from a name or file, then dotted `values`, then `key=value` overrides, in this order.
 
@@ -317,14 +327,17 @@ def load_recipe(
         source: a shipped recipe's name, a YAML file, or None for the schema's defaults.
         overrides: strings `dotted.key=value`, the value in YAML; a term of `losses` is addressed by position or method.
         values: dotted keys to values, as the command line's flags give them; None values are passed over.
+        flags: dotted keys to the flags that set them, for messages.
 
     Raises:
         InputError: naming the file and every wrong key, with the nearest valid one.
     """
     tree, where = _read(source) if source is not None else ({}, "recipe")
-    mistakes = _Mistakes(where)
     given = {key: value for key, value in (values or {}).items() if value is not None}
+    mistakes = _Mistakes(where)
     text = _parse_overrides(overrides, mistakes)
+    typed = {key: flag for key, flag in (flags or {}).items() if key in given}
+    mistakes.typed = {**typed, **{key: f"--set {key}" for key in text}}
     method = text.get("method", given.get("method"))
     if method is not None and "losses" not in text:
         tree.pop("losses", None)  # a method that is asked for brings its own terms
@@ -575,7 +588,7 @@ def _validated(tree: dict[str, Any], mistakes: _Mistakes) -> Recipe | None:
             elif found["type"] == "dataclass_type":
                 mistakes.add(f"{key} must be a group of keys, got {found['input']!r}")
             else:
-                mistakes.add(f"{key}: {found['msg'].lower()}, got {found['input']!r}")
+                mistakes.add_value(key, f"{found['msg'].lower()}, got {found['input']!r}")
     return None
 
 

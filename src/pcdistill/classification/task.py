@@ -29,6 +29,7 @@ from pcdistill.engine.console import Console
 from pcdistill.engine.loop import Metric
 from pcdistill.engine.placement import Placement
 from pcdistill.errors import InputError
+from pcdistill.models.fetching import advising
 from pcdistill.models.heads import with_head
 from pcdistill.models.names import is_user_code
 from pcdistill.recipe import DataConfig, ModelConfig, Recipe, TeacherConfig, TrainConfig
@@ -75,7 +76,8 @@ class Classification:
         return top1_metric(len(data.classes), recipe.optim.lr)
 
     def student(self, recipe: Recipe, data: Any) -> nn.Module:
-        return build_student(recipe.student, classes=data.classes, data=data, allow=recipe.allow)
+        with advising("student" if recipe.all_teachers else "model"):
+            return build_student(recipe.student, classes=data.classes, data=data, allow=recipe.allow)
 
     def info(self, model: nn.Module, data: Any) -> dict[str, Any]:
         size = data.image_size
@@ -222,9 +224,10 @@ def _for_weights(config: TeacherConfig, data: Any, num_classes: int) -> nn.Modul
 
 def _pretrained(config: TeacherConfig, data: Any) -> tuple[nn.Module, list[str] | None]:
     """The zoo's model with its own head, and the names of its outputs in the form that the data uses."""
-    model = models.build_model(
-        config.name, num_classes=None, in_channels=data.in_channels, pretrained=True, kwargs=config.kwargs
-    )
+    with advising("teacher"):
+        model = models.build_model(
+            config.name, num_classes=None, in_channels=data.in_channels, pretrained=True, kwargs=config.kwargs
+        )
     if config.classes is not None:
         return model, list(config.classes)
     wnids = all(re.fullmatch(r"n\d{8}", name) for name in data.classes)

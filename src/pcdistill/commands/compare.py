@@ -10,8 +10,16 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from pcdistill import report
 from pcdistill.commands.claim import claimed
 from pcdistill.commands.contents import PresentContents
+from pcdistill.commands.defaults import method_folder
 from pcdistill.commands.ending import write_pages
-from pcdistill.commands.folder import read_json, read_metrics, recorded_summary, refuse_another_run, refuse_stopped_run
+from pcdistill.commands.folder import (
+    read_json,
+    read_metrics,
+    read_recipe,
+    recorded_summary,
+    refuse_another_run,
+    refuse_stopped_run,
+)
 from pcdistill.commands.jobs import Job, run_jobs, shares
 from pcdistill.commands.run import run_with_report
 from pcdistill.commands.session import check_names, open_data
@@ -109,8 +117,12 @@ class Key(NamedTuple):
         return f"{self.method}{strength}, seed {self.seed}"
 
     def folder(self, out: Path) -> Path:
-        """A method's name is a folder; of a user's `path/file.py:Class` the Class is."""
-        method = out / self.method.rsplit(":", 1)[-1].replace("/", "_")
+        """A method's name is a folder; of a user's `path/file.py:Class` all of it, in earlier versions the Class."""
+        method = out / method_folder(self.method)
+        if is_user_code(self.method) and not method.exists():
+            earlier = out / self.method.rsplit(":", 1)[-1]
+            if any(read_recipe(file.parent).method == self.method for file in earlier.rglob("recipe.yaml")):
+                method = earlier
         strength = method if self.strength is None else method / f"strength-{self.strength:g}"
         return strength / f"seed-{self.seed}"
 

@@ -15,7 +15,6 @@ from pcdistill.errors import InputError
 from pcdistill.models.feature_maps import Headed
 from pcdistill.models.heads import with_head
 from pcdistill.models.weights import STUDENT_FILE
-from pcdistill.recipe import Recipe
 
 METRICS = "metrics.csv"
 AVERAGE = "module."  # before the names of a moving average's weights
@@ -35,10 +34,10 @@ def write_pages(out: Path, summary: dict[str, Any], *, missing_only: bool = Fals
         atomic_write(out / "README.md", report.write_model_card(out, summary))
 
 
-def repair(out: Path, recipe: Recipe, history: list[dict[str, float]]) -> None:
+def repair(out: Path, recipe: str, history: list[dict[str, float]]) -> None:
     """recipe.yaml and metrics.csv of a run that is done, where they are missing."""
     if not (out / "recipe.yaml").exists():
-        atomic_write(out / "recipe.yaml", recipe.to_yaml())
+        atomic_write(out / "recipe.yaml", recipe)
     if history and not (out / METRICS).exists():
         write_history(out / METRICS, history)
 

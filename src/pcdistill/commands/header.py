@@ -41,7 +41,7 @@ def header(recipe: Recipe, data: Any, models: Sequence[Told], accelerator: Accel
     return [
         *data_lines(recipe, data, steps),
         *(model_line(one) for one in models),
-        f"method  {method_line(recipe)}",
+        f"method  {method_line(recipe, outputs_of(recipe, data))}",
         f"train   {training_line(recipe, steps)}; {device_line(accelerator)}",
         *([f"folder  {out}"] if out is not None else []),
     ]
@@ -85,11 +85,13 @@ def model_line(told: Told) -> str:
     return f"{told.role} {told.name}: {told.starts}" + (f"; {', '.join(size)}" if size else "").replace("\u00a0", " ")
 
 
-def method_line(recipe: Recipe) -> str:
+def method_line(recipe: Recipe, outputs: int) -> str:
     """The method and its terms with every option."""
     if recipe.method == ALONE:
         return "none: the labels alone"
-    return f"{short_name(recipe.method)}: " + " + ".join(term_text(shown(term)) for term in resolved_terms(recipe))
+    return f"{short_name(recipe.method)}: " + " + ".join(
+        term_text(shown(term)) for term in resolved_terms(recipe, outputs)
+    )
 
 
 def shown(term: dict[str, Any]) -> dict[str, Any]:
@@ -115,6 +117,22 @@ def device_line(accelerator: Accelerator) -> str:
         device += f" ({torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''})"
     processes = f", {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
     return f"{device}, {PRECISIONS[accelerator.mixed_precision]}{processes}"
+
+
+def recipe_text(recipe: Recipe, outputs: int | None = None) -> str:
+    """YAML; the comments at its end say what the losses' options are that the recipe does not name.
+
+    Args:
+        recipe: to be written.
+        outputs: how many logits the losses see, where that is known.
+    """
+    terms = "".join(f"#   {term_text(term)}\n" for term in resolved_terms(recipe, outputs))
+    return f"{recipe.to_yaml()}# The losses with all their options, defaults included:\n{terms}"
+
+
+def outputs_of(recipe: Recipe, data: Any) -> int:
+    """How many logits the losses see: one for each class, and of detectors one for the background."""
+    return len(data.classes) + (recipe.task == "detection")
 
 
 def starts_from(config: ModelConfig) -> str:

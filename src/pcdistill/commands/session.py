@@ -22,7 +22,7 @@ from pcdistill.commands.folder import (
     refuse_stopped_run,
     settle_contents,
 )
-from pcdistill.commands.header import Told, header, starts_from
+from pcdistill.commands.header import Told, header, outputs_of, recipe_text, starts_from
 from pcdistill.commands.tasks import Task, task_of
 from pcdistill.commands.teachers import (
     cached_facts,
@@ -305,6 +305,8 @@ class Session:
         name = teacher_folder(number)
         if self.stored is not None:
             return replace(config, weights=str(teacher_file(self.out / name)), pretrained=False)
+        if self.accelerator.is_main_process and not (self.out / "last.pt").exists():  # what the folder is to hold
+            atomic_write(self.out / "recipe.yaml", recipe_text(self.recipe, outputs_of(self.recipe, self.data)))
         self.console.say(f"training the teacher {config.name} first, {recipe.train.epochs} epochs")
         # Its own seed has its own order, and it learns from labelled images alone.
         data = self.data if number == 0 and recipe.data == self.recipe.data else None
@@ -393,7 +395,7 @@ class Session:
     def _record(self, resumed: bool) -> None:
         """recipe.yaml and environment.json; a run that goes on keeps its record, and adds to it."""
         if self.out is not None and self.accelerator.is_main_process:
-            atomic_write(self.out / "recipe.yaml", self.recipe.to_yaml())
+            atomic_write(self.out / "recipe.yaml", recipe_text(self.recipe, outputs_of(self.recipe, self.data)))
             path = self.out / "environment.json"
             found = continued(read_json(path) if resumed else {}, environment(self.accelerator, self.command))
             atomic_write(path, json.dumps(found, indent=2) + "\n")
@@ -478,7 +480,7 @@ class Session:
             "status": status,
             "task": recipe.task,
             "method": recipe.method,
-            "losses": resolved_terms(recipe),
+            "losses": resolved_terms(recipe, outputs_of(recipe, self.data)),
             "seed": recipe.train.seed,
             **({} if recipe.strength is None else {"strength": recipe.strength}),
             "threads": torch.get_num_threads(),
@@ -521,7 +523,7 @@ class Session:
         if self.accelerator.is_main_process:
             if not self.weights.exists():
                 self._save_weights()
-            repair(self.out, self.recipe, history)
+            repair(self.out, recipe_text(self.recipe, outputs_of(self.recipe, self.data)), history)
             self.task.draw_run(self.out, missing_only=True)
             write_pages(self.out, summary, missing_only=True)
         self.accelerator.wait_for_everyone()
