@@ -1,7 +1,8 @@
 """Distillation from Python, on plain modules and loaders."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +17,17 @@ from pcdistill.commands.tasks import passed_detection
 from pcdistill.data.contents import loader_contents
 from pcdistill.distillation.teacher import Teacher, logits_of
 from pcdistill.engine.console import Console
-from pcdistill.errors import InputError
-from pcdistill.recipe import ALONE, LOADERS, Recipe, TeacherConfig, load_recipe, make_recipe
+from pcdistill.errors import InputError, PcdistillError
+from pcdistill.recipe import (
+    ALONE,
+    LOADERS,
+    OptimConfig,
+    Recipe,
+    TeacherConfig,
+    TrainConfig,
+    load_recipe,
+    make_recipe,
+)
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,7 @@ class _Passed(Classification):
         with torch.no_grad():
             num_classes = int(logits_of(student.eval()(images[:2].to(accelerator.device))).shape[1])
         student.train(was_training)
+        self._check_outputs(num_classes, images[:2].to(accelerator.device))
         classes = [str(i) for i in range(num_classes)]
         contents = {
             f"data.{name}.{what}": value
@@ -84,6 +95,18 @@ class _Passed(Classification):
             for what, value in ({} if batches is None else loader_contents(batches.loader)).items()
         }
         return _Loaders(classes, self._train, self._val, self._test, images.shape[1], images.shape[-1], contents)
+
+    def _check_outputs(self, outputs: int, images: torch.Tensor) -> None:
+        """Raise InputError for a student whose outputs are not the classes: by the labels, and by the teacher's."""
+        target = next(iter(self._val.epoch(0))).target
+        top = int(target.max()) if target.ndim == 1 and not target.is_floating_point() else outputs - 1
+        teacher = outputs if self._teacher is None else int(self._teacher.to(images.device)(images).shape[-1])
+        if top >= outputs or (teacher != outputs and teacher == top + 1):
+            taught = "" if self._teacher is None else f", and the teacher gives {teacher} outputs"
+            raise InputError(
+                f"the student gives {outputs} outputs for each image; labels of the first validation batch go up to "
+                f"{top}{taught}: build the student with one output for each class"
+            )
 
     def student(self, recipe: Recipe, data: Any) -> nn.Module:
         return self._student
@@ -196,7 +219,11 @@ def distill(
         "train": {"epochs": epochs, "seed": seed, **(train_options or {})},
         "allow": list(allow),
     }
-    recipe = make_recipe(tree, "distill()")
+    try:
+        recipe = make_recipe(tree, "distill()")
+    except InputError as error:
+        error.args = (in_python(str(error)),)
+        raise
     if out is None and recipe.train.trackers:
         raise InputError("train.trackers need a folder; give out")
     if task == "detection":
@@ -228,5 +255,32 @@ def distill(
 
 def _distilled(recipe: Recipe, out: str | Path | None, task: Any, verbose: bool) -> Distilled:
     console = Console(recipe.method, quiet=not verbose)
-    result = run_with_report(recipe, None if out is None else Path(out), console=console, task=task)
+    try:
+        result = run_with_report(recipe, None if out is None else Path(out), console=console, task=task)
+    except PcdistillError as error:
+        error.args = (in_python(str(error)), *error.args[1:])
+        raise
     return Distilled(result.student.eval(), result.history, result.summary)
+
+
+def in_python(text: str) -> str:
+    """A sentence that speaks of flags and of a recipe's keys, in the words of :func:`distill`."""
+    optim = "|".join(one.name for one in fields(OptimConfig))
+    train = "|".join(one.name for one in fields(TrainConfig))
+    for pattern, words in (
+        (r"--allow ([\w-]+)", r'allow=("\1",)'),
+        (r"--out \(from Python: out\)", "out"),
+        (r"--out (\S+?)(?=[\s),;]|$)", r'out="\1"'),
+        (r"\boptim\.lr\b", "lr"),
+        (r"\btrain\.(epochs|seed)\b", r"\1"),
+        (rf"\boptim\.({optim})\b", r'optim["\1"]'),
+        (rf"\btrain\.({train})\b", r'train_options["\1"]'),
+        (r"\bdata\.views\b", "views"),
+        (r"\bdata\.batch_size\b", "the loader's batch size"),
+        (r"\bteacher\.mean, teacher\.std\b", "teacher_stats"),
+        (r"\bteacher\.image_size\b", "teacher_image_size"),
+        (r"\bteacher\.classes\b", "class_map, or teacher_classes of a detector"),
+        (r"\bthe same command\b", "the same call"),
+    ):
+        text = re.sub(pattern, words, text)
+    return text

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,9 +21,19 @@ from pcdistill.commands.folder import (
     refuse_another_run,
     refuse_stopped_run,
 )
-from pcdistill.commands.jobs import Job, run_jobs, shares
+from pcdistill.commands.header import (
+    Told,
+    data_lines,
+    device_line,
+    method_line,
+    model_line,
+    outputs_of,
+    starts_from,
+    training_line,
+)
+from pcdistill.commands.jobs import Job, Share, run_jobs, shares
 from pcdistill.commands.run import run_with_report
-from pcdistill.commands.session import check_names, open_data
+from pcdistill.commands.session import bare_model, check_names, open_data
 from pcdistill.commands.tasks import Task, task_of
 from pcdistill.commands.teachers import comes_from_cache, teacher_file, teacher_folder, teacher_recipe, training_of
 from pcdistill.distillation.cache_replay import resolve_cache
@@ -155,6 +166,9 @@ def _compare(
 ) -> str:
     """As :func:`compare`, in a folder that is held."""
     clear_parts(out)
+    if not console.quiet and not all(recorded_summary(key.folder(out), one) for key, one in recipes.items()):
+        places = shares(plan.jobs, len(recipes), threads=plan.threads, device=recipe.train.device)
+        say_header(recipe, recipes, plan, places, out, console)
     if any(one.distils for one in recipes.values()):
         recipes = with_teachers(recipe, recipes, out, console=console, command=command)
     results = carry_out(recipes, plan, out, console=console, command=command)
@@ -165,7 +179,39 @@ def _compare(
     curves = {(key.method, key.seed): read_metrics(key.folder(out) / "metrics.csv") for key in shown}
     drawn = {key.method: key.folder(out) for key in shown if key.seed == 0}
     write_comparison(task, out, ordered, curves, drawn, command=command, margin=plan.margin)
-    return report.comparison_text(ordered, margin=plan.margin)
+    return comparison_text(ordered, margin=plan.margin)
+
+
+def comparison_text(results: Sequence[dict[str, Any]], **options: Any) -> str:
+    """Verdict and tables: in the width of a terminal where standard output is one, else as Markdown."""
+    make = report.terminal_text if sys.stdout.isatty() else report.comparison_text
+    return make(results, **options)
+
+
+def say_header(
+    recipe: Recipe, recipes: Mapping[Key, Recipe], plan: Plan, places: Sequence[Share], out: Path, console: Console
+) -> None:
+    """What a comparison is about to do, before anything is trained."""
+    task, accelerator = task_of(recipe), make_accelerator(recipe.train)
+    data = open_data(task, recipe, accelerator)
+    lines = data_lines(recipe, data, -(-len(data.train) // recipe.train.accumulate))
+    told = [("student", recipe.student, starts_from(recipe.student))]
+    for number, config in enumerate(recipe.all_teachers if any(one.distils for one in recipes.values()) else ()):
+        trained = _trained_first(recipe, number)
+        first = "" if trained is None else f", and is trained first ({trained.train.epochs} epochs)"
+        told.insert(number, ("teacher", config, starts_from(config) + first))
+    for role, config, starts in told:
+        facts = task.info(bare_model(recipe, config, task, data), data)
+        lines.append(model_line(Told(role, config.name, starts, facts)))
+    for method in plan.methods:
+        one = next(found for key, found in recipes.items() if key.method == method)
+        lines.append(f"method  {method_line(one, outputs_of(one, data))}")
+    steps = -(-len(data.train) // recipe.train.accumulate)
+    lines.append(f"train   {training_line(recipe, steps)}; {device_line(accelerator)}")
+    at_a_time = f"{len(places)} at a time, {places[0].threads} thread{'s' if places[0].threads > 1 else ''} each"
+    lines += [f"runs    {len(recipes)}: {plan.seeds} seeds of each method; {at_a_time}", f"folder  {out}"]
+    for line in lines:
+        console.say(line)
 
 
 def write_comparison(

@@ -8,6 +8,7 @@ from pcdistill.report.run_page import write_run_report
 from pcdistill.report.speed import FILE as SPEED_FILE
 from pcdistill.report.speed import read_speed, speed_cells, speed_notes
 from pcdistill.report.strengths import comparison_text
+from pcdistill.report.terminal import terminal_text
 
 __all__ = [
     "SPEED_FILE",
@@ -22,6 +23,7 @@ __all__ = [
     "speed_cells",
     "speed_notes",
     "term_text",
+    "terminal_text",
     "write_compare_report",
     "write_model_card",
     "write_run_report",
