@@ -44,7 +44,7 @@ from pcdistill.errors import InputError, PcdistillError, nearest
 from pcdistill.files import atomic_write, clear_parts, new_digest
 from pcdistill.methods import METHODS
 from pcdistill.models.names import is_user_code
-from pcdistill.recipe import ALONE, Recipe, with_method
+from pcdistill.recipe import ALONE, ModelConfig, Recipe, with_method
 from pcdistill.report.compare_page import Curves
 from pcdistill.report.strengths import best_strengths
 from pcdistill.stats import MARGIN
@@ -195,14 +195,14 @@ def say_header(
     task, accelerator = task_of(recipe), make_accelerator(recipe.train)
     data = open_data(task, recipe, accelerator)
     lines = data_lines(recipe, data, -(-len(data.train) // recipe.train.accumulate))
-    told = [("student", recipe.student, starts_from(recipe.student))]
+    told: list[tuple[str, ModelConfig, str]] = [("student", recipe.student, starts_from(recipe.student))]
     for number, config in enumerate(recipe.all_teachers if any(one.distils for one in recipes.values()) else ()):
         trained = _trained_first(recipe, number)
         first = "" if trained is None else f", and is trained first ({trained.train.epochs} epochs)"
         told.insert(number, ("teacher", config, starts_from(config) + first))
-    for role, config, starts in told:
-        facts = task.info(bare_model(recipe, config, task, data), data)
-        lines.append(model_line(Told(role, config.name, starts, facts)))
+    for role, model, starts in told:
+        facts = task.info(bare_model(recipe, model, task, data), data)
+        lines.append(model_line(Told(role, model.name, starts, facts)))
     for method in plan.methods:
         one = next(found for key, found in recipes.items() if key.method == method)
         lines.append(f"method  {method_line(one, outputs_of(one, data))}")

@@ -25,7 +25,7 @@ def within_reach() -> Iterator[None]:
     Left alone it tries each file six times, over half a minute.
     """
     before, constants = socket.getdefaulttimeout(), _constants()
-    offline = constants is not None and not constants.HF_HUB_OFFLINE and not _answers(_endpoint(constants))
+    offline = constants is not None and not constants.HF_HUB_OFFLINE and not answers(_endpoint(constants))
     socket.setdefaulttimeout(before or STALL)
     if offline:
         constants.HF_HUB_OFFLINE = True
@@ -78,7 +78,7 @@ def _endpoint(constants: Any) -> str:
 
 
 @functools.cache
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
     """Whether a host says anything at all, by way of the proxies that are set."""
     try:
         with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PATIENCE):
