@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 # One thread a process: the tests' tensors are tiny, and two processes share the cores better than two thread pools.
 TEST_ENV = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: install demo test test-all lint types bench clean
+.PHONY: install demo newcomer test test-all lint types bench clean
 
 install: $(VENV)/.installed
 
@@ -16,6 +16,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: install
 	$(BIN)/pcdistill demo --out runs/demo
+
+newcomer: install
+	scripts/newcomer.sh "$(abspath $(BIN))/python"
 
 test: install
 	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" tests

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pcdistill
+from pcdistill.api import in_python
 from pcdistill.commands.evaluate import evaluation_recipe
 from pcdistill.errors import InputError, PcdistillError
 
@@ -284,3 +285,29 @@ def test_importing_the_package_imports_no_torch():
 
     code = "import sys, pcdistill; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("outputs", [2, 9])
+def test_a_student_of_wrong_outputs_is_named_not_the_teacher(teacher, loaders, outputs):
+    with pytest.raises(InputError, match=f"the student gives {outputs} outputs for each image; labels"):
+        run(teacher, loaders, nn.Sequential(nn.Flatten(), nn.Linear(16, outputs)), method="kd")
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("or go on with --allow weak-teacher", 'or go on with allow=("weak-teacher",)'),
+        ("name another folder (--out runs/a-2), or", 'name another folder (out="runs/a-2"), or'),
+        ("lower optim.lr (now 5), or optim.clip_norm", 'lower lr (now 5), or optim["clip_norm"]'),
+        ("train.epochs 2 -> 3, train.ema 0 -> 0.5", 'epochs 2 -> 3, train_options["ema"] 0 -> 0.5'),
+        ("the same command continues from /x/train.pt", "the same call continues from /x/train.pt"),
+    ],
+)
+def test_sentences_speak_the_words_of_the_call(said, meant):
+    assert in_python(said) == meant
+
+
+def test_the_library_logs_what_it_says(teacher, loaders, caplog):
+    with caplog.at_level("INFO", logger="pcdistill"):
+        run(teacher, loaders, epochs=1)
+    assert any("epoch 1/1" in record.getMessage() for record in caplog.records)

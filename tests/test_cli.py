@@ -487,3 +487,56 @@ def test_a_users_own_models_and_loss_from_a_file(tmp_path):
 )
 def test_a_value_that_is_wrong_or_without_effect_is_refused_in_the_users_words(argv, says, capsys):
     assert says in error_of(capsys, *argv)
+
+
+def test_the_version(capsys):
+    call("--version")
+    assert capsys.readouterr().out.startswith("pcdistill ")
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--lr=-1"], "--lr: input should be greater than 0, got -1"),
+        (["--set", "optim.lr=-1"], "--set optim.lr: input should be greater than 0, got -1"),
+        (["--batch-size", "0"], "--batch-size: input should be greater than or equal to 1, got 0"),
+    ],
+)
+def test_a_wrong_value_names_what_was_typed(capsys, argv, says):
+    assert says in error_of(capsys, "distill", "digits", *argv)
+
+
+def test_the_data_may_stand_where_a_recipe_may(capsys, tmp_path):
+    data = npz(tmp_path / "own.npz", 4, ["ant", "bee", "cat", "dog"])
+    call("distill", data, "--print-config")
+    assert yaml.safe_load(capsys.readouterr().out)["data"]["name"] == str(data)
+    assert "both name data" in error_of(capsys, "distill", data, "--data", "digits")
+
+
+def test_stages_too_high_for_the_classes_are_found_before_a_run(capsys):
+    argv = ["--method", "pcd", "--set", "losses.pcd.stages=6", "--print-config"]
+    assert "stages must be at most C // 2 = 5 for 10 classes, got 6" in error_of(capsys, "distill", "digits", *argv)
+    call("distill", "digits", "--method", "pcd", "--print-config")
+    assert "#   pcd (strength 4, temperature 4, stages 3," in capsys.readouterr().out
+
+
+def test_a_run_begins_with_what_it_is_going_to_do(teacher, tmp_path, capsys):
+    call(
+        *("distill", "digits", "--teacher", "cifar/resnet8", "--teacher-weights", teacher, "--epochs", "1"),
+        *("--limit", "64", "--out", tmp_path / "run"),
+    )
+    said = capsys.readouterr().err
+    for text in (
+        "data    digits: 10 classes (0, 1, 2, 3, ...); images 1 x 8 x 8",
+        "train: 64 images; data.limit leaves 1,230 out",
+        "val: 144 images; 10% of the training images, held out",
+        "test: 359 images; a fifth of the digits, set aside",
+        "hint: only 1 step an epoch; --batch-size 2 or more --epochs",
+        f"teacher cifar/resnet8: starts from the weights in {teacher}",
+        "student cifar/resnet8: starts from random weights; 5.14 k parameters",
+        "method  dist: ce (weight 1, label_smoothing 0) + dist (strength 4, temperature 4",
+        "train   1 epoch of 1 step of 64 images; sgd, rate 0.05",
+        f"folder  {tmp_path / 'run'}",
+    ):
+        assert text in said
+    assert said.index("folder  ") < said.index("epoch 1/1")

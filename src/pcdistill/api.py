@@ -1,13 +1,14 @@
 """Distillation from Python, on plain modules and loaders."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from pcdistill.classification.passed import TRIED, channels_hint, count_classes, few_of, last_size, takes_one
@@ -23,8 +24,17 @@ from pcdistill.distillation.teacher import Teacher
 from pcdistill.engine.console import Console
 from pcdistill.engine.modes import left_as_it_was
 from pcdistill.engine.placement import Placement
-from pcdistill.errors import InputError
-from pcdistill.recipe import ALONE, LOADERS, Recipe, TeacherConfig, load_recipe, make_recipe
+from pcdistill.errors import InputError, PcdistillError
+from pcdistill.recipe import (
+    ALONE,
+    LOADERS,
+    OptimConfig,
+    Recipe,
+    TeacherConfig,
+    TrainConfig,
+    load_recipe,
+    make_recipe,
+)
 
 
 @dataclass(frozen=True)
@@ -94,6 +104,7 @@ class _Passed(Classification):
         self._first = checked[0][0]  # of training
         if last is not None:
             last.expect(num_classes)
+        self._check_outputs(num_classes, looked[1][1][0].target, images[:2].float().to(accelerator.device))
         classes = [str(i) for i in range(num_classes)]
         contents = {
             f"data.{name}.{what}": value
@@ -115,6 +126,17 @@ class _Passed(Classification):
                 data.train.without_last()
                 self._console.warn("the last batch of each epoch holds one image, too few for the student: left out")
         return built
+
+    def _check_outputs(self, outputs: int, target: Tensor, images: Tensor) -> None:
+        """Raise InputError for a student whose outputs are fewer or more than the classes that a teacher knows."""
+        if self._teacher is None or target.ndim != 1 or target.is_floating_point():
+            return
+        top, teacher = int(target.max()), int(self._teacher.to(images.device)(images).shape[-1])
+        if teacher != outputs and teacher == top + 1:
+            raise InputError(
+                f"the student gives {outputs} outputs for each image; labels of the first validation batch go up to "
+                f"{top}, and the teacher gives {teacher} outputs: build the student with one output for each class"
+            )
 
     def student(self, recipe: Recipe, data: Any) -> nn.Module:
         return self._student
@@ -235,7 +257,11 @@ def distill(
         "train": {"epochs": epochs, "seed": seed, **(train_options or {})},
         "allow": list(allow),
     }
-    recipe = make_recipe(tree, "distill()")
+    try:
+        recipe = make_recipe(tree, "distill()")
+    except InputError as error:
+        error.args = (in_python(str(error)),)
+        raise
     if out is None and recipe.train.trackers:
         raise InputError("train.trackers need a folder; give out")
     check_modules(student, teacher)
@@ -267,5 +293,32 @@ def distill(
                     image_size=teacher_image_size,
                 )
             passed = _Passed(student, wrapped, (train, val, test), views, student_stats, console)
-        result = run_with_report(recipe, None if out is None else Path(out), console=console, task=passed)
+        try:
+            result = run_with_report(recipe, None if out is None else Path(out), console=console, task=passed)
+        except PcdistillError as error:
+            error.args = (in_python(str(error)), *error.args[1:])
+            raise
     return Distilled(result.student.eval(), result.history, result.summary)
+
+
+def in_python(text: str) -> str:
+    """A sentence that speaks of flags and of a recipe's keys, in the words of :func:`distill`."""
+    optim = "|".join(one.name for one in fields(OptimConfig))
+    train = "|".join(one.name for one in fields(TrainConfig))
+    for pattern, words in (
+        (r"--allow ([\w-]+)", r'allow=("\1",)'),
+        (r"--out \(from Python: out\)", "out"),
+        (r"--out (\S+?)(?=[\s),;]|$)", r'out="\1"'),
+        (r"\boptim\.lr\b", "lr"),
+        (r"\btrain\.(epochs|seed)\b", r"\1"),
+        (rf"\boptim\.({optim})\b", r'optim["\1"]'),
+        (rf"\btrain\.({train})\b", r'train_options["\1"]'),
+        (r"\bdata\.views\b", "views"),
+        (r"\bdata\.batch_size\b", "the loader's batch size"),
+        (r"\bteacher\.mean, teacher\.std\b", "teacher_stats"),
+        (r"\bteacher\.image_size\b", "teacher_image_size"),
+        (r"\bteacher\.classes\b", "class_map, or teacher_classes of a detector"),
+        (r"\bthe same command\b", "the same call"),
+    ):
+        text = re.sub(pattern, words, text)
+    return text

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_type_hi
 import tyro
 from tyro.conf import Positional, UseAppendAction, arg
 
+from pcdistill import __version__
 from pcdistill.errors import WORDS, InputError, PcdistillError, os_sentence
 
 if TYPE_CHECKING:
@@ -47,16 +48,6 @@ def keys_of(command: Any) -> dict[str, Any]:
     return found
 
 
-def words_of(command: Any) -> dict[str, str]:
-    """Recipe keys to the flags that set them."""
-    return {
-        key.name: f"--{name.replace('_', '-')}"
-        for name, hint in get_type_hints(type(command), include_extras=True).items()
-        for key in getattr(hint, "__metadata__", ())
-        if isinstance(key, Key) and key.name in keys_of(command)
-    }
-
-
 def refuse_keys(overrides: Iterable[str], refused: Mapping[str, str]) -> None:
     """Refuse `--set` of keys that the command itself decides.
 
@@ -74,22 +65,30 @@ def refuse_keys(overrides: Iterable[str], refused: Mapping[str, str]) -> None:
                 raise InputError(f"--set {key} has no effect on this command: {right}")
 
 
-def check_early(recipe: "Recipe") -> None:
-    """Refuse terms that do not fit the number of classes, where it is known before the data is opened."""
-    from pcdistill.data import CLASSES
+def flags_of(command: Any) -> dict[str, str]:
+    """Recipe keys to the flags that set them."""
+    hints = get_type_hints(type(command), include_extras=True)
+    return {
+        key.name: f"--{name.replace('_', '-')}"
+        for name, hint in hints.items()
+        for key in getattr(hint, "__metadata__", ())
+        if isinstance(key, Key)
+    }
 
-    if recipe.task == "classification" and recipe.data.name in CLASSES:
-        from pcdistill.distillation.objective import check_losses
 
-        check_losses(recipe, CLASSES[recipe.data.name])
+def words_of(command: Any) -> dict[str, str]:
+    """Recipe keys that the user set to the flags that they typed."""
+    given = keys_of(command)
+    return {key: flag for key, flag in flags_of(command).items() if key in given}
 
 
 @dataclass(frozen=True)
 class Common:
     """Flags that every training command has; all else of a recipe by --set."""
 
-    recipe: Annotated[Positional[str | None], flag("RECIPE")] = None
-    """A shipped recipe's name (`pcdistill list recipes`) or a YAML file; by default one that fits the data."""
+    recipe: Annotated[Positional[str | None], flag("RECIPE|DATA")] = None
+    """A shipped recipe's name (`pcdistill list recipes`) or a YAML file, by default one that fits the data; or the data
+    itself, as for --data."""
     data: Annotated[str | None, flag("NAME|FOLDER|FILE.npz"), Key("data.name")] = None
     """digits, cifar10, cifar100, torchvision/NAME, a folder of class folders, or an .npz file; for detection
     digits-detection, coco:FOLDER, voc:FOLDER or yolo:data.yaml."""
@@ -124,32 +123,84 @@ class Common:
     ] = ()
     """Go on although the named check fails."""
     out: Annotated[Path | None, flag("FOLDER")] = None
-    """Folder of the run; the same command continues an interrupted one."""
+    """Folder of the run, by default one in runs/; the same command continues an interrupted one."""
     print_config: Annotated[bool, FLAG] = False
     """Print the resolved recipe and stop."""
     quiet: Annotated[bool, FLAG] = False
     """Show warnings and results only."""
+    json: Annotated[bool, FLAG] = False
+    """Print the result as JSON instead of text."""
 
     NAME: ClassVar[str]
 
     def run(self, command: str) -> None:
         recipe = self.load()
         if self.print_config:
-            check_early(recipe)
-            print(recipe.to_yaml(), end="")
+            from pcdistill.commands.printed import printed_recipe
+
+            print(printed_recipe(recipe, self.console(self.NAME)), end="")
             return
-        from pcdistill.commands.folder import default_folder
+        from pcdistill.commands.defaults import default_folder, first_line
 
         out = self.out or default_folder(recipe, self.NAME)
-        print(self.carry_out(recipe, out, command))
+        console = self.console(self.NAME)
+        console.say(first_line(self.NAME, recipe))  # PyTorch takes seconds to come
+        for key, name in self.by_size().items():
+            console.say(f"no {flags_of(self).get(key, key)} was named: {name}, by the size of the images")
+        text = self.carry_out(recipe, out, command)
+        if self.json:
+            from pcdistill.commands.machine import machine_result
+
+            text = json.dumps(machine_result(self.NAME, out), indent=2)
+        print(text)
 
     def load(self, **forced: Any) -> "Recipe":
         """The recipe of these flags; `forced` are dotted keys that the command itself decides."""
         from pcdistill.recipe import load_recipe, recipe_for
 
-        values, words = {**keys_of(self), **forced}, words_of(self)
-        source = self.recipe or recipe_for(values.get("data.name", "digits"))
-        return load_recipe(source, self.set, values=values, words=words)
+        values = {**self.by_size(), **self.named(), **forced}
+        source = None if self.data_named() else self.recipe
+        recipe = load_recipe(
+            source or recipe_for(values.get("data.name", "digits")), self.set, values=values, words=words_of(self)
+        )
+        if self.cache_alone():
+            from pcdistill.commands.defaults import by_cache_alone
+
+            recipe = by_cache_alone(recipe)
+        return recipe
+
+    def named(self) -> dict[str, Any]:
+        """Recipe keys to values that the user named."""
+        given = keys_of(self)
+        if self.data_named():
+            if "data.name" in given:
+                raise InputError(f"{self.recipe} and --data {given['data.name']} both name data; leave one out")
+            given["data.name"] = self.recipe
+        return given
+
+    def data_named(self) -> bool:
+        """Whether the data stand where a recipe may stand."""
+        from pcdistill.commands.defaults import data_argument
+
+        return data_argument(self.recipe)
+
+    def by_size(self) -> dict[str, str]:
+        """Models that are chosen by the size of the images, where no recipe and no model is named."""
+        from pcdistill.commands.defaults import models_by_size
+        from pcdistill.recipe import recipe_for
+
+        given = {**{text.partition("=")[0]: None for text in self.set}, **self.named()}
+        data = str(given.get("data.name") or "digits")
+        if (self.recipe is not None and not self.data_named()) or recipe_for(data) != "default":
+            return {}
+        found = models_by_size(data, given)
+        return {key: name for key, name in found.items() if key in flags_of(self)}
+
+    def cache_alone(self) -> bool:
+        """Whether the teacher is there by its cache alone."""
+        given = {*keys_of(self), *(text.partition("=")[0] for text in self.set)}
+        named = {key for key in given if key.startswith("teacher")}
+        return named == {"teacher.cache"}
 
     def carry_out(self, recipe: "Recipe", out: Path, command: str) -> str:
         """Do it, and say what came out; `command` is what the user typed."""
@@ -410,6 +461,8 @@ class Demo(SideBySide):
     """Any key of the demo's recipe."""
     quiet: Annotated[bool, FLAG] = False
     """Show results only."""
+    json: Annotated[bool, FLAG] = False
+    """Print the results as JSON instead of text."""
 
     def run(self, command: str) -> None:
         if self.seeds is not None and self.seeds < 1:
@@ -432,6 +485,11 @@ class Demo(SideBySide):
             console=console,
             command=command,
         )
+        if self.json:
+            from pcdistill.commands.machine import machine_result
+
+            print(json.dumps(machine_result("compare", out), indent=2))
+            return
         print(table)
         print(f"report: {out / 'report.html'}")
 
@@ -448,21 +506,28 @@ class Evaluate:
     """The model, if no run is named."""
     weights: Annotated[str | None, flag("FILE")] = None
     """Its weights."""
-    split: Literal["test", "val", "train"] = "test"
-    """Which images."""
+    split: Annotated[Literal["test", "val", "train"] | None, flag("test|val|train")] = None
+    """Which images; by default test, or where the data have no such split val."""
     image_size: Annotated[int | None, flag("N"), Key("data.image_size")] = None
     """Side of the images in pixels."""
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"] | None, flag("auto|cpu|cuda|mps"), Key("train.device")] = (
         None
     )
     """Where to compute."""
+    json: Annotated[bool, FLAG] = False
+    """Print the metrics as JSON alone, as a pipe gets them in any case."""
 
     def run(self, command: str) -> None:
-        from pcdistill.commands.evaluate import evaluate_model, evaluation_recipe
+        from pcdistill.commands.evaluate import evaluate_model, evaluation_recipe, evaluation_text
+        from pcdistill.models import run_weights
 
         recipe = evaluation_recipe(self.folder, keys_of(self), words_of(self))
-        kept = None if self.folder is None else str(self.folder / "student.safetensors")
-        print(json.dumps(evaluate_model(recipe, self.weights or kept, split=self.split), indent=2))
+        kept = None if self.folder is None else str(run_weights(self.folder))
+        found = evaluate_model(recipe, self.weights or kept, split=self.split)
+        if not self.json:
+            print(evaluation_text(found), file=sys.stderr)
+        if self.json or not sys.stdout.isatty():  # what reads a pipe wants values
+            print(json.dumps(found, indent=2))
 
 
 @dataclass(frozen=True)
@@ -605,19 +670,28 @@ class List:
 
     what: Positional[Literal["methods", "models", "detectors", "data", "recipes"]] = "methods"
     """What to list."""
+    pattern: Annotated[Positional[str], arg(metavar="PATTERN", help_behavior_hint="")] = ""
+    """Only names that contain this, or that fit it with * and ?; on a terminal models are counted without it."""
     search: str = ""
-    """Only names that contain this."""
+    """The same."""
     options: Annotated[str | None, flag("METHOD")] = None
     """The options of one method's loss: type, default and meaning."""
+    json: Annotated[bool, FLAG] = False
+    """Print JSON instead of text."""
 
     def run(self, command: str) -> None:
-        from pcdistill.commands.listing import listed, options_listed
+        from pcdistill.commands.listing import fitting, listed, options_listed, print_rows, summarised
 
         if self.options is not None and self.what != "methods":
             raise InputError(f"--options is of a method; leave {self.what} out")
-        for name, text in listed(self.what) if self.options is None else options_listed(self.options):
-            if self.search.lower() in name.lower():
-                print(f"{name:<24} {text}".rstrip())
+        rows = listed(self.what) if self.options is None else options_listed(self.options)
+        rows = fitting(rows, self.pattern or self.search)
+        if self.json:
+            print(json.dumps([{"name": name, "about": text} for name, text in rows], indent=2))
+        elif sys.stdout.isatty() and self.what in ("models", "detectors") and not (self.pattern or self.search):
+            print_rows(summarised(rows, self.what), sys.stdout)
+        else:
+            print_rows(rows, sys.stdout)
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
@@ -644,11 +718,15 @@ def main(argv: list[str] | None = None) -> None:
     Exits with 0 (done), 2 (wrong input), 128 + the signal's number (130: Ctrl-C, 143: SIGTERM), or 1 (anything else).
     """
     argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["--version"]:
+        print(f"pcdistill {__version__}")
+        return
     try:
         command = tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
             prog="pcdistill",
-            description="Distil a big model into a small one.",
+            description="Distil a big model into a small one. --version prints the version; --tyro-print-completion "
+            "bash (zsh, tcsh) a script for the shell's completion.",
             args=argv,
             config=(tyro.conf.FlagCreatePairsOff,),
         )

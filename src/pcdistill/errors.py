@@ -13,6 +13,10 @@ class InputError(PcdistillError, ValueError):
     """Wrong input: the message says what was wrong, where, and what would be right; the command line exits with 2."""
 
 
+class NotFetched(PcdistillError):
+    """Files that a model needs are not on this machine, and could not be fetched."""
+
+
 class TrainingStopped(PcdistillError):
     """Training was stopped because going on would waste time: a loss that is not finite, or accuracy at chance."""
 

@@ -343,8 +343,8 @@ def load_recipe(
         InputError: naming the file and every wrong key, with the nearest valid one.
     """
     tree, where = _read(source) if source is not None else ({}, "recipe")
-    mistakes = _Mistakes(where)
     given = {key: value for key, value in (values or {}).items() if value is not None}
+    mistakes = _Mistakes(where)
     text = _parse_overrides(overrides, mistakes)
     mistakes.words = {**(words or {}), **{key: f"--set {key}" for key in text}}
     method = text.get("method", given.get("method"))

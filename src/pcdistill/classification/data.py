@@ -43,6 +43,7 @@ class Data:
         test: for the end; None where the data has none.
         fingerprint: changes with the training images, their labels, the classes, or which images are in the split.
         contents: fingerprints of what the data set holds, by :func:`pcdistill.engine.fingerprint.words`' keys.
+        origins: where each split comes from, in words.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Data:
     test: Batches | None
     fingerprint: str
     contents: Mapping[str, str] = field(default_factory=dict)
+    origins: Mapping[str, str] = field(default_factory=dict)
 
 
 def build_data(config: DataConfig, stream: Stream) -> Data:
@@ -116,6 +118,7 @@ def build_data(config: DataConfig, stream: Stream) -> Data:
         test=None if source.test is None else make.batches(source.test, None, evaluation),
         fingerprint=make.fingerprint,
         contents=_contents(source, config.unlabelled, make.fingerprint),
+        origins=_origins(source, config, len(rest)),
     )
 
 
@@ -219,6 +222,16 @@ def split_rows(source: Source, config: DataConfig) -> tuple[Tensor, Tensor, Spli
         drawn, others = stratified(source.train.labels[train_rows], limit)
         train_rows, rest = train_rows[drawn], train_rows[others]
     return train_rows, rest, val_split, val_rows
+
+
+def _origins(source: Source, config: DataConfig, left_out: int) -> dict[str, str]:
+    """Where each split comes from: the source's words, and what is made of them here."""
+    found = dict(source.origins)
+    if source.val is None:
+        found["val"] = f"{config.val_fraction:.0%} of the training images, held out, as there is no such split"
+    if left_out:
+        found["train"] = "; ".join([*filter(None, [found.get("train")]), f"data.limit leaves {left_out:,} out"])
+    return found
 
 
 def _check(config: DataConfig, stream: Stream) -> None:

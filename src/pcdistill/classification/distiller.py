@@ -24,6 +24,7 @@ class ClassificationDistiller(KeepsModes):
         teacher: None trains the student alone.
         student_taps: images, positions in the data set -> the student's Features, when a term compares features.
         teacher_taps: images -> the teacher's.
+        cached: the batches bring the teacher's logits, so that the teacher itself may be missing.
     """
 
     def __init__(
@@ -34,9 +35,10 @@ class ClassificationDistiller(KeepsModes):
         *,
         student_taps: Callable[[Tensor, Tensor | None], Any] | None = None,
         teacher_taps: Callable[[Tensor], Any] | None = None,
+        cached: bool = False,
     ) -> None:
         super().__init__()
-        if teacher is None and objective.needs_teacher:
+        if teacher is None and not cached and objective.needs_teacher:
             raise InputError(f"the terms {', '.join(objective.names)} need a teacher; name one, or use method none")
         self.student = student
         self.objective = objective

@@ -32,6 +32,7 @@ from pcdistill.engine.loop import Metric
 from pcdistill.engine.modes import held_in_eval
 from pcdistill.engine.placement import Placement
 from pcdistill.errors import InputError
+from pcdistill.models.fetching import advising
 from pcdistill.models.heads import with_head
 from pcdistill.models.names import is_user_code
 from pcdistill.recipe import DataConfig, ModelConfig, Recipe, TeacherConfig, TrainConfig
@@ -78,7 +79,8 @@ class Classification:
         return top1_metric(len(data.classes), recipe.optim.lr)
 
     def student(self, recipe: Recipe, data: Any) -> nn.Module:
-        return build_student(recipe.student, classes=data.classes, data=data, allow=recipe.allow)
+        with advising("student" if recipe.all_teachers else "model"):
+            return build_student(recipe.student, classes=data.classes, data=data, allow=recipe.allow)
 
     def info(self, model: nn.Module, data: Any) -> dict[str, Any]:
         size = data.image_size
@@ -91,6 +93,9 @@ class Classification:
 
     def knows_classes(self, config: TeacherConfig, data: Any) -> bool:
         return knows_classes(config, data)
+
+    def other_classes(self, config: TeacherConfig, data: Any) -> bool:
+        return other_classes(config, data)
 
     def teacher(self, config: TeacherConfig, student: nn.Module, data: Any, allow: Sequence[str]) -> Teacher:
         return build_teacher(config, data=data, allow=allow)
@@ -185,11 +190,44 @@ def knows_classes(config: TeacherConfig, data: Any) -> bool:
     return named is not None and set(data.classes) <= set(named)
 
 
+def other_classes(config: TeacherConfig, data: Any) -> bool:
+    """Whether a weights file is of other classes than the data's, by its names or by the shape of its head."""
+    assert config.weights is not None
+    named = config.classes or models.read_classes(config.weights)
+    if named is not None:
+        return not set(data.classes) <= set(named)
+    return misfit(_for_weights(config, data, len(data.classes)), config.weights) is not None
+
+
+def misfit(model: nn.Module, weights: str) -> str | None:
+    """The head of a file of other classes, "fc.weight [1000, 512] in the file, [4, 512] in the model"; None if it fits.
+
+    What fits is loaded. Raises InputError for a file in which other tensors differ too.
+    """
+    report = models.load_weights(model, weights, allow_mismatch=True)
+    other = set(report.missing) | set(report.unexpected)
+    rows = {text.split()[0].rpartition(".")[0] for text in report.misshapen}
+    shown = sorted(report.misshapen, key=lambda text: not text.split()[0].endswith("weight"))
+    return shown[0] if len(rows) == 1 and not other else None
+
+
+def _for_weights(config: TeacherConfig, data: Any, num_classes: int) -> nn.Module:
+    """The teacher without weights, with so many outputs."""
+    return models.build_model(
+        config.name,
+        num_classes=num_classes,
+        in_channels=data.in_channels,
+        image_size=config.image_size or data.image_size,
+        kwargs=config.kwargs,
+    )
+
+
 def _pretrained(config: TeacherConfig, data: Any) -> tuple[nn.Module, list[str] | None]:
     """The zoo's model with its own head, and the names of its outputs in the form that the data uses."""
-    model = models.build_model(
-        config.name, num_classes=None, in_channels=data.in_channels, pretrained=True, kwargs=config.kwargs
-    )
+    with advising("teacher"):
+        model = models.build_model(
+            config.name, num_classes=None, in_channels=data.in_channels, pretrained=True, kwargs=config.kwargs
+        )
     if config.classes is not None:
         return model, list(config.classes)
     wnids = all(re.fullmatch(r"n\d{8}", name) for name in data.classes)
@@ -209,17 +247,29 @@ def build_teacher(config: TeacherConfig, *, data: Any, allow: Iterable[str] = ()
         if named is None and config.weights is not None:
             named = models.read_classes(config.weights)
         num_classes = len(named) if named is not None else len(data.classes)
-        model = models.build_model(
-            config.name,
-            num_classes=num_classes,
-            in_channels=data.in_channels,
-            image_size=config.image_size or data.image_size,
-            kwargs=config.kwargs,
-        )
+        model = _for_weights(config, data, num_classes)
     if config.weights is not None:
         model = with_head(model, config.weights)
-        models.load_weights(model, config.weights, allow_mismatch="mismatched-weights" in allow)
+        load_teacher_weights(model, config.weights, num_classes, allow)
     return wrap_teacher(model, config, data=data, named=named, allow=allow)
+
+
+def load_teacher_weights(model: nn.Module, weights: str, num_classes: int, allow: Iterable[str]) -> None:
+    """Load a teacher's weights, all of them unless mismatched-weights is allowed.
+
+    Raises:
+        InputError: they do not fit; of a file of other classes the sentence says how to train it on these.
+    """
+    try:
+        models.load_weights(model, weights, allow_mismatch="mismatched-weights" in allow)
+    except InputError:
+        head = misfit(model, weights)
+        if head is None:
+            raise
+        raise InputError(
+            f"{weights} is of other classes than the data's {num_classes} ({head}); train it on this data first with "
+            "--teacher-epochs N --allow mismatched-weights"
+        ) from None
 
 
 def wrap_teacher(
@@ -351,6 +401,12 @@ def build_distiller(
     if isinstance(teacher, Teacher) and recipe.student.head == "teacher":
         size = data.image_size
         copy_head(student, teacher, torch.zeros(2, data.in_channels, size, size, device=placement.device))
+    cached = teacher is None and recipe.distils and any(config.cache for config in recipe.all_teachers)
+    if cached and recipe.student.head == "teacher":
+        raise InputError(
+            "student.head: the teacher's logits come from its cache alone, so there is no head to copy; give "
+            "teacher.weights too (--teacher-weights FILE), or set it to own"
+        )
     if "features" in kinds:
         if not isinstance(teacher, Teacher):
             raise InputError("losses: feature losses need a teacher, and no more than one")
@@ -360,7 +416,7 @@ def build_distiller(
         speed_up(teacher, recipe, placement, data)
     objective = build_objective(recipe.losses, num_classes=num_classes, context=context)
     if tapped is None:
-        distiller = ClassificationDistiller(student, objective, teacher)
+        distiller = ClassificationDistiller(student, objective, teacher, cached=cached)
     else:
         tapped.adopt(objective)
         distiller = ClassificationDistiller(

@@ -95,6 +95,7 @@ def _make_cache(
         return info
     prepare.check_teacher(teacher, None, data.val, placement, num_classes=classes, allow=recipe.allow, console=console)
     writer.begin()
+    writer.teacher = _known(teacher, recipe, data, placement)
     prepare.speed_up(teacher, recipe, placement, data)
 
     def logits(epoch: int, start: int) -> Iterator[Tensor]:
@@ -104,6 +105,17 @@ def _make_cache(
 
     writer.finish(logits)
     return info
+
+
+def _known(teacher: Teacher, recipe: Recipe, data: Any, placement: Placement) -> dict[str, Any]:
+    """What a run that has the cache alone says of the teacher: name, size, and its metrics by split."""
+    assert recipe.teacher is not None
+    task = prepare.Classification()
+    known: dict[str, Any] = {"name": recipe.teacher.name, **task.info(teacher, data)}
+    for split, batches in (("val", data.val), ("test", data.test)):
+        found = None if batches is None else task.evaluate(teacher, batches, data, placement)
+        known[split] = found and {key: value for key, value in found.items() if key != "samples"}
+    return known
 
 
 def _placement(recipe: Recipe) -> Placement:
@@ -139,10 +151,12 @@ class _Writer:
     Attributes:
         checksums: of the finished epochs.
         rows: that are safe in the epoch under way.
+        teacher: what stands in the cache of it, for runs that do without.
     """
 
     def __init__(self, out: Path, info: CacheInfo, recipe: Recipe, console: Console) -> None:
         self.out, self.info, self.recipe, self.console = out, info, recipe.to_dict(), console
+        self.teacher: dict[str, Any] | None = None
         self.checksums: list[str] = []
         self.rows = 0
         clear_parts(out)
@@ -243,5 +257,5 @@ class _Writer:
 
     def _save(self) -> None:
         state = {"format": FORMAT, "info": asdict(self.info), "checksums": self.checksums, "rows": self.rows}
-        state["recipe"] = self.recipe
+        state["recipe"], state["teacher"] = self.recipe, self.teacher
         atomic_write(self.out / "cache.json", sealed_json(state, indent=1))

@@ -167,7 +167,7 @@ def _starts_with(file: Path, text: bytes) -> bool:
 
 def _holds_text(file: Path, recipe: Recipe) -> bool:
     with suppress(OSError, UnicodeDecodeError):
-        return file.read_text(encoding="utf-8") == recipe.to_yaml()
+        return file.read_text(encoding="utf-8").startswith(recipe.to_yaml())
     return False
 
 

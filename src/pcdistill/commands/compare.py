@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,12 +11,30 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from pcdistill import report
 from pcdistill.commands.claim import claimed
 from pcdistill.commands.contents import PresentContents
-from pcdistill.commands.ending import WEIGHTS, write_pages
-from pcdistill.commands.folder import read_json, recorded_summary, refuse_another_run, refuse_stopped_run
-from pcdistill.commands.jobs import Job, check_numbers, run_jobs, shares
+from pcdistill.commands.defaults import method_folder
+from pcdistill.commands.ending import write_pages
+from pcdistill.commands.folder import (
+    read_json,
+    read_recipe,
+    recorded_summary,
+    refuse_another_run,
+    refuse_stopped_run,
+)
+from pcdistill.commands.header import (
+    Told,
+    data_lines,
+    device_line,
+    method_line,
+    model_line,
+    outputs_of,
+    starts_from,
+    training_line,
+)
+from pcdistill.commands.jobs import Job, Share, check_numbers, run_jobs, shares
 from pcdistill.commands.run import run_with_report
-from pcdistill.commands.session import check_names, open_data, teacher_folder, teacher_recipe
+from pcdistill.commands.session import bare_model, check_names, open_data
 from pcdistill.commands.tasks import task_of
+from pcdistill.commands.teachers import comes_from_cache, teacher_file, teacher_folder, teacher_recipe, training_of
 from pcdistill.distillation.cache_replay import resolve_cache
 from pcdistill.distillation.objective import at_strength
 from pcdistill.engine.console import Console, duration
@@ -24,7 +43,7 @@ from pcdistill.errors import InputError, PcdistillError, nearest
 from pcdistill.files import atomic_write, clear_parts, new_digest
 from pcdistill.methods import METHODS
 from pcdistill.models.names import is_user_code
-from pcdistill.recipe import ALONE, Recipe, TeacherConfig, with_method
+from pcdistill.recipe import ALONE, ModelConfig, Recipe, with_method
 from pcdistill.report.compare_page import Curves
 from pcdistill.report.strengths import best_strengths
 from pcdistill.stats import MARGIN
@@ -108,8 +127,12 @@ class Key(NamedTuple):
         return f"{self.method}{strength}, seed {self.seed}"
 
     def folder(self, out: Path) -> Path:
-        """A method's name is a folder; of a user's `path/file.py:Class` the Class is."""
-        method = out / self.method.rsplit(":", 1)[-1].replace("/", "_")
+        """A method's name is a folder; of a user's `path/file.py:Class` all of it, in earlier versions the Class."""
+        method = out / method_folder(self.method)
+        if is_user_code(self.method) and not method.exists():
+            earlier = out / self.method.rsplit(":", 1)[-1]
+            if any(read_recipe(file.parent).method == self.method for file in earlier.rglob("recipe.yaml")):
+                method = earlier
         strength = method if self.strength is None else method / f"strength-{self.strength:g}"
         return strength / f"seed-{self.seed}"
 
@@ -143,6 +166,9 @@ def _compare(
 ) -> str:
     """As :func:`compare`, in a folder that is held."""
     clear_parts(out)
+    if not console.quiet and not all(recorded_summary(key.folder(out), one) for key, one in recipes.items()):
+        places = shares(plan.jobs, len(recipes), threads=plan.threads, device=recipe.train.device)
+        say_header(recipe, recipes, plan, places, out, console)
     if any(one.distils for one in recipes.values()):
         recipes = with_teachers(recipe, recipes, out, console=console, command=command)
     results = carry_out(recipes, plan, out, console=console, command=command)
@@ -153,7 +179,39 @@ def _compare(
     curves = {(key.method, key.seed): report.read_metrics(key.folder(out) / "metrics.csv") for key in shown}
     drawn = {key.method: key.folder(out) for key in shown if key.seed == 0}
     write_comparison(out, ordered, curves, drawn, command=command, margin=plan.margin)
-    return report.comparison_text(ordered, margin=plan.margin)
+    return comparison_text(ordered, margin=plan.margin)
+
+
+def comparison_text(results: Sequence[dict[str, Any]], **options: Any) -> str:
+    """Verdict and tables: in the width of a terminal where standard output is one, else as Markdown."""
+    make = report.terminal_text if sys.stdout.isatty() else report.comparison_text
+    return make(results, **options)
+
+
+def say_header(
+    recipe: Recipe, recipes: Mapping[Key, Recipe], plan: Plan, places: Sequence[Share], out: Path, console: Console
+) -> None:
+    """What a comparison is about to do, before anything is trained."""
+    task, accelerator = task_of(recipe), make_accelerator(recipe.train)
+    data = open_data(task, recipe, accelerator)
+    lines = data_lines(recipe, data, -(-len(data.train) // recipe.train.accumulate))
+    told: list[tuple[str, ModelConfig, str]] = [("student", recipe.student, starts_from(recipe.student))]
+    for number, config in enumerate(recipe.all_teachers if any(one.distils for one in recipes.values()) else ()):
+        trained = _trained_first(recipe, number)
+        first = "" if trained is None else f", and is trained first ({trained.train.epochs} epochs)"
+        told.insert(number, ("teacher", config, starts_from(config) + first))
+    for role, model, starts in told:
+        facts = task.info(bare_model(recipe, model, task, data), data)
+        lines.append(model_line(Told(role, model.name, starts, facts)))
+    for method in plan.methods:
+        one = next(found for key, found in recipes.items() if key.method == method)
+        lines.append(f"method  {method_line(one, outputs_of(one, data))}")
+    steps = -(-len(data.train) // recipe.train.accumulate)
+    lines.append(f"train   {training_line(recipe, steps)}; {device_line(accelerator)}")
+    at_a_time = f"{len(places)} at a time, {places[0].threads} thread{'s' if places[0].threads > 1 else ''} each"
+    lines += [f"runs    {len(recipes)}: {plan.seeds} seeds of each method; {at_a_time}", f"folder  {out}"]
+    for line in lines:
+        console.say(line)
 
 
 def write_comparison(
@@ -253,8 +311,8 @@ def with_teachers(
     command: str | None,
 ) -> dict[K, Recipe]:
     """The recipes, with teachers that are trained once, in `out`, where they have no weights for the classes."""
-    for number, config in enumerate(recipe.all_teachers):
-        trained = None if _knows_classes(recipe, config) else teacher_recipe(recipe, number)
+    for number in range(len(recipe.all_teachers)):
+        trained = _trained_first(recipe, number)
         if trained is None:
             continue
         name = teacher_folder(number)
@@ -262,12 +320,14 @@ def with_teachers(
         refuse_stopped_run(out / name, trained, root=out)
         summary = recorded_summary(out / name, trained)
         # Of a teacher that is done the weights may be gone; what needs them says so.
-        gone = not any((out / name / file).exists() for file in (WEIGHTS, "best.pt", "last.pt"))
-        if summary is not None and ((out / name / WEIGHTS).exists() or gone):
+        weights = teacher_file(out / name)
+        gone = not any(path.exists() for path in (weights, out / name / "best.pt", out / name / "last.pt"))
+        if summary is not None and (weights.exists() or gone):
             PresentContents().settle(out / name, trained, summary)
         else:
-            run_with_report(trained, out / name, console=console.labelled(name), command=command)
-        changes = {"weights": str(out / name / WEIGHTS), "pretrained": False}
+            progress = console.labelled(name)
+            run_with_report(trained, out / name, console=progress, command=command, role="teacher")
+        changes = {"weights": str(teacher_file(out / name)), "pretrained": False}
         recipes = {key: _with_teacher(one, number, changes) for key, one in recipes.items()}
     return recipes
 
@@ -293,12 +353,15 @@ def _with_teacher(recipe: Recipe, number: int, changes: dict[str, Any]) -> Recip
     return recipe.with_teachers(teachers)
 
 
-def _knows_classes(recipe: Recipe, teacher: TeacherConfig) -> bool:
-    """Whether the teacher is pretrained on the data's classes; opens the data only if that can be."""
-    if teacher.weights is not None or not teacher.pretrained:
-        return False
+def _trained_first(recipe: Recipe, number: int) -> Recipe | None:
+    """The recipe that trains a teacher first; the data are opened only if that depends on their classes."""
+    config = recipe.all_teachers[number]
+    if comes_from_cache(config) or (config.weights is None and not config.pretrained):
+        return teacher_recipe(recipe, number)
+    if config.weights is not None and (config.epochs == 0 or "mismatched-weights" not in recipe.allow):
+        return None
     task = task_of(recipe)
-    return task.knows_classes(teacher, open_data(task, recipe, make_accelerator(recipe.train)))
+    return training_of(recipe, number, task, open_data(task, recipe, make_accelerator(recipe.train)))
 
 
 def _value(summary: dict[str, Any]) -> str:

@@ -7,8 +7,9 @@ from typing import Any
 from accelerate.utils import set_seed
 
 from pcdistill.commands.folder import settle_contents
-from pcdistill.commands.session import open_data, teacher_folder
+from pcdistill.commands.session import open_data
 from pcdistill.commands.tasks import task_of
+from pcdistill.commands.teachers import cached_facts, comes_from_cache, teacher_folder
 from pcdistill.engine.fingerprint import Contents, settle, student_contents, teacher_contents
 from pcdistill.engine.placement import make_accelerator
 from pcdistill.recipe import Recipe
@@ -40,6 +41,9 @@ class PresentContents:
         student, found = self._models[own]
         contents = {**data.contents, **found}
         for number, config in enumerate(recipe.all_teachers if recipe.distils else ()):
+            if comes_from_cache(config):
+                contents[f"{teacher_folder(number)}.cache"] = cached_facts(config)["fingerprint"]
+                continue
             config = replace(config, cache=None)
             name = f"{key} {config!r} {recipe.allow} {number}"
             if name not in self._models:

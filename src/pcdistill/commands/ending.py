@@ -13,9 +13,9 @@ from pcdistill.engine.loop import with_times, write_history
 from pcdistill.errors import InputError
 from pcdistill.models.feature_maps import Headed
 from pcdistill.models.heads import with_head
-from pcdistill.recipe import Recipe
+from pcdistill.models.weights import STUDENT_FILE
 
-WEIGHTS, METRICS = "student.safetensors", "metrics.csv"
+METRICS = "metrics.csv"
 AVERAGE = "module."  # before the names of a moving average's weights
 
 
@@ -33,10 +33,10 @@ def write_pages(out: Path, summary: dict[str, Any], *, missing_only: bool = Fals
         atomic_write(out / "README.md", report.write_model_card(out, summary))
 
 
-def repair(out: Path, recipe: Recipe, history: list[dict[str, float]]) -> None:
+def repair(out: Path, recipe: str, history: list[dict[str, float]]) -> None:
     """recipe.yaml and metrics.csv of a run that is done, where they are missing."""
     if not (out / "recipe.yaml").exists():
-        atomic_write(out / "recipe.yaml", recipe.to_yaml())
+        atomic_write(out / "recipe.yaml", recipe)
     if history and not (out / METRICS).exists():
         write_history(out / METRICS, history)
 
@@ -55,18 +55,19 @@ def load_student(out: Path, student: nn.Module, summary: dict[str, Any]) -> nn.M
     Raises:
         InputError: the weights are gone, damaged, or another model's.
     """
-    if not (out / WEIGHTS).exists():
+    weights = models.run_weights(out)
+    if not weights.exists():
         try:
             load_state(student, _kept_state(out, summary))
         except RuntimeError as error:
             raise InputError(f"the weights in {out} do not fit the student, {type(student).__name__}") from error
         return student
     if not isinstance(student, Headed):
-        student = with_head(student, out / WEIGHTS)
-    models.load_weights(student, out / WEIGHTS)
+        student = with_head(student, weights)
+    models.load_weights(student, weights)
     kept = dict(summary.get("contents") or {}).get(KEPT)
     if kept not in (None, weights_fingerprint(student.state_dict())):
-        raise InputError(f"{out / WEIGHTS} is not what the run in {out} left; put that back, or delete the file")
+        raise InputError(f"{weights} is not what the run in {out} left; put that back, or delete the file")
     return student
 
 
@@ -76,8 +77,8 @@ def _kept_state(out: Path, summary: dict[str, Any]) -> dict[str, Tensor]:
     path = out / f"{kept}.pt"
     if not path.exists():
         raise InputError(
-            f"{out} holds this run, which is done, but its weights are gone ({WEIGHTS} and {path.name}); put one of "
-            f"them back, or delete {out} to train again"
+            f"{out} holds this run, which is done, but its weights are gone ({STUDENT_FILE} and {path.name}); put one "
+            f"of them back, or delete {out} to train again"
         )
     state = load_checkpoint(path)
     whose = (summary.get("digest"), dict(summary.get(kept) or {}).get("epoch"))

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from pcdistill.engine.placement import PRECISIONS
+
 PACKAGES = ("pcdistill", "torch", "torchvision", "timm", "accelerate", "numpy")
 
 
@@ -34,7 +36,7 @@ def environment(accelerator: Accelerator, command: str | None = None) -> dict[st
         **_gpu(),
         "device": str(accelerator.device),
         "processes": accelerator.num_processes,
-        "precision": {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[accelerator.mixed_precision],
+        "precision": PRECISIONS[accelerator.mixed_precision],
     }
 
 

@@ -39,8 +39,22 @@ def evaluation_recipe(run: Path | None, values: Mapping[str, Any], words: Mappin
     return make_recipe(tree, words=words)
 
 
-def evaluate_model(recipe: Recipe, weights: str | None, *, split: str = "test") -> dict[str, Any]:
+def evaluation_text(found: Mapping[str, Any]) -> str:
+    """The metrics in words, with the number of images that they are of."""
+    split = {"test": "test", "val": "validation", "train": "training"}[found["split"]]
+    names = {"top1": "top-1", "top5": "top-5", "map": "AP", "map_50": "AP50"}
+    said = ", ".join(f"{name} {found[key]:.2f} %" for key, name in names.items() if key in found)
+    note = f" ({found['note']})" if "note" in found else ""
+    return f"{found['model']}: {said} of {found['samples']:,} {split} images{note}"
+
+
+def evaluate_model(recipe: Recipe, weights: str | None, *, split: str | None = None) -> dict[str, Any]:
     """The task's metrics of `recipe.student` with weights on a split of the recipe's data.
+
+    Args:
+        recipe: data and model.
+        weights: a file, or None for the model as it is.
+        split: test, val or train; None is the test split, or where the data have none validation, which "note" says.
 
     Raises:
         InputError: there is no such split, or the weights do not fit.
@@ -49,9 +63,15 @@ def evaluate_model(recipe: Recipe, weights: str | None, *, split: str = "test") 
     task = task_of(recipe)
     recipe = replace(recipe, data=replace(recipe.data, unlabelled=None))
     data = open_data(task, recipe, accelerator)
-    batches = task.splits(data).get(split)
+    splits, note = task.splits(data), {}
+    if split is None:
+        split = "test" if splits.get("test") is not None else "val"
+        if split == "val":
+            note = {"note": "the data have no test split: these are the validation images"}
+    batches = splits.get(split)
     if batches is None:
-        raise InputError(f"the data {recipe.data.name} has no {split} split; use --split val")
+        known = ", ".join(name for name, found in splits.items() if found is not None)
+        raise InputError(f"the data {recipe.data.name} has no {split} split; it has {known} (--split)")
     bare = replace(recipe.student, weights=None, pretrained=recipe.student.pretrained and weights is None)
     model = task.student(replace(recipe, student=bare), data)
     if weights is not None:
@@ -64,6 +84,7 @@ def evaluate_model(recipe: Recipe, weights: str | None, *, split: str = "test") 
         "weights": weights,
         "data": recipe.data.name,
         "split": split,
+        **note,
         **values,
         "samples": int(values["samples"]),
         **task.info(model, data),

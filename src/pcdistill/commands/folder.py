@@ -18,15 +18,6 @@ from pcdistill.report import read_summary
 MOST_KEYS = 6  # that a sentence names
 
 
-def default_folder(recipe: Recipe, command: str) -> Path:
-    """Where a command writes when no folder is named."""
-    data = Path(recipe.data.name).stem
-    if command == "cache":
-        return Path("runs") / f"cache-{data}-seed{recipe.train.seed}"
-    name = f"{command}-{data}-{recipe.student.name.rsplit('/', 1)[-1].rsplit(':', 1)[-1]}"
-    return Path("runs") / (f"{name}-{recipe.method}-seed{recipe.train.seed}" if command == "distill" else name)
-
-
 def suggestion(out: Path) -> Path:
     """A folder that is not there yet, named after this one."""
     name = out.name or "run"

@@ -6,6 +6,7 @@ its own. On a CPU it does depend, in rounding, on the number of threads, which r
 
 import os
 import signal
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -15,7 +16,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, TextIO
 
 import torch
 
@@ -25,6 +26,7 @@ from pcdistill.engine.loop import Interrupted
 from pcdistill.errors import InputError, PcdistillError, TrainingStopped, os_sentence
 from pcdistill.recipe import Recipe
 
+TELL_SECONDS = 0.5  # between two looks into a run
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -141,8 +143,8 @@ def run_jobs(
             while any(worker.job for worker in workers):
                 for worker in _ready(workers):
                     job, message = worker.job, worker.receive()
-                    if isinstance(message, float):
-                        shown.draw(job, message)
+                    if isinstance(message, At):
+                        shown.draw(job, message.fraction, message.text)
                     elif isinstance(message, str):
                         console.warn(f"{job.name}: {message}")
                     elif isinstance(message, dict):
@@ -181,7 +183,7 @@ def _one_by_one(
     torch.set_num_threads(share.threads)
     try:
         for job in jobs:
-            outcome = _carry_out(job, _HereConsole(shown, job), partial(judge, job) if judge else lambda row: True)
+            outcome = _carry_out(job, _here_console(shown, job), partial(judge, job) if judge else lambda row: True)
             shown.draw(job, 1.0)
             yield job, outcome
     finally:
@@ -242,13 +244,15 @@ class _Progress:
 
     def __init__(self, console: Console, total: int) -> None:
         self.console, self.total = console, total
-        self.done: dict[str, float] = {}
+        self.done: dict[str, tuple[float, str]] = {}
 
-    def draw(self, job: Job, fraction: float) -> None:
+    def draw(self, job: Job, fraction: float, text: str = "") -> None:
         """A job is at this fraction of its length, 1 when it has ended."""
-        self.done[job.name] = fraction
-        going = [f"{name} {100 * value:.0f} %" for name, value in self.done.items() if value < 1]
-        self.console.overall(sum(self.done.values()) / self.total, ", ".join(going))
+        self.done[job.name] = fraction, text
+        going = {name: at for name, at in self.done.items() if at[0] < 1}
+        ended = len(self.done) - len(going)
+        whole = sum(fraction for fraction, _ in self.done.values()) / self.total
+        self.console.overall(whole, f"{ended} of {self.total} runs", going)
 
 
 class _Worker:
@@ -280,10 +284,10 @@ class _Worker:
         with suppress(BrokenPipeError):
             self.pipe.send(go_on)
 
-    def receive(self) -> float | str | dict[str, float] | Outcome:
+    def receive(self) -> "At | str | dict[str, float] | Outcome":
         """The process's next message; its death is an outcome too."""
         try:
-            message: float | str | dict[str, float] | Outcome = self.pipe.recv()
+            message: At | str | dict[str, float] | Outcome = self.pipe.recv()
             return message
         except (EOFError, ConnectionResetError):
             self.process.join()
@@ -314,7 +318,7 @@ def _work(pipe: Connection, threads: int) -> None:
     # A parent that is gone wants no result, and the run's checkpoint is kept.
     with suppress(EOFError, BrokenPipeError, ConnectionResetError, Interrupted):
         while (job := pipe.recv()) is not None:
-            pipe.send(_carry_out(job, _PipeConsole(pipe), partial(_ask, pipe)))
+            pipe.send(_carry_out(job, _JobConsole(pipe.send, pipe.send), partial(_ask, pipe)))
 
 
 def _ask(pipe: Connection, row: dict[str, float]) -> bool:
@@ -323,38 +327,41 @@ def _ask(pipe: Connection, row: dict[str, float]) -> bool:
     return answer
 
 
-class _HereConsole(Console):
-    """Draws the run's fraction as one of many, shows its warnings, and nothing else."""
+class At(NamedTuple):
+    """Where a run is: fraction of its length, and in words."""
 
-    def __init__(self, shown: _Progress, job: Job) -> None:
-        super().__init__(quiet=True, stream=shown.console.stream)
-        self._shown, self._job = shown, job
+    fraction: float
+    text: str
+
+
+class _JobConsole(Console):
+    """Tells where the run is, as one of many, and its warnings; shows nothing itself."""
+
+    def __init__(self, tell: Callable[[At], None], warn: Callable[[str], None], stream: TextIO | None = None) -> None:
+        super().__init__(quiet=True, stream=stream)
+        self._tell, self._warn = tell, warn
+        self._told = 0.0
 
     def labelled(self, label: str) -> Console:
         return Console(quiet=True, stream=self.stream)
 
-    def epoch(self, epoch: int, epochs: int, text: str) -> None:
-        self._shown.draw(self._job, min((epoch + 1) / epochs, 0.999))
-
-    def warn(self, text: str) -> None:
-        self._shown.console.warn(text)
-
-
-class _PipeConsole(Console):
-    """Sends the run's fraction and its warnings to the parent, and shows nothing itself."""
-
-    def __init__(self, pipe: Connection) -> None:
-        super().__init__(quiet=True)
-        self._pipe = pipe
-
-    def labelled(self, label: str) -> Console:
-        return Console(quiet=True)
+    def step(self, epoch: int, epochs: int, batch: int, batches: int) -> None:
+        now = time.monotonic()
+        if now - self._told >= TELL_SECONDS:
+            self._told = now
+            fraction = (epoch + batch / max(batches, 1)) / epochs
+            self._tell(At(min(fraction, 0.999), f"epoch {epoch + 1}/{epochs}, {batch}/{batches}"))
 
     def epoch(self, epoch: int, epochs: int, text: str) -> None:
-        self._pipe.send(min((epoch + 1) / epochs, 0.999))
+        self._tell(At(min((epoch + 1) / epochs, 0.999), f"epoch {epoch + 1}/{epochs}"))
 
     def warn(self, text: str) -> None:
-        self._pipe.send(text)
+        self._warn(text)
+
+
+def _here_console(shown: _Progress, job: Job) -> Console:
+    """Of a run in this process."""
+    return _JobConsole(lambda at: shown.draw(job, *at), shown.console.warn, shown.console.stream)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import Any
 
 from pcdistill.commands.student import WEIGHTS, Student, open_student
 from pcdistill.errors import InputError, PcdistillError
-from pcdistill.models.weights import first_line
+from pcdistill.models.weights import first_line, run_weights
 
 MODEL = "model.safetensors"  # what timm and transformers look for on the hub
 FILES = (  # of a run's folder; no checkpoints, no teacher
@@ -51,8 +51,11 @@ def push(run: Path, repo: str, *, private: bool = False) -> str:
             for pattern in FILES
             for path in sorted(run.glob(pattern))
         ]
+        weights = run_weights(run)
+        if weights.name != WEIGHTS:  # a teacher's run: whoever loads it from the hub takes it for a student
+            operations.append(hub.CommitOperationAdd(WEIGHTS, str(weights)))
         if student.name.startswith("timm/") and not (run / MODEL).exists():
-            operations.append(hub.CommitOperationAdd(MODEL, str(run / WEIGHTS)))
+            operations.append(hub.CommitOperationAdd(MODEL, str(weights)))
         message = f"{student.name}, by pcdistill"
         found = api.create_commit(repo, operations, commit_message=message, num_threads=1)
     except Exception as error:  # the client's own, its HTTP library's, and those of the system

@@ -4,7 +4,7 @@ import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -13,7 +13,7 @@ from torch import nn
 
 from pcdistill import models
 from pcdistill.commands.claim import check_folder, claimed
-from pcdistill.commands.ending import METRICS, WEIGHTS, load_student, repair, stored_history, write_pages
+from pcdistill.commands.ending import METRICS, load_student, repair, stored_history, write_pages
 from pcdistill.commands.environment import continued, environment
 from pcdistill.commands.folder import (
     read_json,
@@ -22,8 +22,18 @@ from pcdistill.commands.folder import (
     refuse_stopped_run,
     settle_contents,
 )
+from pcdistill.commands.header import Told, header, outputs_of, recipe_text, starts_from
 from pcdistill.commands.tasks import Task, task_of
+from pcdistill.commands.teachers import (
+    cached_facts,
+    comes_from_cache,
+    teacher_file,
+    teacher_folder,
+    teacher_recipe,
+    training_of,
+)
 from pcdistill.distillation.cache_replay import replayed
+from pcdistill.distillation.objective import resolved_terms
 from pcdistill.distillation.teacher import TeacherEnsemble
 from pcdistill.distillation.unused import unused_parameters
 from pcdistill.engine.checkpoint import atomic_write, load_state
@@ -36,9 +46,8 @@ from pcdistill.engine.tracking import Tracker, Trackers, check_trackers
 from pcdistill.errors import InputError, TrainingStopped
 from pcdistill.files import clear_parts, sealed_json
 from pcdistill.models.heads import head_metadata
-from pcdistill.models.names import is_user_code
-from pcdistill.models.weights import check_file
-from pcdistill.recipe import ALONE, LOADERS, ModelConfig, Recipe, StudentConfig, TeacherConfig, make_recipe
+from pcdistill.models.weights import TEACHER_FILE, check_file
+from pcdistill.recipe import LOADERS, ModelConfig, Recipe, StudentConfig, TeacherConfig
 
 ALONE_ON_CPU = (
     "accelerate launch was given several processes and started one, as it does without GPUs; on CPUs use "
@@ -77,6 +86,7 @@ class Session:
         console: progress.
         command: what the user typed, for the record.
         trackers: called with (row, step) after every epoch, beside the recipe's own.
+        role: what the trained model is to be; the weights of a "teacher" are called teacher.safetensors.
     """
 
     accelerator: Accelerator
@@ -96,18 +106,27 @@ class Session:
         console: Console | None = None,
         command: str | None = None,
         trackers: tuple[Tracker, ...] = (),
+        role: Literal["student", "teacher"] = "student",
     ) -> None:
         self.recipe, self.out = recipe, out
         self.task = task or task_of(recipe)
         self.data = data
         self.console = console or Console(quiet=True)
-        self.command, self.trackers = command, trackers
+        self.command, self.trackers, self.role = command, trackers, role
         self.teacher: Any = None
         self.stored: dict[str, Any] | None = None  # the result of a run that is done
         self.models: dict[str, dict[str, Any] | None] = {"teacher": None, "student": None}
         self.contents: Contents = {}  # fingerprints of what the result is made of
         self.logging: Trackers | None = None
         self.seconds = 0.0
+        self._training: dict[int, Recipe | None] = {}  # of teachers by number
+        self._teachers: dict[int, Any] = {}  # that are built
+
+    @property
+    def weights(self) -> Path:
+        """The file that the kept weights go to."""
+        assert self.out is not None
+        return teacher_file(self.out) if self.role == "teacher" else models.run_weights(self.out)
 
     def run(self) -> RunResult:
         """All three steps, with the folder held against other processes. Of the run's own, one that fails ends all.
@@ -242,8 +261,6 @@ class Session:
         self.student = self.task.student(self.recipe, self.data)
         self.models["student"] = {"name": self.recipe.student.name, **self.task.info(self.student, self.data)}
         self.contents |= student_contents(self.student)
-        if self.recipe.data.name != LOADERS and self.stored is None:  # else the caller knows
-            self.console.say(f"student {self.recipe.student.name}: {starts_from(self.recipe.student)}")
         self.student.to(self.accelerator.device)
         # A wrong choice of memory format is refused before the teacher is trained.
         self.placement = make_placement(self.task.train_config(self.recipe), self.accelerator, self.student)
@@ -251,6 +268,8 @@ class Session:
     def _build_teacher(self) -> None:
         """The teacher, each of several through its gate; from its cache where it has one."""
         recipe = self.recipe
+        if self.stored is None and self.role == "student":
+            self._say_header()
         if not recipe.distils:
             return
         configs = recipe.all_teachers
@@ -270,8 +289,13 @@ class Session:
 
     def _one_teacher(self, number: int) -> tuple[Any, dict[str, Any]]:
         """A teacher that passed its gate, and what is known of it."""
+        if self._is_cached(number):
+            config = self.recipe.all_teachers[number]
+            cached = cached_facts(config)
+            self.contents[f"{teacher_folder(number)}.cache"] = cached.pop("fingerprint")
+            return None, cached
         config = self._with_weights(number)
-        teacher = self.task.teacher(config, self.student, self.data, self.recipe.allow)
+        teacher = self._made_teacher(number, config)
         teacher.to(self.accelerator.device)
         self.contents |= teacher_contents(teacher, teacher_folder(number))
         facts = {"name": config.name, **self.task.info(teacher, self.data)}
@@ -285,25 +309,79 @@ class Session:
     def _with_weights(self, number: int) -> TeacherConfig:
         """A teacher's config, after training it in the run's folder if it has no weights for these classes."""
         config = self.recipe.all_teachers[number]
-        recipe = None if self.task.knows_classes(config, self.data) else teacher_recipe(self.recipe, number)
+        recipe = self._trained_by(number)
         if recipe is None or self.out is None:
             return config
         name = teacher_folder(number)
         if self.stored is not None:
-            return replace(config, weights=str(self.out / name / WEIGHTS), pretrained=False)
-        self.console.say(f"no weights for the teacher {config.name}: training it first, {recipe.train.epochs} epochs")
+            return replace(config, weights=str(teacher_file(self.out / name)), pretrained=False)
+        if self.accelerator.is_main_process and not (self.out / "last.pt").exists():  # what the folder is to hold
+            atomic_write(self.out / "recipe.yaml", recipe_text(self.recipe, outputs_of(self.recipe, self.data)))
+        self.console.say(f"training the teacher {config.name} first, {recipe.train.epochs} epochs")
         # Its own seed has its own order, and it learns from labelled images alone.
         data = self.data if number == 0 and recipe.data == self.recipe.data else None
         console, out = self.console.labelled(name), self.out / name
-        Session(recipe, out, task=self.task, data=data, console=console, command=self.command).run()
-        return replace(config, weights=str(out / WEIGHTS), pretrained=False)
+        Session(recipe, out, task=self.task, data=data, console=console, command=self.command, role="teacher").run()
+        return replace(config, weights=str(teacher_file(out)), pretrained=False)
+
+    def _trained_by(self, number: int) -> Recipe | None:
+        """The recipe that trains a teacher first; None for one that has weights for these classes."""
+        if number not in self._training:
+            self._training[number] = training_of(self.recipe, number, self.task, self.data)
+        return self._training[number]
+
+    def _is_cached(self, number: int) -> bool:
+        """Whether a teacher is there by its stored logits alone."""
+        one = len(self.recipe.all_teachers) == 1
+        return one and self.recipe.distils and comes_from_cache(self.recipe.all_teachers[number])
+
+    def _made_teacher(self, number: int, config: TeacherConfig) -> Any:
+        """A teacher with its weights, built once."""
+        if number not in self._teachers:
+            self._teachers[number] = self.task.teacher(config, self.student, self.data, self.recipe.allow)
+        return self._teachers[number]
+
+    def _say_header(self) -> None:
+        """What is about to happen, before anything is trained."""
+        passed = self.recipe.data.name == LOADERS
+        teachers = [self._told(number) for number in range(len(self.recipe.all_teachers) if self.recipe.distils else 0)]
+        starts = "your module" if passed else starts_from(self.recipe.student)
+        student = Told("student", self.recipe.student.name, starts, self.models["student"] or {})
+        for line in header(self.recipe, self.data, [*teachers, student], self.accelerator, self.out):
+            self.console.say(line)
+
+    def _told(self, number: int) -> Told:
+        """A teacher for the header. One that has weights is built for it; of others a bare one tells the size.
+
+        The random generators are left as training without a header would find them.
+        """
+        config = self.recipe.all_teachers[number]
+        if self._is_cached(number):
+            facts = cached_facts(config)
+            return Told("teacher", str(facts["name"]), f"its logits come from {config.cache}", facts)
+        if self.recipe.data.name == LOADERS:
+            made = self._made_teacher(number, config)
+            return Told("teacher", config.name, "your module", self.task.info(made, self.data))
+        one = len(self.recipe.all_teachers) == 1
+        if one and self._trained_by(number) is None:
+            facts = self.task.info(self._made_teacher(number, config), self.data)
+            return Told("teacher", config.name, starts_from(config), facts)
+        with torch.random.fork_rng(devices=[]):
+            trained = training_of(self.recipe, number, self.task, self.data)
+            facts = self.task.info(bare_model(self.recipe, config, self.task, self.data), self.data)
+        starts = starts_from(config)
+        if trained is not None:
+            starts += f", and is trained first ({trained.train.epochs} epochs)"
+        return Told("teacher", config.name, starts, facts)
 
     def _has_teachers(self) -> bool:
         """Whether the teachers of a run that is done can be built: their weights may have been taken away."""
         assert self.out is not None
         for number, config in enumerate(self.recipe.all_teachers if self.recipe.distils else ()):
-            own = self.out / teacher_folder(number) / WEIGHTS
-            trained = config.weights is None and not self.task.knows_classes(config, self.data)
+            if self._is_cached(number):
+                continue
+            own = teacher_file(self.out / teacher_folder(number))
+            trained = self._trained_by(number) is not None
             if (trained and not own.is_file()) or (config.weights is not None and not Path(config.weights).is_file()):
                 return False
         return True
@@ -327,7 +405,7 @@ class Session:
     def _record(self, resumed: bool) -> None:
         """recipe.yaml and environment.json; a run that goes on keeps its record, and adds to it."""
         if self.out is not None and self.accelerator.is_main_process:
-            atomic_write(self.out / "recipe.yaml", self.recipe.to_yaml())
+            atomic_write(self.out / "recipe.yaml", recipe_text(self.recipe, outputs_of(self.recipe, self.data)))
             path = self.out / "environment.json"
             found = continued(read_json(path) if resumed else {}, environment(self.accelerator, self.command))
             atomic_write(path, json.dumps(found, indent=2) + "\n")
@@ -401,7 +479,7 @@ class Session:
             **head_metadata(self.student),
             "digest": self.recipe.digest(),
         }
-        models.save_weights(self.student, self.out / WEIGHTS, metadata)
+        models.save_weights(self.student, self.weights, metadata)
 
     def _summary(self, status: str) -> dict[str, Any]:
         """result.json without its evaluations."""
@@ -412,6 +490,7 @@ class Session:
             "status": status,
             "task": recipe.task,
             "method": recipe.method,
+            "losses": resolved_terms(recipe, outputs_of(recipe, self.data)),
             "seed": recipe.train.seed,
             **({} if recipe.strength is None else {"strength": recipe.strength}),
             "threads": torch.get_num_threads(),
@@ -426,8 +505,15 @@ class Session:
             "seconds": seconds,
             "images_per_second": images / seconds if seconds > 0 else None,
             "notes": [],
+            "images": {split: self._samples(split) for split in ("train", "val", "test")},
             "contents": dict(self.contents),
+            **({"file": TEACHER_FILE} if self.role == "teacher" and self.weights.name == TEACHER_FILE else {}),
         }
+
+    def _samples(self, split: str) -> int | None:
+        """Images of a split; None where there is none, or nobody tells."""
+        found: int | None = getattr(getattr(self.data, split), "num_samples", None)
+        return found
 
     def _leave(self, summary: dict[str, Any]) -> None:
         """The record of epochs, pages, and last the result: with it, the folder is complete."""
@@ -444,9 +530,9 @@ class Session:
         history = stored_history(self.out)
         self.student = load_student(self.out, self.student, summary)
         if self.accelerator.is_main_process:
-            if not (self.out / WEIGHTS).exists():
+            if not self.weights.exists():
                 self._save_weights()
-            repair(self.out, self.recipe, history)
+            repair(self.out, recipe_text(self.recipe, outputs_of(self.recipe, self.data)), history)
             write_pages(self.out, summary, missing_only=True)
         self.accelerator.wait_for_everyone()
         self.console.say(f"{self.out} holds this run, which is done: nothing was trained")
@@ -492,50 +578,10 @@ def check_names(recipe: Recipe, task: Task, data: Any = None) -> None:
     data = open_data(task, recipe, make_accelerator(recipe.train)) if data is None else data
     task.check(recipe, data)
     for config in (recipe.student, *recipe.all_teachers):
-        bare = StudentConfig(name=config.name, kwargs=config.kwargs, features=config.features)
-        task.student(replace(recipe, student=bare), data)
+        bare_model(recipe, config, task, data)
 
 
-def starts_from(config: ModelConfig) -> str:
-    """Which weights a model starts from, in words."""
-    if config.weights is not None:
-        return f"starts from the weights in {config.weights}"
-    if not config.pretrained:
-        return "starts from random weights"
-    zoo = config.name.partition("/")[0]
-    return (
-        "starts trained, from its own function"
-        if is_user_code(config.name)
-        else f"starts from {zoo}'s pretrained weights"
-    )
-
-
-def teacher_folder(number: int) -> str:
-    """Where a run or a comparison trains its teacher; of several, the first is 0."""
-    return "teacher" if number == 0 else f"teacher-{number + 1}"
-
-
-def teacher_recipe(recipe: Recipe, number: int = 0) -> Recipe | None:
-    """The recipe that trains a teacher first, or None when it has weights.
-
-    The seed is the student's plus the teacher's number, so that several of one architecture differ.
-    """
-    if number >= len(recipe.all_teachers):
-        return None
-    config = recipe.all_teachers[number]
-    if config.weights is not None:
-        return None
-    if config.epochs == 0:
-        if config.pretrained:
-            return None
-        own = ", or teacher.pretrained true if the function gives a trained model" if is_user_code(config.name) else ""
-        raise InputError(
-            f"the teacher {config.name} has no weights: give teacher.weights (--teacher-weights FILE), or "
-            f"teacher.epochs (--teacher-epochs N) to train it first{own}"
-        )
-    tree = recipe.to_dict()
-    student = {"name": config.name, "pretrained": config.pretrained, "kwargs": config.kwargs}
-    tree.update(method=ALONE, losses=[], methods={}, teacher=None, teachers=[], student=student)
-    tree["train"].update(epochs=config.epochs, seed=recipe.train.seed + number)
-    tree["data"].update(unlabelled=None, unlabelled_batch=None)
-    return make_recipe(tree)
+def bare_model(recipe: Recipe, config: ModelConfig, task: Task, data: Any) -> nn.Module:
+    """A model of the recipe for the data, without weights."""
+    bare = StudentConfig(name=config.name, kwargs=config.kwargs, features=config.features)
+    return task.student(replace(recipe, student=bare), data)

@@ -17,9 +17,10 @@ from pcdistill.data.preprocess import Preprocess, whole
 from pcdistill.engine.placement import Placement, make_accelerator, make_placement
 from pcdistill.errors import InputError
 from pcdistill.models.heads import with_head
+from pcdistill.models.weights import STUDENT_FILE
 from pcdistill.recipe import LOADERS, Recipe
 
-WEIGHTS = "student.safetensors"
+WEIGHTS = STUDENT_FILE
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def open_student(folder: Path) -> Student:
     recipe = read_recipe(folder)
     if recipe.data.name == LOADERS:
         raise InputError(f"{folder} was made from Python, with a module that a command cannot build again")
-    weights = folder / WEIGHTS
+    weights = models.run_weights(folder)
     if not weights.is_file():
         raise InputError(f"{folder} has no {WEIGHTS}: the run is not finished")
     recipe = replace(recipe, train=replace(recipe.train, device="cpu", precision="float32", accumulate=1))
@@ -129,8 +130,9 @@ def _build(recipe: Recipe, folder: Path, task: Task, classes: Sequence[str], met
     data = SimpleNamespace(
         classes=classes, image_size=metadata.get("image_size"), in_channels=len(metadata.get("mean") or (0, 0, 0))
     )
-    model = with_head(task.student(replace(recipe, student=config), data), folder / WEIGHTS)
-    models.load_weights(model, folder / WEIGHTS)
+    weights = models.run_weights(folder)
+    model = with_head(task.student(replace(recipe, student=config), data), weights)
+    models.load_weights(model, weights)
     models.adopt_config(model, metadata)
     return model.eval()
 

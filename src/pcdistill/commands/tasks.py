@@ -51,6 +51,10 @@ class Task(Protocol):
         """Whether a pretrained teacher can be used as it is."""
         ...
 
+    def other_classes(self, config: TeacherConfig, data: Any) -> bool:
+        """Whether a teacher's weights file is of other classes than the data's."""
+        ...
+
     def teacher(self, config: TeacherConfig, student: nn.Module, data: Any, allow: Sequence[str]) -> Any: ...
 
     def gate(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pcdistill import report
 from pcdistill.commands.cache import make_cache
 from pcdistill.commands.claim import claimed
-from pcdistill.commands.compare import Key, Plan, carry_out, with_teachers, write_comparison
+from pcdistill.commands.compare import Key, Plan, carry_out, comparison_text, with_teachers, write_comparison
 from pcdistill.commands.contents import PresentContents
 from pcdistill.commands.jobs import check_numbers, run_jobs, shares
 from pcdistill.commands.session import check_names, open_data
@@ -203,4 +203,4 @@ def _compare(
     verdict = next((verdict_of(row, kept_epoch(rows)) for row in rows if row.name == TUNED), None)
     if verdict is None:
         raise InputError("the runs on fresh seeds allow no comparison; the lines above say why")
-    return report.comparison_text(results, **options), verdict
+    return comparison_text(results, **options), verdict

@@ -3,7 +3,7 @@
 import inspect
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from pcdistill.plain import shown
 
 VAL_NAMES = ("val", "valid", "validation")
 IMAGENET_STATS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+OFFICIAL = "the data set's own"
 SPLIT_SEED = 20250524  # which images are held out never depends on a run's seed
 
 
@@ -34,13 +35,17 @@ class Split:
 
 @dataclass
 class Source:
-    """A data set. `stats` are the customary mean and std, None to compute them from the training images."""
+    """A data set. `stats` are the customary mean and std, None to compute them from the training images.
+
+    `origins` says of each split that there is where it comes from.
+    """
 
     classes: list[str]
     train: Split
     val: Split | None = None
     test: Split | None = None
     stats: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    origins: dict[str, str] = field(default_factory=dict)
 
 
 def open_source(name: str, *, root: str | Path | None = None, download: bool = False) -> Source:
@@ -135,6 +140,7 @@ def _digits() -> Source:
         [str(digit) for digit in range(10)],
         Split(images[train], None, labels[train]),
         test=Split(images[test], None, labels[test]),
+        origins={"test": "a fifth of the digits, set aside, as they have no official test set"},
     )
 
 
@@ -142,7 +148,8 @@ def _cifar(name: str, root: Path, download: bool) -> Source:
     classes, *arrays = read_cifar(name, root, download=download)
     x_train, y_train, x_test, y_test = map(torch.from_numpy, arrays)
     stats = CIFAR[name].mean, CIFAR[name].std
-    return Source(classes, Split(x_train, None, y_train), test=Split(x_test, None, y_test), stats=stats)
+    test = Split(x_test, None, y_test)
+    return Source(classes, Split(x_train, None, y_train), test=test, stats=stats, origins={"test": OFFICIAL})
 
 
 def _npz(path: Path) -> Source:
@@ -169,7 +176,8 @@ def _npz(path: Path) -> Source:
     for part, shape in shapes.items():
         if shape != shapes["train"]:
             raise InputError(f"{path.name}: the images of x_{part} must be shaped like those of x_train")
-    return Source(classes, splits["train"], splits.get("val"), splits.get("test"))
+    origins = {part: f"x_{part}" for part in splits}
+    return Source(classes, splits["train"], splits.get("val"), splits.get("test"), origins=origins)
 
 
 def _class_names(names: np.ndarray, path: Path) -> list[str]:
@@ -239,8 +247,12 @@ def _folders(root: Path) -> Source:
     classes, train = _class_folders(root / "train")
     val = next((found for name in VAL_NAMES if (found := root / name).is_dir()), None)
     test = root / "test" if (root / "test").is_dir() else None
+    origins = {"train": "the folder train/", "test": "the folder test/"}
     if test is None:
         val, test = None, val
+        origins["test"] = f"the folder {test.name}/, as there is no test/" if test is not None else ""
+    if val is not None:
+        origins["val"] = f"the folder {val.name}/"
     others = {}
     for folder in (val, test):
         if folder is None:
@@ -258,6 +270,7 @@ def _folders(root: Path) -> Source:
         others[val] if val is not None else None,
         others[test] if test is not None else None,
         stats=IMAGENET_STATS,
+        origins=origins,
     )
 
 
@@ -308,14 +321,16 @@ def _torchvision(name: str, root: Path, download: bool) -> Source:
     parts = {part: _first_that_works(kind, given, tries, name, root) for part, tries in names.items()}
     if parts["train"] is None:
         raise InputError(f"data: torchvision/{name} has no training split that is known here")
+    origins = dict.fromkeys(("train", "val", "test"), OFFICIAL)
     if parts["test"] is None:
         parts["val"], parts["test"] = None, parts["val"]
+        origins["test"] = "the data set's own validation split, as it has no test split"
     labels = {part: _labels(found, name) for part, found in parts.items() if found is not None}
     numbered = _numbered_classes(labels["train"].numpy(), f"torchvision/{name}")
     classes = [_class_name(c) for c in getattr(parts["train"], "classes", None) or numbered]
     splits = {part: _dataset_split(parts[part], labels[part], f"torchvision/{name}") for part in labels}
     stats = IMAGENET_STATS if splits["train"].images is None else None
-    return Source(classes, splits["train"], splits.get("val"), splits.get("test"), stats)
+    return Source(classes, splits["train"], splits.get("val"), splits.get("test"), stats, origins)
 
 
 def _class_name(found: Any) -> str:

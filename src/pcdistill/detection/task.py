@@ -29,6 +29,7 @@ from pcdistill.engine.placement import Placement
 from pcdistill.errors import InputError
 from pcdistill.losses import Pyramid
 from pcdistill.methods import METHODS
+from pcdistill.models.fetching import advising, within_reach
 from pcdistill.models.names import is_user_code
 from pcdistill.recipe import DataConfig, ModelConfig, Recipe, TeacherConfig, TrainConfig
 
@@ -55,16 +56,23 @@ class Detection:
         return Metric(self.metric)
 
     def student(self, recipe: Recipe, data: Any) -> nn.Module:
-        return build_student_detector(recipe, data)
+        with advising("student" if recipe.all_teachers else "model"), within_reach():
+            return build_student_detector(recipe, data)
 
     def info(self, model: nn.Module, data: Any) -> dict[str, Any]:
         return {"parameters": sum(p.numel() for p in model.parameters())}
 
     def knows_classes(self, config: TeacherConfig, data: Any) -> bool:
-        return knows_detection_classes(config, data)
+        with advising("teacher"), within_reach():
+            return knows_detection_classes(config, data)
+
+    def other_classes(self, config: TeacherConfig, data: Any) -> bool:
+        named = config.classes or (models.read_classes(config.weights) if config.weights else None)
+        return named is not None and not set(data.classes) <= set(named)
 
     def teacher(self, config: TeacherConfig, student: nn.Module, data: Any, allow: Sequence[str]) -> TeacherDetector:
-        return build_teacher_detector(config, student, data, allow)
+        with advising("teacher"), within_reach():
+            return build_teacher_detector(config, student, data, allow)
 
     def gate(
         self,

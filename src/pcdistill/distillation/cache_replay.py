@@ -87,8 +87,10 @@ def resolve_cache(recipe: Recipe) -> Recipe:
     return replace(recipe.with_teachers(teachers), data=replace(recipe.data, seed=info.seed))
 
 
-def replayed(recipe: Recipe, teacher: Teacher | TeacherEnsemble, data: Any, accelerator: Accelerator) -> Any:
+def replayed(recipe: Recipe, teacher: Teacher | TeacherEnsemble | None, data: Any, accelerator: Accelerator) -> Any:
     """The data with the logits of the teachers' caches in its training batches, after every check.
+
+    Without a teacher the cache alone stands for it.
 
     Raises:
         InputError: a term compares features, only some teachers have a cache, or one is of another teacher or stream.
@@ -98,12 +100,13 @@ def replayed(recipe: Recipe, teacher: Teacher | TeacherEnsemble, data: Any, acce
     for method in _features(recipe):
         raise InputError(f"{method} compares {method_kind(method)}; teacher.cache holds logits alone")
     caches = []
-    for config, member in zip(recipe.all_teachers, members_of(teacher), strict=True):
+    members = [None] if teacher is None else members_of(teacher)
+    for config, member in zip(recipe.all_teachers, members, strict=True):
         if config.cache is None:
             raise InputError(f"teachers: {config.name} has no cache and another has; give one to each, or to none")
         cache = TeacherCache(config.cache)
         cache.check(
-            teacher=fingerprint(member),
+            teacher=None if member is None else fingerprint(member),
             stream=data.train.signature,
             classes=len(data.classes),
             views=views_of(recipe),

@@ -97,6 +97,7 @@ class CacheState:
         checksums: of the finished epochs.
         rows: that are written of the epoch under way.
         recipe: that it was made by; older caches do not say.
+        teacher: its name, size and metrics by split; older caches do not say.
     """
 
     __pydantic_config__ = ConfigDict(strict=True, extra="ignore")
@@ -105,6 +106,7 @@ class CacheState:
     checksums: list[str]
     rows: Annotated[int, Field(ge=0)]
     recipe: dict[str, Any] | None = None
+    teacher: dict[str, Any] | None = None
 
 
 class TeacherCache:
@@ -139,10 +141,10 @@ class TeacherCache:
             self._maps = {stored: np.memmap(file, self.info.row, "r")}
         return self.info.decode(self._maps[stored][places.numpy()])
 
-    def check(self, *, teacher: str, stream: str, classes: int, views: int) -> None:
-        """Refuse a run whose teacher, classes, views or stream of batches is not the cache's."""
+    def check(self, *, teacher: str | None, stream: str, classes: int, views: int) -> None:
+        """Refuse a run whose teacher, classes, views or stream of batches is not the cache's; None is any teacher."""
         info = self.info
-        if teacher != info.teacher:
+        if teacher not in (None, info.teacher):
             raise InputError(
                 f"the cache {self.path} comes from another teacher (weights, class order, normalisation or resolution)"
                 "; make one with this teacher"

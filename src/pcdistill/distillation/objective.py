@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -363,6 +364,37 @@ def method_options(method: str, where: str = "--options") -> list[Option]:
     """
     loss_class = _loss_class(method, where)
     return options_of(loss_class, without=OFFERED[_class_kind(loss_class, method, where)])
+
+
+def resolved_terms(recipe: Recipe, num_classes: int | None = None) -> list[dict[str, Any]]:
+    """The recipe's terms as plain values with every option: what it gives, and the losses' defaults for the rest.
+
+    Of a term with a strength no weight is named: the strength chooses it.
+
+    Args:
+        recipe: its terms are checked.
+        num_classes: C, of which some defaults are made, such as PCD's number of stages; None leaves those out.
+    """
+    found = []
+    for i, (term, given) in enumerate(zip(recipe.losses, recipe.to_dict()["losses"], strict=True)):
+        where = f"losses.{i}"
+        loss_class = _loss_class(term.method, where)
+        offered = OFFERED[_class_kind(loss_class, term.method, where)]
+        defaults = {
+            name: one.default
+            for name, one in inspect.signature(loss_class).parameters.items()
+            if name not in offered and one.default is not one.empty
+        }
+        if num_classes is not None and None in defaults.values():
+            with torch.random.fork_rng(devices=[]):
+                plain = replace(term, standardize=False, entropy_weighting=False)
+                loss = _early_loss(plain, where, {"num_classes": num_classes})
+            defaults = {k: getattr(loss, k, None) if value is None else value for k, value in defaults.items()}
+        own = {key: value for key, value in given.items() if not (key == "weight" and term.strength is not None)}
+        quiet = {key for key, none in (("warmup_epochs", 0.0), ("standardize", False)) if own.get(key) == none}
+        whole = json.loads(json.dumps({**own, **{k: v for k, v in defaults.items() if k not in own}}, default=str))
+        found.append({key: value for key, value in whole.items() if key not in quiet and value is not None})
+    return found
 
 
 def term_needs(term: TermConfig, where: str = "losses") -> Needs:

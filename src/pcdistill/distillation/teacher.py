@@ -30,8 +30,8 @@ def align_classes(teacher_classes: Sequence[str], student_classes: Sequence[str]
         shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise InputError(
             f"the teacher does not know {len(missing)} of the data's {len(student_classes)} classes: {shown}"
-            f"{nearest(missing[0], teacher_classes)}; train the teacher on these classes (--teacher-epochs) or "
-            "rename the class folders"
+            f"{nearest(missing[0], teacher_classes)}; train the teacher on these classes first "
+            "(--teacher-epochs N, and for a weights file --allow mismatched-weights) or rename the class folders"
         )
     return [position[name] for name in student_classes]
 

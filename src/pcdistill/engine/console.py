@@ -1,13 +1,17 @@
 """What a person sees of a long run: a bar with the time left on a terminal, one line an epoch in a log."""
 
+import logging
 import sys
 import time
-from typing import TYPE_CHECKING, TextIO
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 REDRAW_SECONDS = 0.2
+LOG = logging.getLogger("pcdistill")
+LOG.addHandler(logging.NullHandler())  # who wants the library's records sets up logging
 
 
 def duration(seconds: float) -> str:
@@ -22,6 +26,8 @@ def duration(seconds: float) -> str:
 
 class Console:
     """Progress of one run. On a terminal a bar stands below the lines, without colours if NO_COLOR is set.
+
+    Every line is also a record of the logger "pcdistill", quiet or not: INFO, or WARNING.
 
     Args:
         label: what is running, for the start of each line.
@@ -38,6 +44,7 @@ class Console:
         self._first_fraction = 0.0
         self._last_drawn = 0.0
         self._bar: Progress | None = None
+        self._rows: dict[str, Any] = {}
 
     def labelled(self, label: str) -> "Console":
         """The same for something else that runs."""
@@ -64,20 +71,34 @@ class Console:
         fraction = (epoch + batch / max(batches, 1)) / epochs
         left = self.time_left(fraction)
         tail = f"  {duration(left)} left" if left is not None else ""
-        if self._bar is None:
-            self._bar = _make_bar(self.label, self.stream)
-            self._bar.start()
         at = f"epoch {epoch + 1}/{epochs}, {batch}/{batches}{tail}"
-        self._bar.update(self._bar.task_ids[0], completed=fraction, at=at, refresh=True)
+        bar = self._started_bar()
+        bar.update(bar.task_ids[0], completed=fraction, at=at, refresh=True)
 
-    def overall(self, fraction: float, text: str) -> None:
-        """Draw the bar of many runs: `fraction` of all is done, `text` says what is going on."""
+    def overall(self, fraction: float, text: str, going: Mapping[str, tuple[float, str]] | None = None) -> None:
+        """Draw the bar of many runs, and one for each that is going on.
+
+        Args:
+            fraction: of all that is done.
+            text: beside it.
+            going: name to fraction and text of each.
+        """
         if not self.live:
             return
+        bar, going = self._started_bar(), going or {}
+        for name in [name for name in self._rows if name not in going]:
+            bar.remove_task(self._rows.pop(name))
+        for name, (done, at) in going.items():
+            if name not in self._rows:
+                self._rows[name] = bar.add_task(name, total=1.0, at="")
+            bar.update(self._rows[name], completed=done, at=at)
+        bar.update(bar.task_ids[0], completed=fraction, at=text, refresh=True)
+
+    def _started_bar(self) -> "Progress":
         if self._bar is None:
-            self._bar = _make_bar(self.label, self.stream)
+            self._bar, self._rows = _make_bar(self.label, self.stream), {}
             self._bar.start()
-        self._bar.update(self._bar.task_ids[0], completed=fraction, at=text, refresh=True)
+        return self._bar
 
     def epoch(self, epoch: int, epochs: int, text: str) -> None:
         """One line at an epoch's end."""
@@ -87,11 +108,13 @@ class Console:
 
     def say(self, text: str) -> None:
         """One line."""
+        LOG.info(text)
         if not self.quiet:
             self._write(text)
 
     def warn(self, text: str) -> None:
         """One line, even when quiet."""
+        LOG.warning(text)
         self._write(f"warning: {text}")
 
     def close(self) -> None:
@@ -111,7 +134,8 @@ def _make_bar(label: str, stream: TextIO) -> "Progress":
     from rich.console import Console as Terminal  # here: it takes a tenth of a second, and a log needs none of it
     from rich.progress import BarColumn, Progress, TextColumn
 
-    columns = (TextColumn(label, markup=False), BarColumn(), TextColumn("{task.fields[at]}", markup=False))
-    bar = Progress(*columns, console=Terminal(file=stream), transient=True, auto_refresh=False)
+    name = TextColumn("{task.description}", markup=False)
+    columns = (name, BarColumn(bar_width=None), TextColumn("{task.fields[at]}", markup=False))
+    bar = Progress(*columns, console=Terminal(file=stream), transient=True, auto_refresh=False, expand=True)
     bar.add_task(label, total=1.0, at="")
     return bar

@@ -14,6 +14,7 @@ from pcdistill.errors import InputError
 from pcdistill.recipe import TrainConfig
 
 Module = TypeVar("Module", bound=nn.Module)
+PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}  # Accelerate's names, and the recipe's
 
 
 @dataclass(frozen=True)

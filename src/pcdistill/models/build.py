@@ -1,9 +1,11 @@
 """A model from its name, with its classes, channels and weights."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from pcdistill.errors import InputError
+from pcdistill.models.fetching import within_reach
 from pcdistill.models.names import is_user_code, resolve_name
 from pcdistill.models.own_config import adopt_config
 from pcdistill.models.weights import PathLike, load_weights, read_classes, read_metadata
@@ -53,7 +55,9 @@ def build_model(
     own = is_user_code(full_name) or full_name.endswith(".py")  # without a function, the builder says what is missing
     zoo, inner = ("file", full_name) if own else full_name.split("/", 1)
     request = Request(inner, num_classes, in_channels, image_size, pretrained, kwargs or {})
-    built = BUILDERS[zoo](request)
+    fetches = pretrained or zoo == "hf" or inner.startswith(("hf-hub:", "hf_hub:"))
+    with within_reach() if fetches and zoo in ("hf", "timm", "torchvision") else nullcontext():
+        built = BUILDERS[zoo](request)
     origin = Origin(full_name, request, built.own_head, built.image_size)
     built.model._pcdistill_origin = origin  # type: ignore[assignment]  # a plain attribute: in no state dict
     if weights is None:

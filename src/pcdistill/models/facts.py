@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from pcdistill.models.fetching import within_reach
 from pcdistill.models.zoos import Origin, transformers_package
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ def input_stats(
         preset = _torchvision_weights(name, origin).transforms()
         mean, std, size = preset.mean, preset.std, preset.crop_size[0]
     elif name.startswith("hf/"):
-        processor = transformers_package(name[3:]).AutoImageProcessor.from_pretrained(name[3:])
+        with within_reach():
+            processor = transformers_package(name[3:]).AutoImageProcessor.from_pretrained(name[3:])
         sizes = dict(getattr(processor, "crop_size", None) or processor.size)
         mean, std, size = processor.image_mean, processor.image_std, sizes.get("height") or sizes.get("shortest_edge")
     else:
@@ -104,7 +106,8 @@ def class_names(model: "nn.Module | None", name: str | None = None, *, wnids: bo
     elif name.startswith("torchvision/"):
         names = list(_torchvision_weights(name, origin).meta["categories"])
     elif name.startswith("hf/"):
-        labels = transformers_package(name[3:]).AutoConfig.from_pretrained(name[3:]).id2label
+        with within_reach():
+            labels = transformers_package(name[3:]).AutoConfig.from_pretrained(name[3:]).id2label
         names = [str(labels[i]) for i in range(len(labels))]
     if names is not None and model is not None and origin is None and _outputs(model) not in (None, len(names)):
         return None

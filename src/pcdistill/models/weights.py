@@ -25,6 +25,7 @@ PathLike = str | os.PathLike[str]
 SIZE = 8  # bytes of the header's length, with which a safetensors file begins
 MOST_HEADER = 100_000_000  # bytes; the format allows no more
 UNSEALED = SEAL + "0" * 32  # stands in the header while the checksum is computed
+STUDENT_FILE, TEACHER_FILE = "student.safetensors", "teacher.safetensors"  # in a run's folder
 STATE_KEYS = ("state_dict", "model", "model_state", "model_state_dict", "student", "ema")
 
 
@@ -231,6 +232,12 @@ def check_file(path: PathLike) -> None:
         raise InputError(f"weights file {path} does not exist")
     if not path.is_file():
         raise InputError(f"weights must be a file, got the folder {path}")
+
+
+def run_weights(folder: Path) -> Path:
+    """The weights in a run's folder: a teacher that was trained for a run has teacher.safetensors."""
+    whose = TEACHER_FILE if (folder / TEACHER_FILE).exists() and not (folder / STUDENT_FILE).exists() else STUDENT_FILE
+    return folder / whose
 
 
 def save_weights(model: "nn.Module", path: PathLike, metadata: Mapping[str, Any] | None = None) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pcdistill.errors import InputError, PcdistillError, nearest
+from pcdistill.errors import InputError, NotFetched, PcdistillError, nearest
+from pcdistill.models.fetching import out_of_reach
 from pcdistill.models.weights import first_line
 
 if TYPE_CHECKING:
@@ -52,7 +53,9 @@ def _build_errors(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise PcdistillError(f'the files of "{name}" could not be fetched: {first_line(error)}') from error
+        if (host := out_of_reach(error)) is not None:
+            raise NotFetched(f'the files of "{name}" are not on this machine, and {host} cannot be reached') from error
+        raise NotFetched(f'the files of "{name}" could not be fetched: {first_line(error)}') from error
     except (TypeError, ValueError, AssertionError, RuntimeError, KeyError) as error:
         raise InputError(f'model "{name}" could not be built: {first_line(error)}') from error
 

@@ -103,3 +103,14 @@ def p_value(p: float) -> str:
     if math.isnan(p):
         return MISSING
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def term_text(term: dict[str, Any]) -> str:
+    """A term of the objective with its options: "pcd (strength 4, temperature 4, stages 3)"."""
+    options = ", ".join(f"{key} {_plain(value)}" for key, value in term.items() if key != "method")
+    name = str(term.get("method")).rsplit(":", 1)[-1]
+    return name + (f" ({options})" if options else "")
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

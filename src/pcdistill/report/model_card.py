@@ -10,11 +10,11 @@ import yaml
 
 from pcdistill.engine.console import duration
 from pcdistill.errors import InputError
-from pcdistill.models.weights import checked_metadata
+from pcdistill.models.weights import checked_metadata, run_weights
 from pcdistill.plain import parse_json, read_text
 from pcdistill.recipe import LOADERS
 from pcdistill.report._folder import Run, data_name, metric_of, name_of, read_run, trained_alone
-from pcdistill.report._format import SPLITS, count, metric_name, number, shown
+from pcdistill.report._format import SPLITS, count, metric_name, number, shown, term_text
 from pcdistill.report.production import production_code
 from pcdistill.report.rows import aligned
 from pcdistill.report.run_page import COLUMNS
@@ -60,7 +60,7 @@ def write_model_card(run_dir: Path, result: dict[str, Any] | None = None) -> str
         "## Use",
         "",
         "```python",
-        *_usage(run, student),
+        *(line.replace(WEIGHTS, run_weights(run.path).name) for line in _usage(run, student)),
         "```",
         "",
         *_production(run, student),
@@ -150,10 +150,12 @@ def _base_model(run: Run, student: str) -> str | None:
 def _origin(run: Run, student: str, teacher: str | None, method: str, alone: bool) -> list[str]:
     result, environment = run.result, run.environment
     versions = _dict(environment.get("versions"))
+    losses = [_dict(term) for term in result.get("losses") or () if _dict(term)]
     facts = [
         ("Student", _model_line(student, _dict(result.get("student")))),
         ("Teacher", None if alone else _model_line(str(teacher), _dict(result.get("teacher")))),
         ("Method", "none: trained on the labels alone" if alone else method),
+        ("Losses", " + ".join(term_text(term) for term in losses) or None),
         ("Data", data_name(run)),
         ("Epochs", result.get("epochs")),
         ("Seed", result.get("seed")),
@@ -202,7 +204,7 @@ def _speed(run: Run) -> list[str]:
 
 def _usage(run: Run, student: str) -> list[str]:
     """Three lines that build the student, load its weights and call it; five for a detector."""
-    metadata = _weights_metadata(run.path / WEIGHTS)
+    metadata = _weights_metadata(run_weights(run.path))
     if run.result.get("task", run.recipe.get("task")) == "detection":
         return _detector_usage(run, student, metadata)
     if data_name(run) == LOADERS:
@@ -234,7 +236,7 @@ def _usage(run: Run, student: str) -> list[str]:
 def _production(run: Run, student: str) -> list[str]:
     """Code that needs no pcdistill."""
     kwargs = _dict(_dict(run.recipe.get("student")).get("kwargs"))
-    made = production_code(student, _weights_metadata(run.path / WEIGHTS), kwargs)
+    made = production_code(student, _weights_metadata(run_weights(run.path)), kwargs)
     if made is None:
         return []
     return [
@@ -242,7 +244,7 @@ def _production(run: Run, student: str) -> list[str]:
         "",
         f"From a file to the answer, without pcdistill. {made[0]}",
         "",
-        *_fenced("\n".join(made[1]), "python"),
+        *_fenced("\n".join(made[1]).replace(WEIGHTS, run_weights(run.path).name), "python"),
         "",
     ]
 

@@ -1,0 +1,92 @@
+"""The teachers of a run: which are trained first, from what, and where their files lie."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pcdistill.commands.folder import read_json
+from pcdistill.commands.tasks import Task
+from pcdistill.distillation.cache_store import read_state
+from pcdistill.errors import InputError
+from pcdistill.models.names import is_user_code
+from pcdistill.models.weights import STUDENT_FILE, TEACHER_FILE
+from pcdistill.recipe import ALONE, Recipe, TeacherConfig, make_recipe
+
+
+def teacher_folder(number: int) -> str:
+    """Where a run or a comparison trains its teacher; of several, the first is 0."""
+    return "teacher" if number == 0 else f"teacher-{number + 1}"
+
+
+def teacher_file(folder: Path) -> Path:
+    """The weights of a teacher that was, or will be, trained in a folder: earlier versions called them the student's.
+
+    The paths stand in the recipes of a comparison's runs, so the name of a file that was taken away counts too.
+    """
+    for name in (STUDENT_FILE, TEACHER_FILE):
+        if (folder / name).exists():
+            return folder / name
+    result = read_json(folder / "result.json")
+    return folder / (STUDENT_FILE if result and result.get("file") != TEACHER_FILE else TEACHER_FILE)
+
+
+def comes_from_cache(config: TeacherConfig) -> bool:
+    """Whether a teacher is there by its stored logits alone: nothing says where its weights are."""
+    return config.cache is not None and config.weights is None and config.epochs == 0 and not config.pretrained
+
+
+def cached_facts(config: TeacherConfig) -> dict[str, Any]:
+    """What a cache knows of its teacher: fingerprint, name, size, and its metrics by split where they were kept."""
+    assert config.cache is not None
+    state = read_state(Path(config.cache))
+    found = {"name": config.name, "val": None, "test": None, **(state.teacher or {})}
+    return {**found, "fingerprint": state.info.teacher}
+
+
+def training_of(recipe: Recipe, number: int, task: Task, data: Any) -> Recipe | None:
+    """The recipe that trains a teacher first, or None when it has weights for the data's classes.
+
+    Raises:
+        InputError: it has none, and nothing says that it should be trained.
+    """
+    config = recipe.all_teachers[number]
+    if config.weights is not None:
+        if config.epochs == 0 or "mismatched-weights" not in recipe.allow:
+            return None
+        with torch.random.fork_rng(devices=[]):
+            return _training(recipe, number) if task.other_classes(config, data) else None
+    return None if task.knows_classes(config, data) else teacher_recipe(recipe, number)
+
+
+def teacher_recipe(recipe: Recipe, number: int = 0) -> Recipe | None:
+    """The recipe that trains a teacher first, or None when it has weights, by what the recipe says alone.
+
+    The seed is the student's plus the teacher's number, so that several of one architecture differ.
+    """
+    if number >= len(recipe.all_teachers):
+        return None
+    config = recipe.all_teachers[number]
+    if config.weights is not None or comes_from_cache(config):
+        return None
+    if config.epochs == 0:
+        if config.pretrained:
+            return None
+        own = ", or teacher.pretrained true if the function gives a trained model" if is_user_code(config.name) else ""
+        raise InputError(
+            f"the teacher {config.name} has no weights: give teacher.weights (--teacher-weights FILE), or "
+            f"teacher.epochs (--teacher-epochs N) to train it first{own}"
+        )
+    return _training(recipe, number)
+
+
+def _training(recipe: Recipe, number: int) -> Recipe:
+    config = recipe.all_teachers[number]
+    tree = recipe.to_dict()
+    student = {"name": config.name, "pretrained": config.pretrained, "kwargs": config.kwargs}
+    if config.weights is not None:
+        student.update(pretrained=False, weights=config.weights)
+    tree.update(method=ALONE, losses=[], methods={}, teacher=None, teachers=[], student=student)
+    tree["train"].update(epochs=config.epochs, seed=recipe.train.seed + number)
+    tree["data"].update(unlabelled=None, unlabelled_batch=None)
+    return make_recipe(tree)
