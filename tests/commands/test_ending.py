@@ -251,12 +251,12 @@ def test_a_stopped_run_says_so_again_and_what_to_do(tmp_path, monkeypatch):
     with pytest.raises(
         TrainingStopped,
         match=r"run holds a run of this recipe, which was stopped: the loss is not finite.*"
-        r"Change the recipe and name another folder \(--out .*run-2\), or delete .*run to try it again",
+        r"Change the recipe and name another folder \(out=\".*run-2\"\), or delete .*run to try it again",
     ):
         run(tmp_path / "run", lr=1e30)
     with pytest.raises(
         InputError,
-        match=r"a run that was stopped \(the loss is not finite.*\) of another recipe \(optim.lr 1e\+30 -> 0.05\)",
+        match=r"a run that was stopped \(the loss is not finite.*\) of another recipe \(lr 1e\+30 -> 0.05\)",
     ):
         run(tmp_path / "run")
     assert state(tmp_path) == before

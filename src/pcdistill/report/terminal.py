@@ -72,7 +72,8 @@ def _table(cells: Sequence[Sequence[str]]) -> Any:
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for number, title in enumerate(cells[0]):
-        table.add_column(title, justify="right" if number else "left", overflow="fold", no_wrap=False)
+        least = max((len(line[number]) for line in cells[1:]), default=0) if number else None  # no value is broken
+        table.add_column(title, justify="right" if number else "left", overflow="fold", min_width=least)
     for line in cells[1:]:
         table.add_row(*(Text(cell, "cyan" if not i else "") for i, cell in enumerate(line)))
     return table
