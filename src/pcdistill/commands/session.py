@@ -415,7 +415,7 @@ class Session:
         main = self.accelerator.is_main_process
         if self.out is not None:
             self.logging = Trackers(self.recipe, self.out, enabled=main)
-        trackers: tuple[Tracker, ...] = self.trackers if self.logging is None else (self.logging, *self.trackers)
+        own: tuple[Tracker, ...] = () if self.logging is None else (self.logging,)
         self._find_unused()
         return Trainer(
             self.distiller,
@@ -425,7 +425,7 @@ class Session:
             train=self.task.train_config(self.recipe),
             placement=self.placement,
             metric=self.task.watch(self.recipe, self.data),
-            record=Record(self.out, self.recipe.digest(), self.console, trackers, contents=self.contents),
+            record=Record(self.out, self.recipe.digest(), self.console, (*own, *self.trackers), contents=self.contents),
         )
 
     def _find_unused(self) -> None:

@@ -108,5 +108,5 @@ def with_lengths(
         train = Stepped(train, steps_per_epoch)
     elif not has_length(train):
         raise InputError("the training loader has no length (batches per epoch); give steps_per_epoch")
-    held_out = [one if one is None or has_length(one) else Counted(one) for one in (val, test)]
-    return train, held_out[0], held_out[1]
+    held_out, last = (one if one is None or has_length(one) else Counted(one) for one in (val, test))
+    return train, held_out, last
