@@ -129,3 +129,12 @@ def test_its_state_continues_where_it_was():
 def test_a_strength_must_be_a_finite_number_above_0(target):
     with pytest.raises(ValueError, match="strength must be a finite number > 0"):
         Strength(target)
+
+
+def test_the_steps_of_older_checkpoints_are_read():
+    strength = Strength(2.0)
+    strength.set_extra_state({"steps": 7})
+    assert strength.steps == 7
+    again = Strength(2.0)
+    again.load_state_dict(strength.state_dict())
+    assert again.steps == 7
