@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pcdistill import models
+from pcdistill.commands.claim import MARK
 from pcdistill.commands.compare import Plan, compare
 from pcdistill.commands.contents import PresentContents
 from pcdistill.commands.folder import read_metrics
@@ -85,6 +86,11 @@ def cut(one, out, epoch=1):
         session.train()
 
 
+def files(folder):
+    """The bytes of all files but the mark of whose the folder is."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != MARK}
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -95,11 +101,11 @@ def cut(one, out, epoch=1):
 @pytest.mark.parametrize("finished", [False, True])
 def test_data_that_changed_between_a_kill_and_a_resume_are_refused(npz, tmp_path, change, says, finished):
     run(recipe(npz), tmp_path / "run") if finished else cut(recipe(npz), tmp_path / "run")
-    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    before = files(tmp_path / "run")
     write_npz(npz, **change)
     with pytest.raises(InputError, match=says):
         run(recipe(npz), tmp_path / "run")
-    assert before == {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}  # nothing was touched
+    assert before == files(tmp_path / "run")  # nothing was touched
     write_npz(npz)
     assert run(recipe(npz), tmp_path / "run").summary["status"] == "done"
 
@@ -164,14 +170,29 @@ def earlier(path):
     save_checkpoint(path, {**state, "epoch": 0})
 
 
-@pytest.mark.parametrize("damage", [zeroed, renamed, earlier, lambda path: path.write_bytes(bytes(1000))])
-def test_another_best_checkpoint_is_refused(npz, tmp_path, damage):
-    run(recipe(npz), tmp_path / "run")
-    student = (tmp_path / "run" / "student.safetensors").read_bytes()
+DAMAGES = [zeroed, renamed, earlier, lambda path: path.write_bytes(bytes(1000))]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_another_best_checkpoint_is_not_continued_from(npz, tmp_path, damage):
+    cut(recipe(npz, train__epochs=3), tmp_path / "run", epoch=2)
     damage(tmp_path / "run" / "best.pt")
     with pytest.raises(InputError, match=r"best\.pt (is not the one that last\.pt knows of|cannot be read)"):
+        run(recipe(npz, train__epochs=3), tmp_path / "run")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_no_student_is_made_of_another_best_checkpoint(npz, tmp_path, damage):
+    run(recipe(npz), tmp_path / "run")
+    student = tmp_path / "run" / "student.safetensors"
+    whole = student.read_bytes()
+    damage(tmp_path / "run" / "best.pt")
+    run(recipe(npz), tmp_path / "run")
+    assert student.read_bytes() == whole
+    student.unlink()
+    with pytest.raises(InputError, match=r"best\.pt (is not the checkpoint of the result|cannot be read)"):
         run(recipe(npz), tmp_path / "run")
-    assert (tmp_path / "run" / "student.safetensors").read_bytes() == student
+    assert not student.exists()
 
 
 def test_a_kill_between_best_and_last_loses_nothing(npz, tmp_path):
@@ -196,11 +217,10 @@ def test_equal_runs_leave_equal_bytes_but_for_their_times(npz, tmp_path):
     run(one, tmp_path / "a")
     cut(one, tmp_path / "b")
     run(one, tmp_path / "b")  # resumed, which changes no bit either
-    names = {path.name for path in (tmp_path / "a").iterdir()}
-    assert names == {path.name for path in (tmp_path / "b").iterdir()}
-    of_times = {"environment.json", "metrics.csv", "result.json", "times.json"}
-    different = {n for n in names if (tmp_path / "a" / n).read_bytes() != (tmp_path / "b" / n).read_bytes()}
-    assert different <= of_times
+    a, b = files(tmp_path / "a"), files(tmp_path / "b")
+    assert a.keys() == b.keys()
+    of_times = {"environment.json", "metrics.csv", "report.html", "result.json", "times.json"}
+    assert {name for name in a if a[name] != b[name]} <= of_times
     rows = [read_metrics(tmp_path / n / "metrics.csv") for n in "ab"]
     assert [list(row) for row in rows[0]] == [list(row) for row in rows[1]]
     assert [{k: v for k, v in row.items() if k not in TIMES} for row in rows[0]] == [
@@ -217,7 +237,7 @@ def test_parts_that_killed_runs_left_are_cleared_when_a_run_begins(npz, tmp_path
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".last.pt.999999999.part").write_bytes(b"x")
     run(recipe(npz, train__epochs=1), tmp_path / "run")
-    assert not list((tmp_path / "run").glob(".*"))
+    assert [path.name for path in (tmp_path / "run").glob(".*")] == [MARK]
 
 
 @pytest.mark.slow

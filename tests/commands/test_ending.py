@@ -23,7 +23,7 @@ from pcdistill.report import run_page
 
 FILES = {
     *(".pcdistill", "recipe.yaml", "environment.json", "metrics.csv", "best.pt", "last.pt", "student.safetensors"),
-    *("report.html", "README.md", "result.json"),
+    *("report.html", "README.md", "result.json", "times.json"),
 }
 DERIVED = ("recipe.yaml", "metrics.csv", "student.safetensors", "report.html", "README.md")
 MODELS = """
@@ -134,7 +134,7 @@ def test_a_finished_run_without_weights_says_so(tmp_path):
 
 def test_weights_of_another_run_are_not_given_back(tmp_path):
     run(tmp_path / "a")
-    run(tmp_path / "b", seed=1)
+    run(tmp_path / "b", seed=1, lr=0.07)
     for name in ("best.pt", "student.safetensors"):
         (tmp_path / "a" / name).write_bytes((tmp_path / "b" / name).read_bytes())
     with pytest.raises(InputError, match=r"student.safetensors is not what the run in .* left"):

@@ -10,7 +10,7 @@ from pcdistill import models, report
 from pcdistill.commands.folder import read_metrics
 from pcdistill.engine.checkpoint import atomic_write, load_checkpoint
 from pcdistill.engine.fingerprint import KEPT, weights_fingerprint
-from pcdistill.engine.loop import write_history
+from pcdistill.engine.loop import with_times, write_history
 from pcdistill.errors import InputError
 from pcdistill.models.feature_maps import Headed
 from pcdistill.models.heads import with_head
@@ -46,8 +46,7 @@ def stored_history(out: Path) -> list[dict[str, float]]:
     """A dict per epoch, from the last checkpoint, or, where that was deleted or is damaged, from metrics.csv."""
     if (out / "last.pt").exists():
         with suppress(InputError):
-            history: list[dict[str, float]] = load_checkpoint(out / "last.pt")["history"]
-            return history
+            return with_times(load_checkpoint(out / "last.pt")["history"], out)[0]
     return read_metrics(out / METRICS)
 
 
@@ -86,7 +85,10 @@ def _kept_state(out: Path, summary: dict[str, Any]) -> dict[str, Tensor]:
     if (state.get("digest"), len(state["history"]) if kept == "last" else state["epoch"]) != whose:
         raise InputError(f"{path} is not the checkpoint of the result in {out}; put it back, or delete {out}")
     average = state.get("ema") if kept == "last" else None
-    if average is None:
-        weights: dict[str, Tensor] = state["student"]
-        return weights
-    return {key.removeprefix(AVERAGE): value for key, value in average.items() if key.startswith(AVERAGE)}
+    weights: dict[str, Tensor] = state["student"]
+    if average is not None:
+        weights = {key.removeprefix(AVERAGE): value for key, value in average.items() if key.startswith(AVERAGE)}
+    recorded = dict(summary.get("contents") or {}).get(KEPT)
+    if recorded not in (None, weights_fingerprint(weights)):
+        raise InputError(f"{path} is not the checkpoint of the result in {out}; put it back, or delete {out}")
+    return weights

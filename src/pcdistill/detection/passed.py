@@ -10,8 +10,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from pcdistill.data.loader import LoaderBatches
-from pcdistill.detection.data import DetectionBatch, Target
+from pcdistill.detection.data import DetectionBatch
 from pcdistill.detection.detectors.table import adapter_of, register_user_adapters
+from pcdistill.detection.packed import Target
 from pcdistill.detection.task import Detection
 from pcdistill.detection.teacher import TeacherDetector
 from pcdistill.errors import InputError
@@ -134,5 +135,5 @@ class PassedDetection(Detection):
     def finish(self, out: Path, distiller: Any, student: nn.Module, data: Any) -> None:
         """No pictures: a loader's images cannot be asked for one by one."""
 
-    def draw_run(self, out: Path) -> None:
+    def draw_run(self, out: Path, *, missing_only: bool = False) -> None:
         """Nothing was left to draw."""

@@ -403,7 +403,7 @@ class Trainer:
         """Tell the objective what the last step of the training told it."""
         epochs, batches = self.config.epochs, len(self.batches)
         last = (self.steps_per_epoch - 1) * self.config.accumulate  # where the last step's batches begin
-        self.objective.set_progress(  # type: ignore[operator]
+        self.objective.set_progress(
             progress=(self.step - 1) / (epochs * self.steps_per_epoch),
             epoch=epochs - 1 + last / batches,
             total_epochs=epochs,
@@ -460,9 +460,7 @@ class _Log:
 
     def load_state_dict(self, state: list[dict[str, float]]) -> None:
         """Rows, and where they have none, their times; without times.json, 0."""
-        epochs, under_way = self._read_times()
-        none = dict.fromkeys(TIMES, 0.0)
-        self.trainer.history = [{**row, **epochs.get(int(row["epoch"]), none), **row} for row in state]
+        self.trainer.history, under_way = with_times(state, self.trainer.out)
         self.trainer.epoch_seconds = self.trainer.epoch_seconds or under_way.get(self.trainer.epoch + 1, 0.0)
 
     def write_times(self) -> None:
@@ -472,16 +470,23 @@ class _Log:
         assert self.trainer.out is not None
         atomic_write(self.trainer.out / "times.json", sealed_json({"epochs": rows, "under_way": under_way}))
 
-    def _read_times(self) -> tuple[dict[int, dict[str, float]], dict[int, float]]:
-        """By epoch; nothing from a file that is not there or damaged, for nothing depends on times."""
-        path = (self.trainer.out or Path()) / "times.json"
-        try:
-            found = unsealed_json(path.read_text(encoding="utf-8"), str(path))
-            epochs = {int(row["epoch"]): {key: float(row[key]) for key in TIMES} for row in found["epochs"]}
-            under_way = found["under_way"]
-            return epochs, {int(under_way["epoch"]): float(under_way["seconds"])}
-        except (OSError, UnicodeDecodeError, InputError, KeyError, TypeError, ValueError):
-            return {}, {}
+
+def with_times(rows: list[dict[str, float]], out: Path | None) -> tuple[list[dict[str, float]], dict[int, float]]:
+    """A checkpoint's history with the times of times.json, 0 where there are none; the seconds of epochs under way.
+
+    From a file that is not there or damaged nothing is taken, for nothing depends on times.
+    """
+    epochs: dict[int, dict[str, float]] = {}
+    seconds: dict[int, float] = {}
+    path = (out or Path()) / "times.json"
+    try:
+        found = unsealed_json(path.read_text(encoding="utf-8"), str(path))
+        epochs = {int(row["epoch"]): {key: float(row[key]) for key in TIMES} for row in found["epochs"]}
+        seconds = {int(found["under_way"]["epoch"]): float(found["under_way"]["seconds"])}
+    except (OSError, UnicodeDecodeError, InputError, KeyError, TypeError, ValueError):
+        pass
+    none = dict.fromkeys(TIMES, 0.0)
+    return [{**row, **epochs.get(int(row["epoch"]), none), **row} for row in rows], seconds
 
 
 def write_history(path: Path, history: list[dict[str, float]]) -> None:
