@@ -144,7 +144,8 @@ class Common:
 
         out = self.out or default_folder(recipe, self.NAME)
         console = self.console(self.NAME)
-        console.say(first_line(self.NAME, recipe))  # PyTorch takes seconds to come
+        if console.live:  # PyTorch takes seconds to come; a log can wait for them
+            console.say(first_line(self.NAME, recipe))
         for key, name in self.by_size().items():
             console.say(f"no {flags_of(self).get(key, key)} was named: {name}, by the size of the images")
         text = self.carry_out(recipe, out, command)
