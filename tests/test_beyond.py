@@ -16,7 +16,7 @@ from pcdistill.distillation.teacher import Teacher
 from pcdistill.engine.console import Console
 from pcdistill.engine.loop import Trainer
 from pcdistill.errors import InputError
-from pcdistill.recipe import load_recipe
+from pcdistill.recipe import load_recipe, with_method
 from tests.helpers import data_of, on_cpu
 
 BASE = {
@@ -144,7 +144,8 @@ def test_training_accuracy_counts_labelled_images_alone(weights):
 
 def test_without_a_teacher_and_for_the_teacher_itself_unlabelled_images_play_no_part(tmp_path):
     alone = run(recipe(method="none", train__epochs=1), tmp_path / "alone")
-    same = run(recipe(method="none", train__epochs=1, **UNLABELLED), tmp_path / "same")
+    with_teacher = recipe(method="kd", teacher__epochs=1, train__epochs=1, **UNLABELLED)
+    same = run(with_method(with_teacher, "none", 0), tmp_path / "same")
     assert_same(alone.student.state_dict(), same.student.state_dict())
     made = recipe(teacher__epochs=1, **UNLABELLED)
     assert teacher_recipe(made).digest() == teacher_recipe(recipe(teacher__epochs=1)).digest()
@@ -301,7 +302,8 @@ def test_the_teachers_head_is_copied_and_a_resumed_run_keeps_to_the_bits(weights
     assert_same(whole.student.state_dict(), cut.student.state_dict())
     with pytest.raises(InputError, match="student's classifier reads 8 features"):
         run(recipe(**{**copied, "student__kwargs": {"widths": [4, 4, 8, 8]}}), tmp_path / "narrow")
-    run(recipe(**{**copied, "method": "none"}, train__epochs=1), tmp_path / "none")  # no teacher, nothing to copy
+    one = recipe(**copied, train__epochs=1)
+    run(with_method(one, "none", 0), tmp_path / "none")  # no teacher, nothing to copy
 
 
 def test_the_console_says_which_weights_a_student_starts_from(weights, tmp_path):

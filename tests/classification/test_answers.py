@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from pcdistill.classification.answers import write_answers
 from pcdistill.classification.data import build_data
 from pcdistill.classification.metrics import evaluate
-from pcdistill.data.loader import LoaderBatches, Stream
+from pcdistill.data.loader import Stream
+from pcdistill.data.passed import LoaderBatches
 from pcdistill.engine.placement import make_accelerator, make_placement
 from pcdistill.recipe import DataConfig, TrainConfig
 from pcdistill.report.answers import read_answers

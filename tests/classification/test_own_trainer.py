@@ -281,7 +281,7 @@ class Broken(nn.Module):
         ({"example": (batch_of()[0], torch.arange(5))}, "the example has 12 inputs and 5 labels"),
         ({"teacher": Broken(lambda x: x.new_full((len(x), C), torch.nan))}, "the teacher must give finite logits"),
         ({"teacher": Broken(lambda x: x)}, r"finite logits \[N, K\], or \[N, T, V\] of tokens, got \[12, 1, 8, 8\]"),
-        ({"teacher": Broken(lambda x: {"boxes": x})}, r"the model must return logits \[N, C\], got dict"),
+        ({"teacher": Broken(lambda x: {"boxes": x})}, "or hold them as .logits., got dict"),
     ],
 )
 def test_what_does_not_fit_is_said_at_once(arguments, message):

@@ -219,7 +219,7 @@ def test_equal_runs_leave_equal_bytes_but_for_their_times(npz, tmp_path):
     run(one, tmp_path / "b")  # resumed, which changes no bit either
     a, b = files(tmp_path / "a"), files(tmp_path / "b")
     assert a.keys() == b.keys()
-    of_times = {"environment.json", "metrics.csv", "report.html", "result.json", "times.json"}
+    of_times = {"README.md", "environment.json", "metrics.csv", "report.html", "result.json", "times.json"}
     assert {name for name in a if a[name] != b[name]} <= of_times
     rows = [read_metrics(tmp_path / n / "metrics.csv") for n in "ab"]
     assert [list(row) for row in rows[0]] == [list(row) for row in rows[1]]

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 import pcdistill
-from pcdistill.data.loader import LoaderBatches
+from pcdistill.data.passed import LoaderBatches
 from pcdistill.data.streaming import Counted, Stepped, has_length, with_lengths
 from pcdistill.errors import InputError
 

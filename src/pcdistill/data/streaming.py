@@ -76,9 +76,15 @@ class Stepped:
 
 
 class Counted:
-    """Held-out batches without a length, counted in one pass."""
+    """Held-out batches without a length, counted in one pass.
+
+    Raises:
+        InputError: there is no second pass.
+    """
 
     def __init__(self, loader: Iterable[Any]) -> None:
+        if iter(loader) is loader:
+            raise InputError(f"a held-out loader, {type(loader).__name__}, can be gone through only once; give a list")
         self.loader = loader
         self.batch_size = getattr(loader, "batch_size", None)
         self._length = sum(1 for _ in loader)
