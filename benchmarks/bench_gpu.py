@@ -1,6 +1,7 @@
 """PCD on a CUDA card: its numbers against float64, its time against KD's, and a whole step against timm's.
 
-python benchmarks/bench_gpu.py [--json results/gpu.json] [--seconds 400] [--parts parity,loss,step] [--smoke]
+python benchmarks/bench_gpu.py [--json results/gpu.json] [--seconds 400] [--parts parity,loss,step] [--only TEXT]\
+    [--smoke]
 
 Three parts, the most important rows of each first. Every row is printed and saved when it is measured; a row that
 fails says why and stops nothing. None is begun after --seconds. --smoke runs every row on a CPU, on a few numbers.
@@ -44,15 +45,17 @@ NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "f
 class Bench:
     """Where rows are measured, kept and saved."""
 
-    def __init__(self, seconds: float, out: Path | None, smoke: bool) -> None:
+    def __init__(self, seconds: float, out: Path | None, smoke: bool, only: str = "") -> None:
         self.device = "cpu" if smoke else "cuda"
-        self.smoke, self.out = smoke, out
+        self.smoke, self.out, self.only = smoke, out, only
         self.ends = time.monotonic() + seconds
         self.rows: list[Row] = []
         self.info = machine(self.device) | {"timm": timm.__version__}
 
     def measure(self, what: Row, call: Callable[[], Row]) -> None:
         """Add the row that the call gives; say what went wrong instead where it fails."""
+        if self.only not in ", ".join(f"{key} {value}" for key, value in what.items()):
+            return
         if time.monotonic() > self.ends:
             show({**what, "left out": "no time"})
             return
@@ -362,8 +365,9 @@ def by_hand(step: Step, compile_it: str | None, loss: LossFn) -> Row:
     called, taught = (with_compile(step, model, compile_it) for model in (student, teacher))
 
     def total() -> torch.Tensor:
+        torch.compiler.cudagraph_mark_step_begin()  # graphs of two models share memory: the teacher's output is copied
         with torch.no_grad():
-            wanted = taught(step.images)
+            wanted = taught(step.images).clone()
         logits = called(step.images)
         return F.cross_entropy(logits.float(), step.target) + loss(logits, wanted)
 
@@ -447,9 +451,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to save the rows after every row")
     parser.add_argument("--seconds", type=float, default=400.0, help="no row is begun after so many")
     parser.add_argument("--parts", default="parity,loss,step", help="some of them, with commas between")
+    parser.add_argument("--only", default="", help="measure rows whose description contains this alone")
     parser.add_argument("--smoke", action="store_true", help="every row on a CPU, on a few numbers")
     args = parser.parse_args()
-    bench = Bench(args.seconds, args.json, args.smoke)
+    bench = Bench(args.seconds, args.json, args.smoke, args.only)
     show(bench.info)
     parts = {"parity": parity_rows, "loss": loss_rows, "step": step_rows}
     for most_important in (True, False):

@@ -191,7 +191,7 @@ def _thresholds(student: Tensor, teacher: Tensor, edges: Tensor, ranking: bool) 
     return thresholds
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton has no types
+@triton.jit
 def _logits(student, teacher, row, index, classes):  # type: ignore[no-untyped-def]
     """Both logits of some classes of a row, float32."""
     place = row * classes + index
@@ -210,7 +210,7 @@ def _keys(s, t, index, classes, RANKING: tl.constexpr, INDEX_BITS: tl.constexpr)
     return tl.where(index < classes, key, -1)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _item(values, lane, i):  # type: ignore[no-untyped-def]
     """One element of a small block, as a scalar."""
     return tl.sum(tl.where(lane == i, values, 0), axis=0)
@@ -336,7 +336,7 @@ def _segments(  # type: ignore[no-untyped-def]
     return tl.where(index < classes, segment, -1)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _add(  # type: ignore[no-untyped-def]
     a0, a1, a2, a3, a4, a5, a6, a7, a8, b0, b1, b2, b3, b4, b5, b6, b7, b8
 ):
@@ -408,13 +408,13 @@ def _moments(  # type: ignore[no-untyped-def]
         tl.store(at + 8 * segments, r8)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _squares(a, b, ss, dd, ds):  # type: ignore[no-untyped-def]
     """Sum of (a E_t - b E_s)^2."""
     return a * a * dd + 2 * a * (a - b) * ds + (a - b) * (a - b) * ss
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _divergence(a, b, c, m_t, m_s, xx, hh):  # type: ignore[no-untyped-def]
     """Sum of a E_t (exp(d) - 1 - d), where d = x + c and b = a exp(c)."""
     near = b * hh + (b - a) * xx + (b - a - a * c) * m_t

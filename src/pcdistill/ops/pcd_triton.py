@@ -5,6 +5,7 @@ imports, and says so when its kernel is called.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -69,7 +70,7 @@ def loss_and_slope(
         return student.new_empty(0, dtype=torch.float32), (student,), lambda student, _: torch.empty_like(student)
     if classes > MOST_HELD:
         loss, *kept = pcd_tiled.loss_and_coefficients(student, teacher, stage_sizes, options)
-        return loss, (student, teacher, *kept), lambda *tensors: pcd_tiled.slope(*tensors, options)
+        return loss, (student, teacher, *kept), partial(pcd_tiled.slope, options=options)
     loss, gradient = _in_registers(student, teacher, stage_sizes, options)
     dtype = student.dtype
     return loss, (gradient,), lambda gradient, upstream: (gradient * upstream.unsqueeze(1)).to(dtype)
