@@ -100,9 +100,13 @@ def tools_missing():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", [80, 90, 100])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("classes", CLASSES)
+@pytest.mark.parametrize(
+    ("arch", "dtype", "classes"),
+    [
+        *((90, torch.float32, classes) for classes in CLASSES),
+        *((arch, torch.bfloat16, classes) for arch in (80, 90, 100) for classes in (1000, 128256)),
+    ],
+)
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 def test_nothing_is_spilled(monkeypatch, arch, dtype, classes):
     """Local memory is where registers are spilled to; the stack lies there too, and a few bytes of it cost nothing."""
