@@ -52,8 +52,7 @@ def write_samples(path: Path, distiller: DetectionDistiller, student: nn.Module,
             arrays.update(_masks(term.loss, distiller, adapter, images, targets))
     student.train(was_training)
     beside = io.BytesIO()
-    # NumPy's types take any keyword for its own "allow_pickle".
-    np.savez_compressed(beside, **arrays)  # type: ignore[arg-type]
+    np.savez_compressed(beside, **arrays)  # type: ignore[arg-type]  # its types take any keyword for "allow_pickle"
     atomic_write(path, beside.getvalue())
 
 
