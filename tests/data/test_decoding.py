@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from PIL import Image, ImageFilter, ImageOps
 
 from pcdistill.data.augment import draw_window, make_augment
-from pcdistill.data.decoding import Picture, Window, pixels_of, read_whole, read_windows, windows_of
+from pcdistill.data.decoding import Picture, Window, bounded_size, pixels_of, read_whole, read_windows, windows_of
 from pcdistill.errors import InputError
 
 FORMATS = {
@@ -309,3 +309,12 @@ class TestWhole:
         path = saved(photograph(60, 40), tmp_path / "image.png")
         with pytest.raises(InputError, match="image.png is 60 x 40 pixels, its annotation says 40 x 60"):
             read_whole(path, (40, 60), (40, 60))
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000), st.integers(1, 2000))
+def test_a_bound_holds_for_the_longer_side_and_keeps_the_shape(width, height, bound):
+    assert bounded_size(width, height, None) == (width, height)
+    found, longer = bounded_size(width, height, bound), max(width, height)
+    assert max(found) == min(longer, bound)
+    factor = min(1.0, bound / longer)
+    assert all(abs(side - max(1, whole * factor)) <= 0.5 for side, whole in zip(found, (width, height), strict=True))

@@ -251,6 +251,8 @@ def _images(student: Student, plan: Export, say: Say) -> Images | None:
 class _Beside(nn.Module):
     """Gives the exported model's outputs, and keeps how far the student's are from them."""
 
+    finds_boxes = True  # no adapter need know it
+
     def __init__(self, exported: nn.Module, student: nn.Module) -> None:
         super().__init__()
         self.exported, self.student = exported, student

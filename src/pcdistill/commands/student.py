@@ -12,7 +12,7 @@ from pcdistill import models
 from pcdistill.commands.folder import read_recipe
 from pcdistill.commands.session import open_data
 from pcdistill.commands.tasks import Task, task_of
-from pcdistill.data.decoding import Picture, read_whole, read_windows
+from pcdistill.data.decoding import Picture, bounded_size, read_whole, read_windows
 from pcdistill.data.preprocess import Preprocess, whole
 from pcdistill.engine.placement import Placement, make_accelerator, make_placement
 from pcdistill.errors import InputError
@@ -84,16 +84,8 @@ class Student:
         width, height = Picture(path).size
         if self.preprocess is not None:
             return self.preprocess(read_windows(path, self.preprocess.plan)[0]), (height, width)
-        pixels = read_whole(path, (width, height), scaled_size(width, height, self.bound))
+        pixels = read_whole(path, (width, height), bounded_size(width, height, self.bound))
         return pixels.float() / 255, (height, width)
-
-
-def scaled_size(width: int, height: int, bound: int | None) -> tuple[int, int]:
-    """Width and height with the longer side at most `bound`: what a detector's data are scaled to."""
-    longer = max(width, height)
-    if bound is None or longer <= bound:
-        return width, height
-    return max(1, round(width * bound / longer)), max(1, round(height * bound / longer))
 
 
 def open_student(folder: Path) -> Student:

@@ -205,6 +205,14 @@ def read_whole(path: str | Path, stated: tuple[int, int], size: tuple[int, int])
     return pixels_of(image).contiguous()
 
 
+def bounded_size(width: int, height: int, bound: int | None) -> tuple[int, int]:
+    """Width and height with the longer side at most `bound`; None leaves them as they are."""
+    longer = max(width, height)
+    if bound is None or longer <= bound:
+        return width, height
+    return max(1, round(width * bound / longer)), max(1, round(height * bound / longer))
+
+
 def pixels_of(image: Image.Image) -> Tensor:
     """[3, H, W] uint8 of an RGB image; channels lie innermost in memory."""
     with warnings.catch_warnings():

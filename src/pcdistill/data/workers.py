@@ -3,7 +3,7 @@
 import gc
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -30,7 +30,7 @@ class Workers:
         self.count = count
         self.pin = pin
         self._tasks: list[Task] = []
-        self._idle: list[DataLoader[Any]] = []
+        self._idle: list[_Pool] = []
 
     def add(self, task: Task) -> int:
         """Makes a task known; gives its number. An InputError in it is raised in this process."""
@@ -40,11 +40,11 @@ class Workers:
 
     def run(self, number: int, jobs: Iterable[Any]) -> Iterator[Any]:
         """Results of a task for each job, in order."""
-        loader = self._idle.pop() if self._idle else self._start()
-        loader.sampler.jobs = ((number, job) for job in jobs)  # type: ignore[attr-defined]
+        pool = self._idle.pop() if self._idle else self._start()
+        pool.jobs.waiting = ((number, job) for job in jobs)
         well = False
         try:
-            for found in loader:
+            for found in pool.loader:
                 if isinstance(found, _Refusal):
                     raise InputError(found.sentence)
                 yield found
@@ -60,30 +60,40 @@ class Workers:
                 "data.workers lower"
             ) from None
         finally:
-            loader.sampler.jobs = ()  # type: ignore[attr-defined]
-            if well and len(loader.dataset.tasks) == len(self._tasks):  # type: ignore[attr-defined]
-                self._idle.append(loader)
+            pool.jobs.waiting = ()
+            if well and pool.tasks == len(self._tasks):
+                self._idle.append(pool)
 
-    def _start(self) -> DataLoader[Any]:
-        return DataLoader(
+    def _start(self) -> "_Pool":
+        jobs = _Jobs()
+        loader = DataLoader(
             _Tasks(tuple(self._tasks)),
             batch_size=None,  # a job is a whole batch
-            sampler=_Jobs(),
+            sampler=jobs,
             num_workers=self.count,
             persistent_workers=self.count > 0,
             pin_memory=self.pin,
             worker_init_fn=_settle,
             generator=torch.Generator(),  # the default one would take a number from the global generator
         )
+        return _Pool(loader, jobs, len(self._tasks))
 
 
 class _Jobs:
     """A DataLoader's sampler: the jobs of the pass at hand."""
 
-    jobs: Iterable[Any] = ()
+    waiting: Iterable[Any] = ()
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self.jobs)
+        return iter(self.waiting)
+
+
+class _Pool(NamedTuple):
+    """The processes of a pass, the jobs that they are given, and how many tasks they know."""
+
+    loader: DataLoader[Any]
+    jobs: _Jobs
+    tasks: int
 
 
 class _Tasks(Dataset[Any]):
@@ -107,7 +117,7 @@ def _settle(_: int) -> None:
     """Keeps a new process's memory small, and what it decodes into."""
     gc.freeze()  # what came from the parent stays shared: a collection writes to every object that it looks at
     # Pillow gives memory back after every picture; a third of the decoding time was page faults.
-    Image.core.set_blocks_max(4)  # type: ignore[attr-defined]  # of 16 MiB
+    Image.core.set_blocks_max(4)  # type: ignore[attr-defined]  # of 16 MiB; Pillow's C part has no types
 
 
 def choose_workers(asked: int | None, num_images: int, world_size: int) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pcdistill.data.decoding import read_whole
+from pcdistill.data.decoding import bounded_size, read_whole
 from pcdistill.data.files import Names
 from pcdistill.detection.formats import Record
 
@@ -77,10 +77,7 @@ class PackedSamples:
     def _scaled(self, index: int) -> tuple[int, int]:
         """Width and height after the bound on the longer side."""
         width, height = (int(side) for side in self._sizes[index])
-        longer = max(width, height)
-        if self.image_size is None or longer <= self.image_size:
-            return width, height
-        return max(1, round(width * self.image_size / longer)), max(1, round(height * self.image_size / longer))
+        return bounded_size(width, height, self.image_size)
 
 
 def _joined(parts: Sequence[np.ndarray], dtype: type, columns: int | None = None) -> np.ndarray:

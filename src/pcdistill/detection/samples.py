@@ -55,8 +55,7 @@ def write_samples(path: Path, distiller: DetectionDistiller, student: nn.Module,
             if isinstance(term.loss, PyramidLoss) and term.needs.teacher:
                 arrays.update(_masks(term.loss, distiller, adapter, images, targets))
     beside = io.BytesIO()
-    # NumPy's types take any keyword for its own "allow_pickle".
-    np.savez_compressed(beside, **arrays)  # type: ignore[arg-type]
+    np.savez_compressed(beside, **arrays)  # type: ignore[arg-type]  # its types take any keyword for "allow_pickle"
     atomic_write(path, beside.getvalue())
 
 

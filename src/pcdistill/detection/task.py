@@ -151,8 +151,9 @@ def check_detection_losses(recipe: Recipe, num_classes: int) -> None:
 
 
 def finder_of(model: nn.Module) -> Callable[[Sequence[Tensor]], Any]:
-    """What finds a detector's boxes in images: a teacher itself, in the student's classes; else its adapter."""
-    return model if isinstance(model, TeacherDetector) else adapter_of(model).predict
+    """What finds a detector's boxes in images: a teacher itself, or what says that it does; else its adapter."""
+    itself = isinstance(model, TeacherDetector) or getattr(model, "finds_boxes", False)
+    return model if itself else adapter_of(model).predict
 
 
 def make_detector(

@@ -62,6 +62,7 @@ def test_both_are_read_at_the_same_regions(student, teacher, where):
     rows = len(pairing.labels)
     assert rows > 0
     assert pairing.student.shape == pairing.teacher.shape == (rows, 4)
+    assert not torch.allclose(pairing.student, pairing.teacher)  # each is read from a model of its own
     assert pairing.student_boxes.shape == pairing.teacher_boxes.shape == (rows, 4)
     if not (where != "teacher" and student == "fasterrcnn"):  # its training proposals are not limited
         assert rows <= 2 * 15

@@ -305,13 +305,14 @@ def load_json(path: Path) -> dict[str, list[Any]]:
     """
     tree = parse_json(read_text(path, most=MOST_DATA), f"the annotation file {path}")
     keys = ("images", "annotations", "categories")
-    missing = [key for key in keys if not isinstance(tree, dict) or key not in tree]
+    found: dict[str, Any] = tree if isinstance(tree, dict) else {}
+    missing = [key for key in keys if key not in found]
     if missing:
         raise InputError(f"{path}: not in COCO format: it has no {', no '.join(missing)}")
     for key in keys:
-        if not isinstance(tree[key], list):
-            raise InputError(f"{path}: not in COCO format: {key} must be a list, got {shown(tree[key])}")
-    return tree  # type: ignore[no-any-return]
+        if not isinstance(found[key], list):
+            raise InputError(f"{path}: not in COCO format: {key} must be a list, got {shown(found[key])}")
+    return found
 
 
 def _entry(entry: Any, where: str) -> dict[str, Any]:
