@@ -166,7 +166,7 @@ def _sentences(rows: Sequence[Row]) -> list[str]:
         sentences.append(f"The highest mean is that of {top.name}; the order of means alone shows nothing.")
     few = max((row.finished for row in rows if row.kind == "method"), default=0)
     if few <= FEW:
-        sentences.append(f"All of this is of {few} seeds a method: intervals are rough.")
+        sentences.append(f"No method has more than {few} finished seed{'' if few == 1 else 's'}: intervals are rough.")
     return sentences
 
 
@@ -214,7 +214,11 @@ def _html_row(row: Row, rows: Sequence[Row]) -> dict[str, Any]:
         value, _, passed = mean_and_interval(over, row.metric).partition(" (past")
         cells.append((value, seeds_of_interval(over) + (f", past{passed.removesuffix(')')}" if passed else "")))
         tests = [cell.replace("-", "−") for cell in test_cells(row, epoch, test_columns(rows))]
-        cells += [(tests[0], ""), (tests[1], f"Holm: {tests[2]}" if tests[2:] and tests[2] else "")] if tests else []
+        cells += (
+            [(tests[0], ""), (tests[1], f"Holm: {tests[2]}" if tests[2:] and tests[2] not in ("", MISSING) else "")]
+            if tests
+            else []
+        )
     seconds = number(row.seconds)
     cells.append(("" if row.kind == "teacher" else MISSING if seconds is None else duration(seconds), ""))
     top = _highest(rows)
