@@ -403,3 +403,26 @@ def test_an_image_that_breaks_later_is_named(coco):
     (folder / "images" / "val0.png").write_bytes((folder / "images" / "val0.png").read_bytes()[:60])
     with pytest.raises(InputError, match=r"the image .*val0.png cannot be read"):
         next(data.val.epoch(0))
+
+
+# splits without boxes, and those that are made of others
+
+
+def without_boxes(coco, split):
+    folder, trees = coco
+    write(folder, {split: {**trees[split], "annotations": []}})
+    return folder
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_without_boxes_is_refused_before_training(coco, split):
+    text = refuses(without_boxes(coco, split), "none of the 6 images")
+    assert f"of the {split} split ({split}.json) has a box" in text
+
+
+def test_a_test_split_without_boxes_is_left_out_and_said_so(coco):
+    folder = without_boxes(coco, "test")
+    with pytest.warns(UserWarning, match=r"the test split \(test.json\) has no boxes to measure anything by"):
+        data = detection_data(f"coco:{folder}", batch_size=2)
+    assert data.origins["test"] == "the validation split (val.json), as there is no test split"
+    assert "of the training images, set aside" in data.origins["val"]

@@ -14,7 +14,15 @@ from pcdistill.commands.ending import WEIGHTS, write_pages
 from pcdistill.commands.folder import read_json, read_metrics, recorded_summary, refuse_another_run, refuse_stopped_run
 from pcdistill.commands.jobs import Job, run_jobs, shares
 from pcdistill.commands.run import run_with_report
-from pcdistill.commands.session import check_names, open_data, teacher_folder, teacher_recipe
+from pcdistill.commands.session import (
+    check_names,
+    open_data,
+    rehearse,
+    say_origins,
+    teacher_folder,
+    teacher_recipe,
+    weights_phrase,
+)
 from pcdistill.commands.tasks import Task, task_of
 from pcdistill.distillation.cache_replay import resolve_cache
 from pcdistill.distillation.objective import at_strength
@@ -24,7 +32,7 @@ from pcdistill.errors import InputError, PcdistillError, nearest
 from pcdistill.files import atomic_write, clear_parts, new_digest
 from pcdistill.methods import METHODS
 from pcdistill.models.names import is_user_code
-from pcdistill.recipe import ALONE, Recipe, TeacherConfig, with_method
+from pcdistill.recipe import ALONE, LOADERS, Recipe, TeacherConfig, with_method
 from pcdistill.report.compare_page import Curves
 from pcdistill.report.strengths import best_strengths
 from pcdistill.stats import MARGIN
@@ -57,6 +65,12 @@ def expand_methods(text: str, recipe: Recipe) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def unasked(text: str, methods: Sequence[str]) -> list[str]:
+    """Those of the methods that `--methods` names by a group alone."""
+    named = {part.strip() for part in text.split(",")}
+    return [method for method in methods if method not in named]
+
+
 def parse_strengths(text: str | None) -> list[float]:
     """ "0.5,1,2" -> strengths, rising, once each; None gives none.
 
@@ -86,6 +100,7 @@ class Plan:
         margin: points of the metric; a difference below it may pass for none.
         jobs: runs at a time (see :func:`pcdistill.commands.jobs.shares`).
         threads: of each run; None divides the cores among the runs.
+        optional: those of the methods that are left out where they do not fit, as nobody asked for them by name.
     """
 
     methods: Sequence[str]
@@ -94,6 +109,7 @@ class Plan:
     margin: float = MARGIN
     jobs: int | Literal["auto"] = "auto"
     threads: int | None = None
+    optional: Sequence[str] = ()
 
 
 class Key(NamedTuple):
@@ -142,6 +158,7 @@ def _compare(
 ) -> str:
     """As :func:`compare`, in a folder that is held."""
     clear_parts(out)
+    recipes = _fitting(recipe, recipes, plan, out, console)
     if any(one.distils for one in recipes.values()):
         recipes = with_teachers(recipe, recipes, out, console=console, command=command)
     results = carry_out(recipes, plan, out, console=console, command=command)
@@ -187,6 +204,44 @@ def write_comparison(
     report.write_compare_report(out, results, curves, command or "", missing_only=same, **options)
     if not same:
         atomic_write(out / RECORD, json.dumps(record) + "\n")
+
+
+def _fitting(recipe: Recipe, recipes: dict[Key, Recipe], plan: Plan, out: Path, console: Console) -> dict[Key, Recipe]:
+    """The runs that can be carried out; every method that is still to be trained is tried before the first one is.
+
+    Raises:
+        InputError: methods that were asked for by name do not fit, each with its sentence.
+    """
+    waiting = {key: one for key, one in recipes.items() if not (key.folder(out) / "result.json").exists()}
+    if not waiting or recipe.data.name == LOADERS:
+        return recipes
+    task = task_of(recipe)
+    data = open_data(task, next(iter(waiting.values())), make_accelerator(recipe.train))
+    say_origins(data, console)
+    console.say(f"student {recipe.student.name}: starts from {weights_phrase(recipe.student, recipe.task)}")
+    refused: dict[str, str] = {}
+    told: set[str] = set()
+    for key, one in waiting.items():
+        if key.seed != min(other.seed for other in waiting) or key.method in refused:
+            continue
+        try:
+            notes = rehearse(one, task, data)
+        except InputError as error:
+            refused[key.method] = str(error)
+            continue
+        for note in notes:
+            if note not in told:
+                console.say(note)
+                told.add(note)
+    asked = {method: text for method, text in refused.items() if method not in plan.optional}
+    if asked:
+        sentences = "\n  ".join(f"{method}: {text}" for method, text in asked.items())
+        raise InputError(
+            sentences if len(asked) == 1 else f"{len(asked)} methods cannot be trained on this:\n  {sentences}"
+        )
+    for method, text in refused.items():
+        console.warn(f"{method} is left out: {text}")
+    return {key: one for key, one in recipes.items() if key.method not in refused}
 
 
 def _recipes(recipe: Recipe, plan: Plan) -> dict[Key, Recipe]:

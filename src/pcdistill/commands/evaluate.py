@@ -1,6 +1,6 @@
 """`pcdistill evaluate`: the metrics of a run's student, or of any model with weights."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,11 +8,11 @@ from typing import Any
 from pcdistill import models
 from pcdistill.commands.folder import read_recipe
 from pcdistill.commands.session import open_data
-from pcdistill.commands.tasks import task_of
+from pcdistill.commands.tasks import Task, task_of
 from pcdistill.engine.placement import make_accelerator, make_placement
 from pcdistill.errors import InputError
 from pcdistill.models.heads import with_head
-from pcdistill.recipe import ALONE, LOADERS, Recipe, load_recipe, make_recipe, recipe_for
+from pcdistill.recipe import ALONE, LOADERS, Recipe, TeacherConfig, load_recipe, make_recipe, recipe_for
 
 
 def evaluation_recipe(run: Path | None, values: Mapping[str, Any]) -> Recipe:
@@ -41,8 +41,10 @@ def evaluation_recipe(run: Path | None, values: Mapping[str, Any]) -> Recipe:
 def evaluate_model(recipe: Recipe, weights: str | None, *, split: str = "test") -> dict[str, Any]:
     """The task's metrics of `recipe.student` with weights on a split of the recipe's data.
 
+    Where the weights know the data's classes in another order, or more than them, they are matched by name.
+
     Raises:
-        InputError: there is no such split, or the weights do not fit.
+        InputError: there is no such split, the weights do not fit, or they do not know the data's classes.
     """
     accelerator = make_accelerator(recipe.train)
     task = task_of(recipe)
@@ -51,11 +53,7 @@ def evaluate_model(recipe: Recipe, weights: str | None, *, split: str = "test") 
     batches = task.splits(data).get(split)
     if batches is None:
         raise InputError(f"the data {recipe.data.name} has no {split} split; use --split val")
-    bare = replace(recipe.student, weights=None, pretrained=recipe.student.pretrained and weights is None)
-    model = task.student(replace(recipe, student=bare), data)
-    if weights is not None:
-        model = with_head(model, weights)
-        models.load_weights(model, weights)
+    model = _with_weights(recipe, weights, data, task)
     model.to(accelerator.device)
     values = task.evaluate(model, batches, data, make_placement(task.train_config(recipe), accelerator))
     return {
@@ -64,6 +62,35 @@ def evaluate_model(recipe: Recipe, weights: str | None, *, split: str = "test") 
         "data": recipe.data.name,
         "split": split,
         **values,
+        **task.conditions(data),
         "samples": int(values["samples"]),
         **task.info(model, data),
     }
+
+
+def _with_weights(recipe: Recipe, weights: str | None, data: Any, task: Task) -> Any:
+    """The recipe's student with weights, over the data's classes."""
+    config = recipe.student
+    facts = {"name": config.name, "kwargs": config.kwargs, "features": config.features}
+    known = None if weights is None else models.read_metadata(weights).get("classes")
+    if known and list(known) != list(data.classes):
+        missing = [name for name in data.classes if name not in known]
+        if missing:
+            raise InputError(
+                f"the weights in {weights} do not know {len(missing)} of the {len(data.classes)} classes of "
+                f"{recipe.data.name}: {_few(missing)}; they know {_few(known)}; evaluate on data of their classes"
+            )
+        return task.teacher(TeacherConfig(**facts, weights=weights), None, data, recipe.allow)
+    own = TeacherConfig(**facts, pretrained=config.pretrained)
+    if weights is None and config.pretrained and task.knows_classes(own, data):
+        return task.teacher(own, None, data, recipe.allow)
+    bare = replace(config, weights=None, pretrained=config.pretrained and weights is None)
+    model = task.student(replace(recipe, student=bare), data)
+    if weights is not None:
+        model = with_head(model, weights)
+        models.load_weights(model, weights)
+    return model
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(map(str, names[:5])) + (", ..." if len(names) > 5 else "")

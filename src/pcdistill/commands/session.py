@@ -24,6 +24,7 @@ from pcdistill.commands.folder import (
 )
 from pcdistill.commands.tasks import Task, task_of
 from pcdistill.distillation.cache_replay import replayed
+from pcdistill.distillation.objective import build_objective, fitted_terms, method_kind
 from pcdistill.distillation.teacher import TeacherEnsemble
 from pcdistill.distillation.unused import unused_parameters
 from pcdistill.engine.checkpoint import atomic_write
@@ -37,7 +38,16 @@ from pcdistill.files import clear_parts, sealed_json
 from pcdistill.models.heads import head_metadata
 from pcdistill.models.names import is_user_code
 from pcdistill.models.weights import check_file
-from pcdistill.recipe import ALONE, LOADERS, ModelConfig, Recipe, StudentConfig, TeacherConfig, make_recipe
+from pcdistill.recipe import (
+    ALONE,
+    LOADERS,
+    ModelConfig,
+    Recipe,
+    StudentConfig,
+    TeacherConfig,
+    make_recipe,
+    scaled_milestones,
+)
 
 NO_TEST = "no test set: best was chosen on the same validation images that it is reported on"
 
@@ -136,6 +146,8 @@ class Session:
         set_seed(recipe.train.seed)
         if self.data is None:
             self.data = open_data(self.task, recipe, self.accelerator)
+            if self.stored is None:
+                say_origins(self.data, self.console)
         self.task.check(recipe, self.data)
         set_seed(recipe.train.seed)
         self._build_student()
@@ -233,7 +245,8 @@ class Session:
         self.models["student"] = {"name": self.recipe.student.name, **self.task.info(self.student, self.data)}
         self.contents |= student_contents(self.student)
         if self.recipe.data.name != LOADERS and self.stored is None:  # else the caller knows
-            self.console.say(f"student {self.recipe.student.name}: {starts_from(self.recipe.student)}")
+            phrase = weights_phrase(self.recipe.student, self.recipe.task)
+            self.console.say(f"student {self.recipe.student.name}: starts from {phrase}")
         self.student.to(self.accelerator.device)
         # A wrong choice of memory format is refused before the teacher is trained.
         self.placement = make_placement(self.task.train_config(self.recipe), self.accelerator, self.student)
@@ -268,6 +281,8 @@ class Session:
         if self.stored is not None:
             return teacher, facts
         weighted = self.student if self.recipe.student.weights is not None else None
+        if self.recipe.data.name != LOADERS:
+            self.console.say(f"teacher {config.name}: has {weights_phrase(config, self.recipe.task)}")
         found = self.task.gate(teacher, weighted, self.data, self.placement, self.recipe.allow, self.console)
         self.console.say(f"teacher {config.name}: {found[self.task.metric]:.2f} % {self.task.label} on held-out images")
         return teacher, facts
@@ -307,6 +322,9 @@ class Session:
 
     def _build_distiller(self) -> None:
         self.distiller = self.task.distiller(self.recipe, self.student, self.teacher, self.data, self.placement)
+        objective: Any = self.distiller.objective
+        for note in objective.notes if self.stored is None else ():
+            self.console.say(note)
         if self.teacher is not None and self.recipe.student.head == "teacher" and self.stored is None:
             self.console.say("the student's classifier starts from the teacher's")
         if self.distiller.student is not self.student:  # a method gave it a new head
@@ -488,18 +506,55 @@ def check_names(recipe: Recipe, task: Task, data: Any = None) -> None:
         task.student(replace(recipe, student=bare), data)
 
 
-def starts_from(config: ModelConfig) -> str:
-    """Which weights a model starts from, in words."""
+def say_origins(data: Any, console: Console) -> None:
+    """Where validation and test come from: a split that the data lack is made of another."""
+    for split, origin in getattr(data, "origins", {}).items():
+        if split != "train" and origin != "drawn":
+            console.say(f"{split} is {origin}: {getattr(data, split).num_samples} images")
+
+
+def rehearse(recipe: Recipe, task: Task, data: Any) -> list[str]:
+    """Check a recipe, and build its student, teacher and objective with random weights, before anything is trained.
+
+    Models are built only where a term compares more than logits: of these the check knows all.
+
+    Returns:
+        What the terms say of how they were built.
+
+    Raises:
+        InputError: a term that does not fit the data, the models, or the two models each other.
+    """
+    task.check(recipe, data)
+    terms = [term for term in recipe.losses if term.method != "detector"]
+    if all(method_kind(term.method) == "logits" for term in terms) and recipe.detection.pairing != "anchors":
+        return build_objective(fitted_terms(recipe), num_classes=task.outputs(data)).notes
+    if not recipe.distils or recipe.teachers or recipe.data.name == LOADERS:
+        return []
+    accelerator = make_accelerator(recipe.train)
+    student, config = recipe.student, recipe.all_teachers[0]
+    bare = StudentConfig(name=student.name, kwargs=student.kwargs, features=student.features)
+    model = task.student(replace(recipe, student=bare), data)
+    teacher = task.teacher(replace(config, weights=None, pretrained=False), model, data, recipe.allow)
+    placement = make_placement(task.train_config(recipe), accelerator, model)
+    model.to(accelerator.device)
+    objective: Any = task.distiller(recipe, model, teacher, data, placement).objective
+    notes: list[str] = objective.notes
+    return notes
+
+
+def weights_phrase(config: ModelConfig, task: str) -> str:
+    """Which weights a model has at the start, in words."""
     if config.weights is not None:
-        return f"starts from the weights in {config.weights}"
+        return f"the weights in {config.weights}"
     if not config.pretrained:
-        return "starts from random weights"
-    zoo = config.name.partition("/")[0]
-    return (
-        "starts trained, from its own function"
-        if is_user_code(config.name)
-        else f"starts from {zoo}'s pretrained weights"
-    )
+        return "random weights"
+    if is_user_code(config.name):
+        return "the weights that its own function gives it"
+    zoo, _, backbone = config.name.partition("/")
+    if task == "detection" and zoo not in ("torchvision", "hf"):
+        zoo = "timm" if backbone.startswith("timm/") else "torchvision"
+        return f"{zoo}'s pretrained weights in its backbone, and random ones in the rest"
+    return f"{zoo}'s pretrained weights"
 
 
 def teacher_folder(number: int) -> str:
@@ -528,6 +583,7 @@ def teacher_recipe(recipe: Recipe, number: int = 0) -> Recipe | None:
     tree = recipe.to_dict()
     student = {"name": config.name, "pretrained": config.pretrained, "kwargs": config.kwargs}
     tree.update(method=ALONE, losses=[], methods={}, teacher=None, teachers=[], student=student)
+    tree["optim"]["milestones"] = scaled_milestones(recipe.optim.milestones, recipe.train.epochs, config.epochs)
     tree["train"].update(epochs=config.epochs, seed=recipe.train.seed + number)
     tree["data"].update(unlabelled=None, unlabelled_batch=None)
     return make_recipe(tree)

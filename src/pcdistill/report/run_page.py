@@ -6,7 +6,7 @@ from typing import Any
 from pcdistill.engine.console import duration
 from pcdistill.recipe import ALONE
 from pcdistill.report._folder import Run, read_run, replace_file
-from pcdistill.report._format import MISSING, SPLITS, count, metric_name, number, short_metric, shown
+from pcdistill.report._format import MISSING, SPLITS, count, metric_name, number, short_metric, shown, sizes_in
 from pcdistill.report._page import render
 from pcdistill.report._pictures import pictures_of
 from pcdistill.report.plots import learning_curves, term_curves
@@ -207,6 +207,8 @@ def _result_table(run: Run) -> dict[str, Any]:
             "metrics.csv), chosen without the test set. Last epoch: the final one.",
             "student.safetensors holds the row marked as kept.",
         ]
+        if sizes := sizes_of(run):
+            notes.append(f"AP small (below 32 x 32), medium and large (above 96 x 96) count in {sizes}.")
     split, per_class = _per_class(result, kept)
     return {
         "groups": [(SPLITS[split], sum(1 for s, _ in pairs if s == split)) for split in SPLITS if split in dict(pairs)],
@@ -216,6 +218,14 @@ def _result_table(run: Run) -> dict[str, Any]:
         "per_class": [(str(name), shown(value, metric)) for name, value in per_class.items()],
         "per_class_title": f"Per class: {metric_name(metric)}, {SPLITS[split]}, {kept} epoch",
     }
+
+
+def sizes_of(run: Run) -> str | None:
+    """Which pixels AP by size is counted in, in words; None for a run without such."""
+    kept = _dict(run.result.get(str(run.result.get("kept") or "best")))
+    if not any(f"map_{size}" in _dict(kept.get(split)) for split in SPLITS for size in ("small", "medium", "large")):
+        return None
+    return sizes_in(_dict(run.recipe.get("data")).get("image_size"))
 
 
 def _per_class(result: dict[str, Any], kept: str) -> tuple[str, dict[Any, Any]]:
