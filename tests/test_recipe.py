@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pcdistill.detection.detectors.build import build_detector
+from pcdistill.detection.task import check_detection_losses
+from pcdistill.distillation.objective import build_objective, check_losses, fitted_terms
 from pcdistill.errors import InputError
 from pcdistill.methods import METHODS
 from pcdistill.recipe import (
@@ -321,3 +323,37 @@ def test_another_length_moves_the_milestones_unless_they_are_given():
     assert load_recipe("detection", ["train.epochs=3"]).optim.milestones == (2, 2.75)
     assert load_recipe("detection", ["optim.milestones=[1]"], values={"train.epochs": 3}).optim.milestones == (1,)
     assert load_recipe("detection", values={"train.epochs": 12}) == load_recipe("detection")
+
+
+NAMED = [(name, method) for name in recipe_names() for method in load_recipe(name).methods]
+
+
+@pytest.mark.parametrize(("name", "method"), NAMED)
+def test_the_methods_that_shipped_recipes_name_fit_any_number_of_classes(name, method):
+    """One class of boxes is common, and nobody asked for an S or a d that it does not allow."""
+    recipe = with_method(load_recipe(name), method, 0)
+    for classes in (1, 2, 3, 4, 80):
+        if recipe.task == "detection":
+            check_detection_losses(recipe, classes)
+        elif classes > 1 and (method, classes) != ("ldrld", 2):  # which needs three
+            check_losses(recipe, classes)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4, 5, 6, 100])
+def test_the_default_stages_are_those_that_the_classes_allow(classes):
+    recipe = with_method(load_recipe("coco"), "pcd", 0)
+    objective = build_objective(fitted_terms(recipe), num_classes=classes)
+    stages = min(3, classes // 2)
+    assert objective.terms[1].loss.stages == stages
+    said = f"pcd: S is {stages}, not 3: logits of {classes} classes allow no more"
+    assert objective.notes == ([] if stages == 3 else [said])
+    asked = load_recipe("coco", ["losses=[{method: detector}, {method: pcd, stages: 2}]"])
+    assert fitted_terms(asked) == asked.losses
+
+
+def test_feature_methods_on_data_of_ones_own_pull_as_hard_as_the_labels():
+    recipe = load_recipe("detection")
+    pyramids = [name for name, method in METHODS.items() if method.kind == "pyramids" and name != "detector"]
+    assert pyramids
+    for name in pyramids:
+        assert with_method(recipe, name, 0).strength == 1.0

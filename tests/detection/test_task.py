@@ -270,6 +270,7 @@ def test_wrong_values_are_named_before_anything_is_trained(squares, teacher, tmp
     assert not (out / "metrics.csv").exists()
 
 
+@pytest.mark.slow
 def test_the_cards_code_gives_the_ap_that_was_reported(squares, tmp_path, monkeypatch):
     """Beside pycocotools, in the files' own pixels; images are scaled down in training, which a card must do alike."""
     coco = pytest.importorskip("pycocotools.coco").COCO
