@@ -414,10 +414,25 @@ def without_boxes(coco, split):
     return folder
 
 
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_a_split_without_boxes_is_refused_before_training(coco, split):
-    text = refuses(without_boxes(coco, split), "none of the 6 images")
-    assert f"of the {split} split ({split}.json) has a box" in text
+def test_a_split_without_boxes_is_refused_before_training(coco):
+    text = refuses(without_boxes(coco, "val"), "none of the 6 images")
+    assert "of the validation split (val.json) has a box to choose the best epoch by" in text
+    refuses(without_boxes(coco, "train"), "no training image has a usable box")
+
+
+@pytest.mark.parametrize("with_boxes", range(6))
+def test_what_is_set_aside_has_boxes(coco, with_boxes):
+    folder, trees = coco
+    for split in ("val", "test"):
+        (folder / f"{split}.json").unlink()
+    box = {**trees["train"]["annotations"][0], "image_id": 10 * with_boxes}
+    more = {**box, "id": 77, "image_id": 10 * ((with_boxes + 1) % 6)}
+    third = {**box, "id": 78, "image_id": 10 * ((with_boxes + 3) % 6)}
+    write(folder, {"train": {**trees["train"], "annotations": [box, more, third]}})
+    data = detection_data(f"coco:{folder}", batch_size=2)
+    splits = [batches.split.records for batches in (data.train, data.val, data.test)]
+    assert [sum(len(record.boxes) for record in records) for records in splits] == [1, 1, 1]
+    assert len({record.image_id for records in splits for record in records}) == 6
 
 
 def test_a_test_split_without_boxes_is_left_out_and_said_so(coco):

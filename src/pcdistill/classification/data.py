@@ -42,6 +42,7 @@ class Data:
         test: for the end; None where the data has none.
         fingerprint: changes with the training images, their labels, the classes, or which images are in the split.
         contents: fingerprints of what the data set holds, by :func:`pcdistill.engine.fingerprint.words`' keys.
+        origins: where each split comes from, in words.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Data:
     test: Batches | None
     fingerprint: str
     contents: Mapping[str, str] = field(default_factory=dict)
+    origins: Mapping[str, str] = field(default_factory=dict)
 
 
 def build_data(config: DataConfig, stream: Stream) -> Data:
@@ -115,6 +117,7 @@ def build_data(config: DataConfig, stream: Stream) -> Data:
         test=None if source.test is None else make.batches(source.test, None, evaluation),
         fingerprint=make.fingerprint,
         contents=_contents(source, config.unlabelled, make.fingerprint),
+        origins=origins_of(source, config),
     )
 
 
@@ -192,6 +195,28 @@ def _unlabelled(
     feed = replace(training, batch_size=config.unlabelled_batch or config.batch_size, stream=stream)
     reader = make.augmented(split, rows, feed)
     return UnlabelledBatches(reader, len(rows), feed, steps=steps, fingerprint=digest_of(fingerprint, rows))
+
+
+def origins_of(source: Source, config: DataConfig) -> dict[str, str]:
+    """Where each split comes from, in words: a folder, a name, or another split."""
+    share = f"{config.val_fraction:.0%} of the training images, held out by class, as there is no such split"
+    found = {
+        "train": _origin(source.train, config.name),
+        "val": share if source.val is None else _origin(source.val, config.name),
+    }
+    if source.test is not None:
+        origin = _origin(source.test, config.name)
+        only = os.path.basename(origin).startswith("val")
+        found["test"] = f"the validation split ({origin}), as there is no test split" if only else origin
+    return found
+
+
+def _origin(split: Split, name: str) -> str:
+    paths = getattr(split.items, "paths", None)
+    if paths is None:
+        return name
+    common: str = os.path.commonpath({os.path.dirname(os.path.dirname(path)) for path in paths})
+    return common
 
 
 def split_rows(source: Source, config: DataConfig) -> tuple[Tensor, Tensor, Split, Tensor | None]:

@@ -509,7 +509,7 @@ def check_names(recipe: Recipe, task: Task, data: Any = None) -> None:
 def say_origins(data: Any, console: Console) -> None:
     """Where validation and test come from: a split that the data lack is made of another."""
     for split, origin in getattr(data, "origins", {}).items():
-        if split != "train" and origin != "drawn":
+        if split != "train" and origin not in ("drawn", getattr(data, "name", None)):
             console.say(f"{split} is {origin}: {getattr(data, split).num_samples} images")
 
 

@@ -363,14 +363,13 @@ def _has_boxes(records: Sequence[Record]) -> bool:
 
 
 def refuse_without_boxes(name: str, found: DetectionSet) -> None:
-    """Raise InputError for splits that nothing can be learnt from, or measured by; of the test set that is known."""
-    for split, what in (("train", "learn from"), ("val", "choose the best epoch by")):
-        records = found.splits[split]
-        if not any((record.iscrowd == 0).any() for record in records):
-            raise InputError(
-                f"{name}: none of the {len(records)} images of the {split} split ({found.origins[split]}) has a box to "
-                f"{what}; check where its annotations are, or take the split away"
-            )
+    """Raise InputError for a validation split that no epoch can be chosen by."""
+    records = found.splits["val"]
+    if not any((record.iscrowd == 0).any() for record in records):
+        raise InputError(
+            f"{name}: none of the {len(records)} images of the validation split ({found.origins['val']}) has a box to "
+            "choose the best epoch by; check where its annotations are, or take the split away"
+        )
 
 
 def _fill_splits(records: dict[str, list[Record]], origins: dict[str, str], val_fraction: float) -> None:
@@ -389,6 +388,8 @@ def _set_aside(records: list[Record], fraction: float) -> tuple[list[Record], li
     if count >= len(records):
         raise InputError(f"{len(records)} training images are too few to set {fraction:.0%} aside for validation")
     order = torch.randperm(len(records), generator=torch.Generator().manual_seed(0)).tolist()
+    if not _has_boxes([records[i] for i in order[:count]]):  # of few images it may be one without
+        order.sort(key=lambda i: not len(records[i].boxes))
     return [records[i] for i in sorted(order[count:])], [records[i] for i in sorted(order[:count])]
 
 
