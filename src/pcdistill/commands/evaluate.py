@@ -71,7 +71,7 @@ def evaluate_model(recipe: Recipe, weights: str | None, *, split: str = "test") 
 def _with_weights(recipe: Recipe, weights: str | None, data: Any, task: Task) -> Any:
     """The recipe's student with weights, over the data's classes."""
     config = recipe.student
-    facts = {"name": config.name, "kwargs": config.kwargs, "features": config.features}
+    facts: dict[str, Any] = {"name": config.name, "kwargs": config.kwargs, "features": config.features}
     known = None if weights is None else models.read_metadata(weights).get("classes")
     if known and list(known) != list(data.classes):
         missing = [name for name in data.classes if name not in known]
