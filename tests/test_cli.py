@@ -276,7 +276,7 @@ def test_print_config_shows_the_resolved_recipe_and_runs_nothing(tmp_path, capsy
     call("distill", "cifar100-resnet56-resnet20", "--epochs", "7", "--print-config", "--out", tmp_path / "run")
     shown = yaml.safe_load(capsys.readouterr().out)
     assert shown["train"]["epochs"] == 7
-    assert shown["optim"]["milestones"] == [150, 180, 210]
+    assert shown["optim"]["milestones"] == [4.38, 5.25, 6.12]  # at the same shares of seven epochs as of 240
     assert not (tmp_path / "run").exists()
 
 

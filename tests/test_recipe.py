@@ -5,14 +5,24 @@ import math
 
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pcdistill.detection.detectors.build import build_detector
-from pcdistill.distillation.objective import check_losses
+from pcdistill.detection.task import check_detection_losses
+from pcdistill.distillation.objective import build_objective, check_losses, fitted_terms
 from pcdistill.errors import InputError
 from pcdistill.methods import METHODS
-from pcdistill.recipe import RECIPES, load_recipe, make_recipe, method_terms, recipe_names, with_method
+from pcdistill.recipe import (
+    RECIPES,
+    load_recipe,
+    make_recipe,
+    method_terms,
+    recipe_names,
+    scaled_milestones,
+    with_method,
+)
 
 
 def test_every_shipped_recipe_resolves_and_survives_a_round_trip():
@@ -76,7 +86,7 @@ def test_base_lies_below_and_flags_and_sets_lie_above():
         ["losses.pcd.stages=5", "losses.0.weight=0.5", "optim.lr=1e-2"],
         values={"train.epochs": 3, "student.name": None},
     )
-    assert recipe.optim.milestones == (150, 180, 210)
+    assert recipe.optim.milestones == (1.88, 2.25, 2.62)  # at the same shares of three epochs as of 240
     assert recipe.student.name == "cifar/resnet8x4"
     assert (recipe.train.epochs, recipe.optim.lr) == (3, 0.01)
     assert recipe.losses[0].weight == 0.5
@@ -353,3 +363,89 @@ def test_what_the_user_typed_is_named():
         load_recipe("digits", ["losses.dist.temperature=.nan"])
     with pytest.raises(InputError, match=r"^--set optim\.lr: input should be greater than 0, got -1$"):
         load_recipe("digits", ["optim.lr=-1"])
+
+
+# Weights and milestones of what the command line names
+
+
+@pytest.mark.parametrize(
+    ("student", "pretrained"),
+    [
+        ("fasterrcnn/resnet18", True),
+        ("retinanet/timm/resnet18", True),
+        ("torchvision/fcos_resnet50_fpn", True),
+        ("hf/PekingU/rtdetr_r18vd", True),
+        ("fasterrcnn/tiny8", False),
+        ("hf/rt_detr", False),
+        ("mine.py:detector", False),
+    ],
+)
+def test_a_detector_that_is_named_comes_with_the_weights_that_there_are(student, pretrained):
+    values = {"teacher.name": student, "student.name": student, "data.name": "coco:D"}
+    recipe = load_recipe("detection", values=values)
+    assert (recipe.student.pretrained, recipe.teacher.pretrained) == (pretrained, pretrained)
+    assert make_recipe({"task": "detection", "student": {"name": student}}).student.pretrained is pretrained
+    told = load_recipe("detection", values={**values, "student.pretrained": False})
+    assert not told.student.pretrained
+    weighted = load_recipe("detection", values={**values, "student.weights": "mine.pt", "teacher.weights": "mine.pt"})
+    assert (weighted.student.pretrained, weighted.teacher.pretrained) == (False, False)
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_what_a_recipe_says_of_weights_stays_for_a_model_that_has_such(said, tmp_path):
+    path = tmp_path / "mine.yaml"
+    tree = {"student": {"name": "timm/resnet18", "pretrained": said}, "teacher": {"name": "cifar/resnet20"}}
+    path.write_text(yaml.safe_dump(tree))
+    assert load_recipe(path, values={"student.name": "timm/resnet34"}).student.pretrained is said
+    assert not load_recipe(path, values={"student.name": "cifar/resnet8"}).student.pretrained
+    assert load_recipe(path, values={"teacher.name": "timm/resnet50"}).teacher.pretrained  # nothing was said of one
+    assert not load_recipe(path, ["student.name=timm/resnet34"], values={"student.weights": "a.pt"}).student.pretrained
+
+
+@given(st.lists(st.integers(1, 300), max_size=4), st.integers(1, 400), st.integers(1, 400))
+def test_milestones_keep_their_share_of_the_training(milestones, old, new):
+    moved = scaled_milestones(milestones, old, new)
+    assert moved == pytest.approx([m * new / old for m in milestones], abs=0.006)
+    assert all(isinstance(m, int) or m != int(m) for m in moved)
+    assert scaled_milestones(milestones, old, old) == milestones
+
+
+def test_another_length_moves_the_milestones_unless_they_are_given():
+    assert load_recipe("detection", values={"train.epochs": 24}).optim.milestones == (16, 22)
+    assert load_recipe("detection", ["train.epochs=3"]).optim.milestones == (2, 2.75)
+    assert load_recipe("detection", ["optim.milestones=[1]"], values={"train.epochs": 3}).optim.milestones == (1,)
+    assert load_recipe("detection", values={"train.epochs": 12}) == load_recipe("detection")
+
+
+NAMED = [(name, method) for name in recipe_names() for method in load_recipe(name).methods]
+
+
+@pytest.mark.parametrize(("name", "method"), NAMED)
+def test_the_methods_that_shipped_recipes_name_fit_any_number_of_classes(name, method):
+    """One class of boxes is common, and nobody asked for an S or a d that it does not allow."""
+    recipe = with_method(load_recipe(name), method, 0)
+    for classes in (1, 2, 3, 4, 80):
+        if recipe.task == "detection":
+            check_detection_losses(recipe, classes)
+        elif classes > 1 and (method, classes) != ("ldrld", 2):  # which needs three
+            check_losses(recipe, classes)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4, 5, 6, 100])
+def test_the_default_stages_are_those_that_the_classes_allow(classes):
+    recipe = with_method(load_recipe("coco"), "pcd", 0)
+    objective = build_objective(fitted_terms(recipe), num_classes=classes)
+    stages = min(3, classes // 2)
+    assert objective.terms[1].loss.stages == stages
+    said = f"pcd: S is {stages}, not 3: logits of {classes} classes allow no more"
+    assert objective.notes == ([] if stages == 3 else [said])
+    asked = load_recipe("coco", ["losses=[{method: detector}, {method: pcd, stages: 2}]"])
+    assert fitted_terms(asked) == asked.losses
+
+
+def test_feature_methods_on_data_of_ones_own_pull_as_hard_as_the_labels():
+    recipe = load_recipe("detection")
+    pyramids = [name for name, method in METHODS.items() if method.kind == "pyramids" and name != "detector"]
+    assert pyramids
+    for name in pyramids:
+        assert with_method(recipe, name, 0).strength == 1.0

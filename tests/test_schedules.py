@@ -46,3 +46,10 @@ def test_a_value_moves_in_equal_steps_from_the_first_epoch_to_the_last():
 
     assert [at(e) for e in (0, 1, 1.9, 2, 3, 4, 4.9)] == pytest.approx([8, 6.5, 6.5, 5, 3.5, 2, 2])
     assert moved(8.0, 2.0, epoch=0.5, total_epochs=1) == 8.0  # one epoch only
+
+
+def test_a_milestone_within_an_epoch_is_a_step():
+    def factor(step):
+        return learning_rate_factor(step, steps_per_epoch=10, epochs=3, schedule="multistep", milestones=[2, 2.75])
+
+    assert [factor(s) for s in (19, 20, 27, 28, 29)] == pytest.approx([1, 0.1, 0.1, 0.01, 0.01])

@@ -148,7 +148,7 @@ class _Passed(Classification):
     def knows_classes(self, config: TeacherConfig, data: Any) -> bool:
         return True
 
-    def teacher(self, config: TeacherConfig, student: nn.Module, data: Any, allow: Sequence[str]) -> Teacher:
+    def teacher(self, config: TeacherConfig, student: nn.Module | None, data: Any, allow: Sequence[str]) -> Teacher:
         assert self._teacher is not None
         return self._teacher
 

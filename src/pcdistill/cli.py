@@ -230,7 +230,7 @@ class OneTeacher:
     teacher_weights: Annotated[str | None, flag("FILE"), Key("teacher.weights")] = None
     """The teacher's weights: .safetensors, or a state dict (.pt, .pth)."""
     teacher_pretrained: Annotated[bool | None, flag("True|False"), Key("teacher.pretrained")] = None
-    """Start the teacher from its zoo's pretrained weights (default: yes for timm, torchvision and hf)."""
+    """Start the teacher from its zoo's pretrained weights, or its backbone's (default: where there are any)."""
     unlabelled: Annotated[str | None, flag("FOLDER|FILE.npz|rest"), Key("data.unlabelled")] = None
     """Images without labels for the distillation terms; rest: the training images that --limit leaves out."""
 
@@ -248,7 +248,8 @@ class Pair(OneTeacher):
     student_weights: Annotated[str | None, flag("FILE"), Key("student.weights")] = None
     """Weights that the student starts from."""
     student_pretrained: Annotated[bool | None, flag("True|False"), Key("student.pretrained")] = None
-    """Start the student from its zoo's pretrained weights."""
+    """Start the student from its zoo's pretrained weights (default: as the recipe says; for detectors where there are
+    any)."""
 
 
 @dataclass(frozen=True)
@@ -349,15 +350,17 @@ class Compare(Common, Pair, SideBySide):
         return super().load(**forced)
 
     def carry_out(self, recipe: "Recipe", out: Path, command: str) -> str:
-        from pcdistill.commands.compare import Plan, compare, expand_methods, parse_strengths
+        from pcdistill.commands.compare import Plan, compare, expand_methods, parse_strengths, unasked
 
+        methods = expand_methods(self.methods, recipe)
         plan = Plan(
-            expand_methods(self.methods, recipe),
+            methods,
             self.seeds,
             parse_strengths(self.equal_strength),
             margin=self.margin,
             jobs=self.at_a_time,
             threads=self.threads,
+            optional=unasked(self.methods, methods),
         )
         if self.students is not None:
             from pcdistill.commands.students import compare_students, student_recipes

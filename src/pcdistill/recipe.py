@@ -72,8 +72,8 @@ class DataConfig:
 class ModelConfig:
     """A model by name (`timm/`, `torchvision/`, `cifar/`, `hf/` and NAME, or `file.py:function`) and its weights.
 
-    `pretrained` starts from the zoo's weights. It is by default off, but on for a teacher that is named in a recipe by
-    `timm/`, `torchvision/` or `hf/` and has no `weights`.
+    `pretrained` starts from the zoo's weights. Without `weights` it is by default on for a teacher that is named by
+    `timm/`, `torchvision/` or `hf/`, and for a detector whose name is of a model, or over a backbone, that has such.
     """
 
     __pydantic_config__ = FORBID
@@ -121,7 +121,7 @@ class OptimConfig:
     nesterov: bool = False
     weight_decay: NotNegative = 5e-4
     schedule: Literal["cosine", "multistep", "constant"] = "cosine"
-    milestones: tuple[FromZero, ...] = ()
+    milestones: tuple[FromZero | NotNegative, ...] = ()
     gamma: Positive = 0.1
     warmup_epochs: NotNegative = 0.0
     clip_norm: Positive | None = 5.0
@@ -350,12 +350,14 @@ def load_recipe(
     method = text.get("method", given.get("method"))
     if method is not None and "losses" not in text:
         tree.pop("losses", None)  # a method that is asked for brings its own terms
+    task = str(text.get("task", given.get("task", tree.get("task", Recipe.task))))
     for owner in ("student", "teacher"):
         name = text.get(f"{owner}.name", given.get(f"{owner}.name"))
         old = tree.get(owner)
         if name is not None and isinstance(old, dict):
-            # A model that is asked for by name is that model, without the arguments and weights of the recipe's.
-            tree[owner] = {key: value for key, value in old.items() if key in ("epochs", "head")}
+            weighted = any(f"{owner}.weights" in asked for asked in (given, text))
+            tree[owner] = _renamed(old, str(name), task, weighted=weighted)
+    _scale_milestones(tree, {**given, **text})
     if tree.get("teachers") and "teachers" not in text:
         of_one = [key for key in {**given, **text} if key.split(".")[0] == "teacher"]
         if {"teacher", "teacher.name", "teacher.weights"} & set(of_one):
@@ -370,6 +372,41 @@ def load_recipe(
     _check_structure(tree, mistakes)
     _check_structure(of_terms, mistakes)
     return _make(tree, mistakes, of_terms, asked)
+
+
+def _renamed(old: Mapping[str, Any], name: str, task: str, *, weighted: bool) -> dict[str, Any]:
+    """A recipe's model after another was asked for by name: without the arguments and weights of the recipe's.
+
+    What the recipe says of `pretrained` stays where it can be said of both models, and no weights are asked for.
+    """
+    kept = {key: value for key, value in old.items() if key in ("epochs", "head")}
+    spoken = "pretrained" in old and old.get("weights") is None and has_zoo_weights(str(old.get("name")), task)
+    if spoken and not weighted and has_zoo_weights(name, task):
+        kept["pretrained"] = old["pretrained"]
+    return kept
+
+
+def _scale_milestones(tree: dict[str, Any], asked: Mapping[str, Any]) -> None:
+    """Where another length than the recipe's is asked for, its milestones move with it."""
+    epochs, optim, train = asked.get("train.epochs"), tree.get("optim"), tree.get("train")
+    if not isinstance(optim, dict) or "optim.milestones" in asked:
+        return
+    old = train.get("epochs", TrainConfig.epochs) if isinstance(train, dict) else TrainConfig.epochs
+    milestones = optim.get("milestones")
+    # Nothing is checked yet: what is no number of epochs is left for the check to refuse.
+    if not isinstance(epochs, int) or not isinstance(old, int) or not isinstance(milestones, list | tuple):
+        return
+    sound = all(isinstance(m, int | float) and 0 <= m < 2**31 for m in milestones)
+    if sound and 0 < old < 2**31 and 0 < epochs < 2**31:
+        optim["milestones"] = scaled_milestones(milestones, old, epochs)
+
+
+def scaled_milestones(milestones: Sequence[float], old: int, new: int) -> list[float]:
+    """Milestones of a run of `old` epochs for one of `new`: at the same share of it, whole numbers where they are."""
+    if old == new:
+        return list(milestones)
+    moved = [round(m * new / old, 2) for m in milestones]
+    return [int(m) if m == int(m) else m for m in moved]
 
 
 def make_recipe(tree: Mapping[str, Any], where: str = "recipe", *, words: Mapping[str, str] | None = None) -> Recipe:
@@ -429,10 +466,13 @@ def _make(tree: dict[str, Any], mistakes: _Mistakes, of_terms: Mapping[str, Any]
     several = tree.get("teachers")
     if several:
         tree["teacher"] = None
-    for teacher in [tree.get("teacher"), *(several if isinstance(several, list | tuple) else ())]:
-        if isinstance(teacher, dict) and "pretrained" not in teacher and teacher.get("weights") is None:
-            name, task = str(teacher.get("name", TeacherConfig.name)), str(tree.get("task", Recipe.task))
-            teacher["pretrained"] = has_zoo_weights(name, task)
+    task = str(tree.get("task", Recipe.task))
+    weighable = [tree.get("teacher"), *(several if isinstance(several, list | tuple) else ())]
+    if task == "detection":
+        weighable.append(tree.get("student"))
+    for model in weighable:
+        if isinstance(model, dict) and "pretrained" not in model and model.get("weights") is None and "name" in model:
+            model["pretrained"] = has_zoo_weights(str(model["name"]), task)
     _check_arguments(tree, mistakes)
     recipe = _validated(tree, mistakes)
     if recipe is not None:

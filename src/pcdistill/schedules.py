@@ -33,7 +33,7 @@ def learning_rate_factor(
     epochs: int,
     schedule: str = "cosine",
     warmup_epochs: float = 0.0,
-    milestones: Sequence[int] = (),
+    milestones: Sequence[float] = (),
     gamma: float = 0.1,
 ) -> float:
     """Factor on the base learning rate at an optimiser step (0-based).
@@ -44,7 +44,8 @@ def learning_rate_factor(
         epochs: length of the whole run.
         schedule: "cosine" to zero, "multistep" (times `gamma` after each milestone epoch) or "constant".
         warmup_epochs: linear rise from 1 / steps at the start, per step; the schedule goes on underneath.
-        milestones: epochs after which the rate falls; 150 means that the 151st epoch is the first with the lower rate.
+        milestones: epochs after which the rate falls; 150 means that the 151st epoch is the first with the lower rate,
+            and 1.5 that the rate falls in the middle of the second.
         gamma: factor of each milestone.
     """
     warmup_steps = warmup_epochs * steps_per_epoch
@@ -54,8 +55,7 @@ def learning_rate_factor(
         progress = min(max(step - warmup_steps, 0) / total, 1.0)
         return rise * 0.5 * (1 + math.cos(math.pi * progress))
     if schedule == "multistep":
-        epoch = step // max(steps_per_epoch, 1)
-        return rise * gamma ** sum(epoch >= milestone for milestone in milestones)
+        return rise * gamma ** sum(step >= milestone * max(steps_per_epoch, 1) for milestone in milestones)
     if schedule == "constant":
         return rise
     raise ValueError(f"schedule must be 'cosine', 'multistep' or 'constant', got {schedule!r}")

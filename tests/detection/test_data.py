@@ -403,3 +403,41 @@ def test_an_image_that_breaks_later_is_named(coco):
     (folder / "images" / "val0.png").write_bytes((folder / "images" / "val0.png").read_bytes()[:60])
     with pytest.raises(InputError, match=r"the image .*val0.png cannot be read"):
         next(data.val.epoch(0))
+
+
+# splits without boxes, and those that are made of others
+
+
+def without_boxes(coco, split):
+    folder, trees = coco
+    write(folder, {split: {**trees[split], "annotations": []}})
+    return folder
+
+
+def test_a_split_without_boxes_is_refused_before_training(coco):
+    text = refuses(without_boxes(coco, "val"), "none of the 6 images")
+    assert "of the validation split (val.json) has a box to choose the best epoch by" in text
+    refuses(without_boxes(coco, "train"), "no training image has a usable box")
+
+
+@pytest.mark.parametrize("with_boxes", range(6))
+def test_what_is_set_aside_has_boxes(coco, with_boxes):
+    folder, trees = coco
+    for split in ("val", "test"):
+        (folder / f"{split}.json").unlink()
+    box = {**trees["train"]["annotations"][0], "image_id": 10 * with_boxes}
+    more = {**box, "id": 77, "image_id": 10 * ((with_boxes + 1) % 6)}
+    third = {**box, "id": 78, "image_id": 10 * ((with_boxes + 3) % 6)}
+    write(folder, {"train": {**trees["train"], "annotations": [box, more, third]}})
+    data = detection_data(f"coco:{folder}", batch_size=2)
+    splits = [batches.split.records for batches in (data.train, data.val, data.test)]
+    assert [sum(len(record.boxes) for record in records) for records in splits] == [1, 1, 1]
+    assert len({record.image_id for records in splits for record in records}) == 6
+
+
+def test_a_test_split_without_boxes_is_left_out_and_said_so(coco):
+    folder = without_boxes(coco, "test")
+    with pytest.warns(UserWarning, match=r"the test split \(test.json\) has no boxes to measure anything by"):
+        data = detection_data(f"coco:{folder}", batch_size=2)
+    assert data.origins["test"] == "the validation split (val.json), as there is no test split"
+    assert "of the training images, set aside" in data.origins["val"]

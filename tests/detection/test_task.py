@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -96,14 +97,14 @@ def test_a_detector_learns_and_its_folder_is_complete(squares, teacher, monkeypa
     card = (teacher / "README.md").read_text()
     code = card.split("```python\n")[1].split("```")[0]
     monkeypatch.chdir(teacher)
-    known = {"images": [torch.rand(3, 64, 64)]}
-    exec(code, known)  # what the card tells its reader to do
+    known: dict = {}
+    exec(code.replace("photo.jpg", str(squares / "images" / "test0.png")), known)  # what the card tells its reader
     weights = load_file("student.safetensors")
-    assert all(torch.equal(value, weights[key]) for key, value in known["model"].state_dict().items())
-    assert set(known["found"][0]) == {"boxes", "labels", "scores"}
+    assert all(torch.equal(value, weights[key]) for key, value in known["student"].model.state_dict().items())
+    assert set(known["found"]) == {"boxes", "labels", "scores"}
     page = (teacher / "report.html").read_text()
     assert "AP (%)" in page
-    assert "1 detections" in page
+    assert "student: 2 boxes" in page
 
 
 @pytest.mark.slow
@@ -267,6 +268,122 @@ def test_wrong_values_are_named_before_anything_is_trained(squares, teacher, tmp
     text = error_of(capsys, "distill", *settings(squares, teacher), "--out", out, *change)
     assert sentence in text
     assert not (out / "metrics.csv").exists()
+
+
+@pytest.mark.slow
+def test_the_cards_code_gives_the_ap_that_was_reported(squares, tmp_path, monkeypatch):
+    """Beside pycocotools, in the files' own pixels; images are scaled down in training, which a card must do alike."""
+    coco = pytest.importorskip("pycocotools.coco").COCO
+    slow = pytest.importorskip("pycocotools.cocoeval").COCOeval
+    root, rng = tmp_path / "large", np.random.default_rng(1)
+    (root / "images").mkdir(parents=True)
+    for split in ("train", "val", "test"):
+        tree = json.loads((squares / f"{split}.json").read_text())
+        for image in tree["images"]:
+            name, wide = image["file_name"], 160 + 40 * (image["id"] % 2)  # two shapes, so that batches are padded
+            small = np.asarray(Image.open(squares / "images" / name))
+            pixels = small.repeat(4, 0).repeat(4, 1)[:, : wide + 56].astype(int)
+            pixels = (
+                (pixels + rng.integers(-90, 90, pixels.shape)).clip(0, 255).astype(np.uint8)
+            )  # aliases unless smoothed
+            Image.fromarray(pixels).save(root / "images" / name)
+            image.update(width=pixels.shape[1], height=pixels.shape[0])
+        for box in tree["annotations"]:
+            box.update(bbox=[4 * v for v in box["bbox"]], area=16 * box["area"])
+        sizes = {image["id"]: image["width"] for image in tree["images"]}
+        tree["annotations"] = [b for b in tree["annotations"] if sum(b["bbox"][::2]) <= sizes[b["image_id"]]]
+        (root / f"{split}.json").write_text(json.dumps(tree))
+    out = tmp_path / "run"
+    call(
+        *("train", "digits-detection", "--data", root, "--model", "fasterrcnn/tiny8", "--epochs", "8", "--quiet"),
+        *("--batch-size", "4", "--image-size", "64", "--out", out, "--set", "train.keep=last"),
+    )
+    result = json.loads((out / "result.json").read_text())["last"]["test"]
+    card = (out / "README.md").read_text()
+    assert "AP small, medium and large count in pixels of images whose longer side was scaled down to 64" in card
+    code = card.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(out)
+    truth = coco(root / "test.json")
+    found = []
+    for image in truth.dataset["images"]:
+        known: dict = {}
+        exec(code.replace("photo.jpg", str(root / "images" / image["file_name"])), known)
+        for box, label, score in zip(
+            *(known["found"][key].tolist() for key in ("boxes", "labels", "scores")), strict=True
+        ):
+            xywh = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+            category = list(NAMES)[label - 1]
+            found.append({"image_id": image["id"], "category_id": category, "bbox": xywh, "score": score})
+    evaluation = slow(truth, truth.loadRes(found), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]
+    assert result["map"] > 5
+    assert 100 * precision[precision > -1].mean() == pytest.approx(result["map"], abs=0.3)
+
+
+def test_weights_of_other_classes_are_not_evaluated(squares, teacher, tmp_path, capsys):
+    with_others = tmp_path / "other"
+    with_others.mkdir()
+    (with_others / "images").symlink_to(squares / "images")
+    orders = {"cyan": {**NAMES, 7: "cyan"}, "turned": {3: "green", 7: "red", 12: "blue"}}
+    right = json.loads((teacher / "result.json").read_text())["best"]["test"]["map"]
+    for what, names in orders.items():
+        for split in ("train", "val", "test"):
+            tree = json.loads((squares / f"{split}.json").read_text())
+            tree["categories"] = [{"id": k, "name": name} for k, name in names.items()]
+            if what == "turned":  # the same boxes under the same names, with other numbers
+                turn = {3: 7, 7: 3, 12: 12}
+                tree["annotations"] = [{**b, "category_id": turn[b["category_id"]]} for b in tree["annotations"]]
+            (with_others / f"{split}.json").write_text(json.dumps(tree))
+        command = ("evaluate", teacher, "--data", f"coco:{with_others}")
+        if what == "cyan":
+            text = error_of(capsys, *command)
+            assert "do not know 1 of the 3 classes" in text
+            assert "cyan; they know red, green, blue" in text
+        else:
+            call(*command)
+            assert json.loads(capsys.readouterr().out)["map"] == pytest.approx(right, abs=0.01)
+
+
+def test_every_method_of_a_comparison_is_tried_before_the_first_is_trained(squares, tmp_path, capsys):
+    out = tmp_path / "comparison"
+    command = ("compare", *settings(squares), "--teacher-epochs", "1", "--seeds", "1", "--out", out, "--methods")
+    text = error_of(capsys, *command, "none,kd,at,mlkd,pkd", "--set", "student.kwargs={fpn_channels: 8}")
+    assert "2 methods cannot be trained on this:" in text
+    assert "at: losses" in text
+    assert "mlkd: losses" in text
+    assert not list(out.glob("*/*.csv"))
+    assert not (out / "teacher").exists()
+
+
+@pytest.mark.slow
+def test_pcd_cuts_its_stages_to_few_classes_and_says_so(squares, teacher, tmp_path, capsys):
+    command = [part for part in settings(squares, teacher, epochs=1) if part not in ("--quiet", "methods={}")]
+    del command[command.index("--set")]
+    call("distill", *command, "--method", "pcd", "--out", tmp_path / "run")
+    told = capsys.readouterr().err
+    assert "pcd: S is 2, not 3: logits of 4 classes allow no more" in told
+    assert "student fasterrcnn/tiny4: starts from random weights" in told
+    assert "teacher fasterrcnn/tiny8: has the weights in" in told
+    assert "val is val.json: 12 images" in told
+
+
+@pytest.mark.parametrize("student", ["fasterrcnn/resnet18", "fcos/timm/resnet18", "torchvision/retinanet_resnet50_fpn"])
+def test_weights_that_cannot_be_fetched_are_one_sentence(squares, tmp_path, capsys, monkeypatch, student):
+    def unreachable(*args, **kwargs):
+        raise URLError("no network")
+
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", unreachable)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", unreachable)
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", unreachable)
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_url", unreachable)
+    with pytest.raises(SystemExit) as stop:
+        call("train", "detection", "--data", f"coco:{squares}", "--model", student, "--out", tmp_path / "run")
+    text = capsys.readouterr().err
+    assert stop.value.code == 1
+    assert "could not be fetched: <urlopen error no network>; without a network" in text
+    assert "Traceback" not in text
 
 
 def test_a_json_that_names_a_missing_file_is_refused(squares, teacher, tmp_path, capsys):

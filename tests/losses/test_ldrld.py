@@ -195,3 +195,10 @@ def test_bad_options_are_named_by_function_and_module(options, says):
         ldrld_loss(torch.zeros(2, 10), torch.zeros(2, 10), **options)
     with pytest.raises(ValueError, match=says):
         LDRLDLoss(**options)
+
+
+def test_d_is_cut_to_few_classes_where_nobody_set_it():
+    assert LDRLDLoss().top_classes == LDRLDLoss(num_classes=100).top_classes == 7
+    few = LDRLDLoss(num_classes=4)
+    assert (few.top_classes, few.note) == (3, "d is 3, not 7: logits of 4 classes allow no more")
+    assert LDRLDLoss(num_classes=4, top_classes=7).top_classes == 7  # what was asked for is refused on such logits

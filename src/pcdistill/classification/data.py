@@ -118,7 +118,7 @@ def build_data(config: DataConfig, stream: Stream) -> Data:
         test=None if source.test is None else make.batches(source.test, None, evaluation),
         fingerprint=make.fingerprint,
         contents=_contents(source, config.unlabelled, make.fingerprint),
-        origins=_origins(source, config, len(rest)),
+        origins=origins_of(source, config, len(rest)),
     )
 
 
@@ -224,7 +224,7 @@ def split_rows(source: Source, config: DataConfig) -> tuple[Tensor, Tensor, Spli
     return train_rows, rest, val_split, val_rows
 
 
-def _origins(source: Source, config: DataConfig, left_out: int) -> dict[str, str]:
+def origins_of(source: Source, config: DataConfig, left_out: int) -> dict[str, str]:
     """Where each split comes from: the source's words, and what is made of them here."""
     found = dict(source.origins)
     if source.val is None:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pcdistill.classification.data import check_source, split_rows
+from pcdistill.classification.data import check_source, origins_of, split_rows
 from pcdistill.data.findings import Findings, Sample, SplitFacts, equal_files, equal_rows, make_sample, spread
 from pcdistill.data.sources import Source, Split, open_source
 from pcdistill.errors import InputError
@@ -58,34 +58,19 @@ def classification_findings(config: DataConfig, samples: int) -> Findings:
 
 def _parts(source: Source, config: DataConfig) -> dict[str, _Part]:
     train_rows, rest, val_split, val_rows = split_rows(source, config)
-    origin = _origin(source.train, config.name)
-    train = origin if not len(rest) else f"{len(train_rows)} images of {origin}, by data.limit"
-    if val_rows is None:
-        val = _Part(val_split, torch.arange(len(val_split.labels)), _origin(val_split, config.name))
-    else:
-        share = f"{config.val_fraction:.0%} of the training images, held out by class, as there is no such split"
-        val = _Part(val_split, val_rows, share)
-    parts = {"train": _Part(source.train, train_rows, train), "val": val}
+    origins = origins_of(source, config, len(rest))
+    rows = {"train": (source.train, train_rows), "val": (val_split, val_rows)}
     if source.test is not None:
-        origin = _origin(source.test, config.name)
-        folder = os.path.basename(origin)
-        told = f"the validation split ({origin}), as there is no test split" if folder.startswith("val") else origin
-        parts["test"] = _Part(source.test, torch.arange(len(source.test.labels)), told)
-    return parts
+        rows["test"] = (source.test, None)
+    return {
+        name: _Part(split, torch.arange(len(split.labels)) if some is None else some, origins.get(name, config.name))
+        for name, (split, some) in rows.items()
+    }
 
 
 def _paths(split: Split) -> Any:
     """The files of a split; None where there are none."""
     return getattr(split.items, "paths", None)
-
-
-def _origin(split: Split, name: str) -> str:
-    paths = _paths(split)
-    if paths is None:
-        return name
-    folders = {os.path.dirname(os.path.dirname(path)) for path in paths}
-    common: str = os.path.commonpath(folders)
-    return common
 
 
 def _facts(name: str, part: _Part, classes: list[str]) -> SplitFacts:

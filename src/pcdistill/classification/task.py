@@ -25,7 +25,14 @@ from pcdistill.data.readers import ItemReader
 from pcdistill.distillation.cache_store import read_state
 from pcdistill.distillation.folding import fold_batchnorm
 from pcdistill.distillation.head import copy_head
-from pcdistill.distillation.objective import build_objective, check_losses, method_kind, term_needs, views_of
+from pcdistill.distillation.objective import (
+    build_objective,
+    check_losses,
+    fitted_terms,
+    method_kind,
+    term_needs,
+    views_of,
+)
 from pcdistill.distillation.teacher import Stats, Teacher, TeacherEnsemble, align_classes, members_of
 from pcdistill.engine.console import Console
 from pcdistill.engine.loop import Metric
@@ -97,7 +104,7 @@ class Classification:
     def other_classes(self, config: TeacherConfig, data: Any) -> bool:
         return other_classes(config, data)
 
-    def teacher(self, config: TeacherConfig, student: nn.Module, data: Any, allow: Sequence[str]) -> Teacher:
+    def teacher(self, config: TeacherConfig, student: nn.Module | None, data: Any, allow: Sequence[str]) -> Teacher:
         return build_teacher(config, data=data, allow=allow)
 
     def gate(
@@ -124,6 +131,12 @@ class Classification:
 
     def splits(self, data: Any) -> dict[str, Any]:
         return {"test": data.test, "val": data.val, "train": data.train_eval}
+
+    def outputs(self, data: Any) -> int:
+        return len(data.classes)
+
+    def conditions(self, data: Any) -> dict[str, Any]:
+        return {}
 
     def metadata(self, data: Any) -> dict[str, Any]:
         files = isinstance(data.val, SplitBatches) and isinstance(data.val.reader, ItemReader)
@@ -414,7 +427,7 @@ def build_distiller(
         student, context = tapped.student, tapped.context
     elif teacher is not None:
         speed_up(teacher, recipe, placement, data)
-    objective = build_objective(recipe.losses, num_classes=num_classes, context=context)
+    objective = build_objective(fitted_terms(recipe), num_classes=num_classes, context=context)
     if tapped is None:
         distiller = ClassificationDistiller(student, objective, teacher, cached=cached)
     else:

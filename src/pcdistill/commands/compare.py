@@ -26,13 +26,12 @@ from pcdistill.commands.header import (
     device_line,
     method_line,
     model_line,
-    outputs_of,
     starts_from,
     training_line,
 )
 from pcdistill.commands.jobs import Job, Share, check_numbers, run_jobs, shares
 from pcdistill.commands.run import run_with_report
-from pcdistill.commands.session import bare_model, check_names, open_data
+from pcdistill.commands.session import bare_model, check_names, open_data, rehearse
 from pcdistill.commands.tasks import task_of
 from pcdistill.commands.teachers import comes_from_cache, teacher_file, teacher_folder, teacher_recipe, training_of
 from pcdistill.distillation.cache_replay import resolve_cache
@@ -43,7 +42,7 @@ from pcdistill.errors import InputError, PcdistillError, nearest
 from pcdistill.files import atomic_write, clear_parts, new_digest
 from pcdistill.methods import METHODS
 from pcdistill.models.names import is_user_code
-from pcdistill.recipe import ALONE, ModelConfig, Recipe, with_method
+from pcdistill.recipe import ALONE, LOADERS, ModelConfig, Recipe, with_method
 from pcdistill.report.compare_page import Curves
 from pcdistill.report.strengths import best_strengths
 from pcdistill.stats import MARGIN
@@ -76,6 +75,12 @@ def expand_methods(text: str, recipe: Recipe) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def unasked(text: str, methods: Sequence[str]) -> list[str]:
+    """Those of the methods that `--methods` names by a group alone."""
+    named = {part.strip() for part in text.split(",")}
+    return [method for method in methods if method not in named]
+
+
 def parse_strengths(text: str | None) -> list[float]:
     """ "0.5,1,2" -> strengths, rising, once each; None gives none.
 
@@ -105,6 +110,7 @@ class Plan:
         margin: points of the metric; a difference below it may pass for none.
         jobs: runs at a time (see :func:`pcdistill.commands.jobs.shares`).
         threads: of each run; None divides the cores among the runs.
+        optional: those of the methods that are left out where they do not fit, as nobody asked for them by name.
     """
 
     methods: Sequence[str]
@@ -113,6 +119,7 @@ class Plan:
     margin: float = MARGIN
     jobs: int | Literal["auto"] = "auto"
     threads: int | None = None
+    optional: Sequence[str] = ()
 
 
 class Key(NamedTuple):
@@ -166,6 +173,7 @@ def _compare(
 ) -> str:
     """As :func:`compare`, in a folder that is held."""
     clear_parts(out)
+    recipes = _fitting(recipe, recipes, plan, out, console)
     if not console.quiet and not all(recorded_summary(key.folder(out), one) for key, one in recipes.items()):
         places = shares(plan.jobs, len(recipes), threads=plan.threads, device=recipe.train.device)
         say_header(recipe, recipes, plan, places, out, console)
@@ -195,17 +203,16 @@ def say_header(
     task, accelerator = task_of(recipe), make_accelerator(recipe.train)
     data = open_data(task, recipe, accelerator)
     lines = data_lines(recipe, data, -(-len(data.train) // recipe.train.accumulate))
-    told: list[tuple[str, ModelConfig, str]] = [("student", recipe.student, starts_from(recipe.student))]
+    told: list[tuple[str, ModelConfig, str]] = [("student", recipe.student, starts_from(recipe.student, recipe.task))]
     for number, config in enumerate(recipe.all_teachers if any(one.distils for one in recipes.values()) else ()):
         trained = _trained_first(recipe, number)
         first = "" if trained is None else f", and is trained first ({trained.train.epochs} epochs)"
-        told.insert(number, ("teacher", config, starts_from(config) + first))
+        told.insert(number, ("teacher", config, starts_from(config, recipe.task) + first))
     for role, model, starts in told:
         facts = task.info(bare_model(recipe, model, task, data), data)
         lines.append(model_line(Told(role, model.name, starts, facts)))
-    for method in plan.methods:
-        one = next(found for key, found in recipes.items() if key.method == method)
-        lines.append(f"method  {method_line(one, outputs_of(one, data))}")
+    for one in {key.method: one for key, one in recipes.items()}.values():
+        lines.append(f"method  {method_line(one, task.outputs(data))}")
     steps = -(-len(data.train) // recipe.train.accumulate)
     lines.append(f"train   {training_line(recipe, steps)}; {device_line(accelerator)}")
     at_a_time = f"{len(places)} at a time, {places[0].threads} thread{'s' if places[0].threads > 1 else ''} each"
@@ -242,6 +249,42 @@ def write_comparison(
     if not same:
         record = {"of": of.hexdigest(), "command": command, **options}
         atomic_write(out / RECORD, json.dumps(record) + "\n")
+
+
+def _fitting(recipe: Recipe, recipes: dict[Key, Recipe], plan: Plan, out: Path, console: Console) -> dict[Key, Recipe]:
+    """The runs that can be carried out; every method that is still to be trained is tried before the first one is.
+
+    Raises:
+        InputError: methods that were asked for by name do not fit, each with its sentence.
+    """
+    waiting = {key: one for key, one in recipes.items() if not (key.folder(out) / "result.json").exists()}
+    if not waiting or recipe.data.name == LOADERS:
+        return recipes
+    task = task_of(recipe)
+    data = open_data(task, next(iter(waiting.values())), make_accelerator(recipe.train))
+    refused: dict[str, str] = {}
+    told: set[str] = set()
+    for key, one in waiting.items():
+        if key.seed != min(other.seed for other in waiting) or key.method in refused:
+            continue
+        try:
+            notes = rehearse(one, task, data)
+        except InputError as error:
+            refused[key.method] = str(error)
+            continue
+        for note in notes:
+            if note not in told:
+                console.say(note)
+                told.add(note)
+    asked = {method: text for method, text in refused.items() if method not in plan.optional}
+    if asked:
+        sentences = "\n  ".join(f"{method}: {text}" for method, text in asked.items())
+        raise InputError(
+            sentences if len(asked) == 1 else f"{len(asked)} methods cannot be trained on this:\n  {sentences}"
+        )
+    for method, text in refused.items():
+        console.warn(f"{method} is left out: {text}")
+    return {key: one for key, one in recipes.items() if key.method not in refused}
 
 
 def _recipes(recipe: Recipe, plan: Plan) -> dict[Key, Recipe]:

@@ -1,6 +1,6 @@
 """`pcdistill evaluate`: the metrics of a run's student, or of any model with weights."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,11 +8,11 @@ from typing import Any
 from pcdistill import models
 from pcdistill.commands.folder import read_recipe
 from pcdistill.commands.session import open_data
-from pcdistill.commands.tasks import task_of
+from pcdistill.commands.tasks import Task, task_of
 from pcdistill.engine.placement import make_accelerator, make_placement
 from pcdistill.errors import InputError
 from pcdistill.models.heads import with_head
-from pcdistill.recipe import ALONE, LOADERS, Recipe, load_recipe, make_recipe, recipe_for
+from pcdistill.recipe import ALONE, LOADERS, Recipe, TeacherConfig, load_recipe, make_recipe, recipe_for
 
 
 def evaluation_recipe(run: Path | None, values: Mapping[str, Any], words: Mapping[str, str] | None = None) -> Recipe:
@@ -51,13 +51,15 @@ def evaluation_text(found: Mapping[str, Any]) -> str:
 def evaluate_model(recipe: Recipe, weights: str | None, *, split: str | None = None) -> dict[str, Any]:
     """The task's metrics of `recipe.student` with weights on a split of the recipe's data.
 
+    Where the weights know the data's classes in another order, or more than them, they are matched by name.
+
     Args:
         recipe: data and model.
         weights: a file, or None for the model as it is.
         split: test, val or train; None is the test split, or where the data have none validation, which "note" says.
 
     Raises:
-        InputError: there is no such split, or the weights do not fit.
+        InputError: there is no such split, the weights do not fit, or they do not know the data's classes.
     """
     accelerator = make_accelerator(recipe.train)
     task = task_of(recipe)
@@ -72,11 +74,7 @@ def evaluate_model(recipe: Recipe, weights: str | None, *, split: str | None = N
     if batches is None:
         known = ", ".join(name for name, found in splits.items() if found is not None)
         raise InputError(f"the data {recipe.data.name} has no {split} split; it has {known} (--split)")
-    bare = replace(recipe.student, weights=None, pretrained=recipe.student.pretrained and weights is None)
-    model = task.student(replace(recipe, student=bare), data)
-    if weights is not None:
-        model = with_head(model, weights)
-        models.load_weights(model, weights)
+    model = _with_weights(recipe, weights, data, task)
     model.to(accelerator.device)
     values = task.evaluate(model, batches, data, make_placement(task.train_config(recipe), accelerator))
     return {
@@ -86,6 +84,35 @@ def evaluate_model(recipe: Recipe, weights: str | None, *, split: str | None = N
         "split": split,
         **note,
         **values,
+        **task.conditions(data),
         "samples": int(values["samples"]),
         **task.info(model, data),
     }
+
+
+def _with_weights(recipe: Recipe, weights: str | None, data: Any, task: Task) -> Any:
+    """The recipe's student with weights, over the data's classes."""
+    config = recipe.student
+    facts: dict[str, Any] = {"name": config.name, "kwargs": config.kwargs, "features": config.features}
+    known = None if weights is None else models.read_metadata(weights).get("classes")
+    if known and list(known) != list(data.classes):
+        missing = [name for name in data.classes if name not in known]
+        if missing:
+            raise InputError(
+                f"the weights in {weights} do not know {len(missing)} of the {len(data.classes)} classes of "
+                f"{recipe.data.name}: {_few(missing)}; they know {_few(known)}; evaluate on data of their classes"
+            )
+        return task.teacher(TeacherConfig(**facts, weights=weights), None, data, recipe.allow)
+    own = TeacherConfig(**facts, pretrained=config.pretrained)
+    if weights is None and config.pretrained and task.knows_classes(own, data):
+        return task.teacher(own, None, data, recipe.allow)
+    bare = replace(config, weights=None, pretrained=config.pretrained and weights is None)
+    model = task.student(replace(recipe, student=bare), data)
+    if weights is not None:
+        model = with_head(model, weights)
+        models.load_weights(model, weights)
+    return model
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(map(str, names[:5])) + (", ..." if len(names) > 5 else "")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from pcdistill.commands.tasks import task_of
 from pcdistill.distillation.objective import resolved_terms, short_name
 from pcdistill.engine.placement import PRECISIONS
 from pcdistill.models.names import is_user_code
@@ -41,7 +42,7 @@ def header(recipe: Recipe, data: Any, models: Sequence[Told], accelerator: Accel
     return [
         *data_lines(recipe, data, steps),
         *(model_line(one) for one in models),
-        f"method  {method_line(recipe, outputs_of(recipe, data))}",
+        f"method  {method_line(recipe, task_of(recipe).outputs(data))}",
         f"train   {training_line(recipe, steps)}; {device_line(accelerator)}",
         *([f"folder  {out}"] if out is not None else []),
     ]
@@ -130,20 +131,16 @@ def recipe_text(recipe: Recipe, outputs: int | None = None) -> str:
     return f"{recipe.to_yaml()}# The losses with all their options, defaults included:\n{terms}"
 
 
-def outputs_of(recipe: Recipe, data: Any) -> int:
-    """How many logits the losses see: one for each class, and of detectors one for the background."""
-    return len(data.classes) + (recipe.task == "detection")
-
-
-def starts_from(config: ModelConfig) -> str:
+def starts_from(config: ModelConfig, task: str) -> str:
     """Which weights a model starts from, in words."""
     if config.weights is not None:
         return f"starts from the weights in {config.weights}"
     if not config.pretrained:
         return "starts from random weights"
-    zoo = config.name.partition("/")[0]
-    return (
-        "starts trained, from its own function"
-        if is_user_code(config.name)
-        else f"starts from {zoo}'s pretrained weights"
-    )
+    if is_user_code(config.name):
+        return "starts trained, from its own function"
+    zoo, _, backbone = config.name.partition("/")
+    if task == "detection" and zoo not in ("torchvision", "hf"):
+        zoo = "timm" if backbone.startswith("timm/") else "torchvision"
+        return f"starts from {zoo}'s pretrained weights in its backbone, and random ones in the rest"
+    return f"starts from {zoo}'s pretrained weights"

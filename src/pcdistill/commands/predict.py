@@ -182,10 +182,9 @@ def _classified(student: Student, batch: Sequence[tuple[File, Tensor, tuple[int,
 def _found(student: Student, batch: Sequence[tuple[File, Tensor, tuple[int, int]]], score: float) -> list[Answer]:
     answers = []
     for file, image, size in batch:
-        (found,) = student.model([image])
+        found = student.boxes_in(image, size)
         kept = found["scores"] >= score
-        scale = torch.tensor([size[1] / image.shape[2], size[0] / image.shape[1]] * 2)
-        boxes = (found["boxes"][kept] * scale).tolist()
+        boxes = found["boxes"][kept].tolist()
         answers.append(Answer(file, size, (found["labels"][kept] - 1).tolist(), found["scores"][kept].tolist(), boxes))
     return answers
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-from pcdistill.commands.header import outputs_of, recipe_text
+from pcdistill.commands.header import recipe_text
 from pcdistill.commands.session import open_data
 from pcdistill.commands.tasks import Task, task_of
 from pcdistill.engine.console import Console
@@ -25,7 +25,7 @@ def printed_recipe(recipe: Recipe, console: Console) -> str:
     data = _data(recipe, task, console)
     if data is not None:
         task.check(recipe, data)
-    return recipe_text(recipe, None if data is None else outputs_of(recipe, data))
+    return recipe_text(recipe, None if data is None else task.outputs(data))
 
 
 def _data(recipe: Recipe, task: Task, console: Console) -> Any:

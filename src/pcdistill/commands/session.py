@@ -22,7 +22,7 @@ from pcdistill.commands.folder import (
     refuse_stopped_run,
     settle_contents,
 )
-from pcdistill.commands.header import Told, header, outputs_of, recipe_text, starts_from
+from pcdistill.commands.header import Told, header, recipe_text, starts_from
 from pcdistill.commands.tasks import Task, task_of
 from pcdistill.commands.teachers import (
     cached_facts,
@@ -33,7 +33,7 @@ from pcdistill.commands.teachers import (
     training_of,
 )
 from pcdistill.distillation.cache_replay import replayed
-from pcdistill.distillation.objective import resolved_terms
+from pcdistill.distillation.objective import build_objective, fitted_terms, method_kind, resolved_terms
 from pcdistill.distillation.teacher import TeacherEnsemble
 from pcdistill.distillation.unused import unused_parameters
 from pcdistill.engine.checkpoint import atomic_write, load_state
@@ -316,7 +316,7 @@ class Session:
         if self.stored is not None:
             return replace(config, weights=str(teacher_file(self.out / name)), pretrained=False)
         if self.accelerator.is_main_process and not (self.out / "last.pt").exists():  # what the folder is to hold
-            atomic_write(self.out / "recipe.yaml", recipe_text(self.recipe, outputs_of(self.recipe, self.data)))
+            atomic_write(self.out / "recipe.yaml", recipe_text(self.recipe, self.task.outputs(self.data)))
         self.console.say(f"training the teacher {config.name} first, {recipe.train.epochs} epochs")
         # Its own seed has its own order, and it learns from labelled images alone.
         data = self.data if number == 0 and recipe.data == self.recipe.data else None
@@ -345,7 +345,7 @@ class Session:
         """What is about to happen, before anything is trained."""
         passed = self.recipe.data.name == LOADERS
         teachers = [self._told(number) for number in range(len(self.recipe.all_teachers) if self.recipe.distils else 0)]
-        starts = "your module" if passed else starts_from(self.recipe.student)
+        starts = "your module" if passed else starts_from(self.recipe.student, self.recipe.task)
         student = Told("student", self.recipe.student.name, starts, self.models["student"] or {})
         for line in header(self.recipe, self.data, [*teachers, student], self.accelerator, self.out):
             self.console.say(line)
@@ -365,11 +365,11 @@ class Session:
         one = len(self.recipe.all_teachers) == 1
         if one and self._trained_by(number) is None:
             facts = self.task.info(self._made_teacher(number, config), self.data)
-            return Told("teacher", config.name, starts_from(config), facts)
+            return Told("teacher", config.name, starts_from(config, self.recipe.task), facts)
         with torch.random.fork_rng(devices=[]):
             trained = training_of(self.recipe, number, self.task, self.data)
             facts = self.task.info(bare_model(self.recipe, config, self.task, self.data), self.data)
-        starts = starts_from(config)
+        starts = starts_from(config, self.recipe.task)
         if trained is not None:
             starts += f", and is trained first ({trained.train.epochs} epochs)"
         return Told("teacher", config.name, starts, facts)
@@ -395,6 +395,9 @@ class Session:
 
     def _build_distiller(self) -> None:
         self.distiller = self.task.distiller(self.recipe, self.student, self.teacher, self.data, self.placement)
+        objective: Any = self.distiller.objective
+        for note in objective.notes if self.stored is None else ():
+            self.console.say(note)
         if self.teacher is not None and self.recipe.student.head == "teacher" and self.stored is None:
             self.console.say("the student's classifier starts from the teacher's")
         if self.distiller.student is not self.student:  # a method gave it a new head
@@ -405,7 +408,7 @@ class Session:
     def _record(self, resumed: bool) -> None:
         """recipe.yaml and environment.json; a run that goes on keeps its record, and adds to it."""
         if self.out is not None and self.accelerator.is_main_process:
-            atomic_write(self.out / "recipe.yaml", recipe_text(self.recipe, outputs_of(self.recipe, self.data)))
+            atomic_write(self.out / "recipe.yaml", recipe_text(self.recipe, self.task.outputs(self.data)))
             path = self.out / "environment.json"
             found = continued(read_json(path) if resumed else {}, environment(self.accelerator, self.command))
             atomic_write(path, json.dumps(found, indent=2) + "\n")
@@ -490,7 +493,7 @@ class Session:
             "status": status,
             "task": recipe.task,
             "method": recipe.method,
-            "losses": resolved_terms(recipe, outputs_of(recipe, self.data)),
+            "losses": resolved_terms(recipe, self.task.outputs(self.data)),
             "seed": recipe.train.seed,
             **({} if recipe.strength is None else {"strength": recipe.strength}),
             "threads": torch.get_num_threads(),
@@ -532,7 +535,7 @@ class Session:
         if self.accelerator.is_main_process:
             if not self.weights.exists():
                 self._save_weights()
-            repair(self.out, recipe_text(self.recipe, outputs_of(self.recipe, self.data)), history)
+            repair(self.out, recipe_text(self.recipe, self.task.outputs(self.data)), history)
             write_pages(self.out, summary, missing_only=True)
         self.accelerator.wait_for_everyone()
         self.console.say(f"{self.out} holds this run, which is done: nothing was trained")
@@ -585,3 +588,30 @@ def bare_model(recipe: Recipe, config: ModelConfig, task: Task, data: Any) -> nn
     """A model of the recipe for the data, without weights."""
     bare = StudentConfig(name=config.name, kwargs=config.kwargs, features=config.features)
     return task.student(replace(recipe, student=bare), data)
+
+
+def rehearse(recipe: Recipe, task: Task, data: Any) -> list[str]:
+    """Check a recipe, and build its student, teacher and objective with random weights, before anything is trained.
+
+    Models are built only where a term compares more than logits: of these the check knows all.
+
+    Returns:
+        What the terms say of how they were built.
+
+    Raises:
+        InputError: a term that does not fit the data, the models, or the two models each other.
+    """
+    task.check(recipe, data)
+    terms = [term for term in recipe.losses if term.method != "detector"]
+    if all(method_kind(term.method) == "logits" for term in terms) and recipe.detection.pairing != "anchors":
+        return build_objective(fitted_terms(recipe), num_classes=task.outputs(data)).notes
+    if not recipe.distils or recipe.teachers or recipe.data.name == LOADERS:
+        return []
+    model = bare_model(recipe, recipe.student, task, data)
+    teacher = task.teacher(replace(recipe.all_teachers[0], weights=None, pretrained=False), model, data, recipe.allow)
+    accelerator = make_accelerator(recipe.train)
+    placement = make_placement(task.train_config(recipe), accelerator, model)
+    model.to(accelerator.device)
+    objective: Any = task.distiller(recipe, model, teacher, data, placement).objective
+    notes: list[str] = objective.notes
+    return notes

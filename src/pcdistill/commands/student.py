@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pcdistill import models
@@ -74,6 +75,21 @@ class Student:
     def pixels(self, path: str) -> Tensor:
         """An image file as it is shown, [3, H, W] uint8."""
         return read_windows(path, whole)[0]
+
+    @torch.no_grad()
+    def boxes_in(self, image: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
+        """What a detector finds in an image as :meth:`read` gives it, with the file's height and width.
+
+        Returns:
+            "boxes" [M, 4] xyxy in pixels of the file, "labels" [M] from 1, "scores" [M].
+        """
+        found = dict(self.model([image])[0])
+        scale = found["boxes"].new_tensor([size[1] / image.shape[2], size[0] / image.shape[1]] * 2)
+        return {**found, "boxes": found["boxes"] * scale}
+
+    def find(self, path: str) -> dict[str, Tensor]:
+        """What a detector finds in an image file, which is read as evaluation reads it; as :meth:`boxes_in`."""
+        return self.boxes_in(*self.read(path))
 
     def read(self, path: str) -> tuple[Tensor, tuple[int, int]]:
         """An image file as the model reads it, and its own height and width.

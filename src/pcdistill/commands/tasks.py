@@ -55,7 +55,9 @@ class Task(Protocol):
         """Whether a teacher's weights file is of other classes than the data's."""
         ...
 
-    def teacher(self, config: TeacherConfig, student: nn.Module, data: Any, allow: Sequence[str]) -> Any: ...
+    def teacher(self, config: TeacherConfig, student: nn.Module | None, data: Any, allow: Sequence[str]) -> Any:
+        """The teacher over the data's classes; `student` is the one that it is to teach, if any."""
+        ...
 
     def gate(
         self,
@@ -79,6 +81,14 @@ class Task(Protocol):
 
     def splits(self, data: Any) -> dict[str, Any]:
         """Batches to evaluate on, by the split's name; None where the data has none."""
+        ...
+
+    def outputs(self, data: Any) -> int:
+        """How many logits the losses compare: the classes, and the background if there is one."""
+        ...
+
+    def conditions(self, data: Any) -> dict[str, Any]:
+        """What a reader of the metrics should know of how they were measured."""
         ...
 
     def metadata(self, data: Any) -> dict[str, Any]:

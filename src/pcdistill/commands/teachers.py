@@ -11,7 +11,7 @@ from pcdistill.distillation.cache_store import read_state
 from pcdistill.errors import InputError
 from pcdistill.models.names import is_user_code
 from pcdistill.models.weights import STUDENT_FILE, TEACHER_FILE
-from pcdistill.recipe import ALONE, Recipe, TeacherConfig, make_recipe
+from pcdistill.recipe import ALONE, Recipe, TeacherConfig, make_recipe, scaled_milestones
 
 
 def teacher_folder(number: int) -> str:
@@ -87,6 +87,7 @@ def _training(recipe: Recipe, number: int) -> Recipe:
     if config.weights is not None:
         student.update(pretrained=False, weights=config.weights)
     tree.update(method=ALONE, losses=[], methods={}, teacher=None, teachers=[], student=student)
+    tree["optim"]["milestones"] = scaled_milestones(recipe.optim.milestones, recipe.train.epochs, config.epochs)
     tree["train"].update(epochs=config.epochs, seed=recipe.train.seed + number)
     tree["data"].update(unlabelled=None, unlabelled_batch=None)
     return make_recipe(tree)

@@ -18,7 +18,7 @@ from pcdistill.data.contents import files_fingerprint, fingerprint_of
 from pcdistill.data.loader import Place, Stream
 from pcdistill.data.workers import FEW, Workers, choose_workers
 from pcdistill.detection import digits as digits_detection
-from pcdistill.detection.formats import KINDS, DetectionSet, Record, read_set
+from pcdistill.detection.formats import KINDS, DetectionSet, Note, Record, read_set
 from pcdistill.detection.packed import PackedSamples, Target
 from pcdistill.errors import InputError, nearest
 from pcdistill.recipe import DataConfig
@@ -222,6 +222,7 @@ def build_detection_data(config: DataConfig, stream: Stream) -> DetectionData:
         if note.told:
             warnings.warn(note.text, stacklevel=2)
     drawn = found.format == "drawn"
+    refuse_without_boxes(config.name, found)
     splits = {split: split_of(config, found, split) for split in found.splits}
     image_size = config.image_size or (DIGITS_SIZE if drawn else None)
     auto = "photometric" if drawn else "flip"
@@ -274,9 +275,13 @@ def open_set(config: DataConfig, *, fill: bool = True) -> DetectionSet:
     found = read_set(*_place(config.name, config.root))
     if not fill:
         return found
-    records, origins = dict(found.splits), dict(found.origins)
+    records, origins, notes = dict(found.splits), dict(found.origins), found.notes
+    if "test" in records and not _has_boxes(records["test"]):
+        del records["test"]
+        told = f"the test split ({origins.pop('test')}) has no boxes to measure anything by; it is left out"
+        notes = (*notes, Note("left out", told, told=True))
     _fill_splits(records, origins, config.val_fraction)
-    return replace(found, splits=records, origins=origins)
+    return replace(found, splits=records, origins=origins, notes=notes)
 
 
 def split_of(config: DataConfig, found: DetectionSet, split: str) -> DetectionSplit:
@@ -353,6 +358,20 @@ def _place(name: str, root: str | None) -> tuple[Path, str | None]:
     return path, kind
 
 
+def _has_boxes(records: Sequence[Record]) -> bool:
+    return any(len(record.boxes) for record in records)
+
+
+def refuse_without_boxes(name: str, found: DetectionSet) -> None:
+    """Raise InputError for a validation split that no epoch can be chosen by."""
+    records = found.splits["val"]
+    if not any((record.iscrowd == 0).any() for record in records):
+        raise InputError(
+            f"{name}: none of the {len(records)} images of the validation split ({found.origins['val']}) has a box to "
+            "choose the best epoch by; check where its annotations are, or take the split away"
+        )
+
+
 def _fill_splits(records: dict[str, list[Record]], origins: dict[str, str], val_fraction: float) -> None:
     """Make sure that there are train, val and test, without one image in two of them; say where they come from."""
     if "test" not in records and "val" in records:
@@ -369,6 +388,8 @@ def _set_aside(records: list[Record], fraction: float) -> tuple[list[Record], li
     if count >= len(records):
         raise InputError(f"{len(records)} training images are too few to set {fraction:.0%} aside for validation")
     order = torch.randperm(len(records), generator=torch.Generator().manual_seed(0)).tolist()
+    if not _has_boxes([records[i] for i in order[:count]]):  # of few images it may be one without
+        order.sort(key=lambda i: not len(records[i].boxes))
     return [records[i] for i in sorted(order[count:])], [records[i] for i in sorted(order[:count])]
 
 

@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from pcdistill.data.findings import Findings, Sample, SplitFacts, equal_files, make_sample, spread
-from pcdistill.detection.data import open_set, split_of
+from pcdistill.detection.data import open_set, refuse_without_boxes, split_of
 from pcdistill.detection.formats import DetectionSet, Record
 from pcdistill.errors import InputError
 from pcdistill.recipe import DataConfig
@@ -19,6 +19,7 @@ def detection_findings(config: DataConfig, samples: int) -> Findings:
     doubt = None
     try:
         found = open_set(config)
+        refuse_without_boxes(config.name, found)
     except InputError as error:  # too few images for the splits that are lacking, perhaps
         found, doubt = open_set(config, fill=False), str(error)
     facts = [_facts(split, records, found) for split, records in found.splits.items()]

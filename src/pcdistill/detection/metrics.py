@@ -58,7 +58,7 @@ def evaluate_detection(
         for batch in batches:
             batch = batch.to(placement)
             with accelerator.autocast():
-                predictions = (find or model)(batch.images)
+                predictions = find_alike(find or model, batch.images)
             for image, target, prediction in zip(batch.images, batch.targets, predictions, strict=True):
                 size = (int(image.shape[1]), int(image.shape[2]))
                 truth.append({"size": size, **_plain(target)})
@@ -68,6 +68,25 @@ def evaluate_detection(
     if accelerator.num_processes > 1:
         truth, found = gather_object(truth), gather_object(found)
     return {**coco_map(found, truth, classes), "samples": float(len(truth))}
+
+
+def find_alike(find: Callable[[Sequence[Tensor]], Any], images: Sequence[Tensor]) -> list[Any]:
+    """What is found in each image, given to the detector with none but images of its own size.
+
+    Padding to a batch's largest image changes what a detector finds near it, in every family. So AP would depend on the
+    batch; images of equal size are padded as one alone is.
+
+    Args:
+        find: a list of images -> a list of what is found.
+        images: [3, H, W] each.
+    """
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, image in enumerate(images):
+        groups.setdefault(tuple(image.shape), []).append(i)
+    found: dict[int, Any] = {}
+    for places in groups.values():
+        found.update(zip(places, find([images[i] for i in places]), strict=True))
+    return [found[i] for i in range(len(images))]
 
 
 def coco_map(

@@ -119,7 +119,9 @@ class PassedDetection(Detection):
     def knows_classes(self, config: TeacherConfig, data: Any) -> bool:
         return True
 
-    def teacher(self, config: TeacherConfig, student: nn.Module, data: Any, allow: Sequence[str]) -> TeacherDetector:
+    def teacher(
+        self, config: TeacherConfig, student: nn.Module | None, data: Any, allow: Sequence[str]
+    ) -> TeacherDetector:
         passed = self._passed
         assert passed.teacher is not None
         return TeacherDetector(

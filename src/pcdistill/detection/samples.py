@@ -12,6 +12,7 @@ from pcdistill.detection.data import DetectionData
 from pcdistill.detection.detectors.base import Adapter
 from pcdistill.detection.detectors.table import adapter_of
 from pcdistill.detection.distiller import DetectionDistiller
+from pcdistill.detection.metrics import find_alike
 from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.modes import evaluating
 from pcdistill.losses.base import PyramidLoss
@@ -49,10 +50,10 @@ def write_samples(path: Path, distiller: DetectionDistiller, student: nn.Module,
         adapter = adapter_of(student)
         finders = {"teacher": distiller.teacher, "student": adapter.predict}
         for who, finder in finders.items():
-            for i, found in enumerate(finder(images) if finder is not None else ()):
+            for i, found in enumerate(find_alike(finder, images) if finder is not None else ()):
                 _put(arrays, f"{who}_{i}", found)
         for term in distiller.objective.terms:
-            if isinstance(term.loss, PyramidLoss) and term.needs.teacher:
+            if images and isinstance(term.loss, PyramidLoss) and term.needs.teacher:
                 arrays.update(_masks(term.loss, distiller, adapter, images, targets))
     beside = io.BytesIO()
     np.savez_compressed(beside, **arrays)  # type: ignore[arg-type]  # its types take any keyword for "allow_pickle"

@@ -21,7 +21,14 @@ from pcdistill.detection.findings import detection_findings
 from pcdistill.detection.metrics import evaluate_detection
 from pcdistill.detection.samples import write_samples
 from pcdistill.detection.teacher import TeacherDetector
-from pcdistill.distillation.objective import build_objective, check_losses, import_user_object, method_kind, views_of
+from pcdistill.distillation.objective import (
+    build_objective,
+    check_losses,
+    fitted_terms,
+    import_user_object,
+    method_kind,
+    views_of,
+)
 from pcdistill.engine.console import Console
 from pcdistill.engine.loop import Metric
 from pcdistill.engine.modes import evaluating, held_in_eval
@@ -32,6 +39,7 @@ from pcdistill.methods import METHODS
 from pcdistill.models.fetching import advising, within_reach
 from pcdistill.models.names import is_user_code
 from pcdistill.recipe import DataConfig, ModelConfig, Recipe, TeacherConfig, TrainConfig
+from pcdistill.report._format import sizes_in
 
 GATE_SAMPLES = 200
 WEAK_AP50 = 5.0  # percent: a teacher below this finds next to nothing
@@ -70,7 +78,9 @@ class Detection:
         named = config.classes or (models.read_classes(config.weights) if config.weights else None)
         return named is not None and not set(data.classes) <= set(named)
 
-    def teacher(self, config: TeacherConfig, student: nn.Module, data: Any, allow: Sequence[str]) -> TeacherDetector:
+    def teacher(
+        self, config: TeacherConfig, student: nn.Module | None, data: Any, allow: Sequence[str]
+    ) -> TeacherDetector:
         with advising("teacher"), within_reach():
             return build_teacher_detector(config, student, data, allow)
 
@@ -93,6 +103,12 @@ class Detection:
 
     def splits(self, data: Any) -> dict[str, Any]:
         return {"test": data.test, "val": data.val}
+
+    def outputs(self, data: Any) -> int:
+        return len(data.classes) + 1
+
+    def conditions(self, data: Any) -> dict[str, Any]:
+        return {"sizes_in": sizes_in(data.image_size)}
 
     def metadata(self, data: Any) -> dict[str, Any]:
         ids = getattr(data, "category_ids", ())  # the data's own, where its format has such
@@ -189,7 +205,7 @@ def knows_detection_classes(config: TeacherConfig, data: DetectionData) -> bool:
 
 
 def build_teacher_detector(
-    config: TeacherConfig, student: nn.Module, data: DetectionData, allow: Sequence[str] = ()
+    config: TeacherConfig, student: nn.Module | None, data: DetectionData, allow: Sequence[str] = ()
 ) -> TeacherDetector:
     """The teacher, its classes matched to the data's by name.
 
@@ -280,7 +296,7 @@ def build_detection_distiller(
             **observed_pyramids(student, teacher, images, needed="pyramids" in kinds),
             "n_data": data.train.num_samples,
         }
-    objective = build_objective(recipe.losses, num_classes=len(data.classes) + 1, context=context)
+    objective = build_objective(fitted_terms(recipe), num_classes=len(data.classes) + 1, context=context)
     distiller = DetectionDistiller(
         student,
         DetectionObjective(objective.terms, boxes=boxes, boxes_weight=options.boxes_weight),

@@ -20,6 +20,7 @@ from pcdistill.losses.base import Features, Kind, Needs, Shapes, check_fit, chec
 from pcdistill.losses.eakd import EntropyWeightedLoss
 from pcdistill.losses.lskd import StandardizedLoss
 from pcdistill.losses.options import Option, fitted, options_of
+from pcdistill.losses.pcd import DEFAULT_STAGES
 from pcdistill.methods import METHODS
 from pcdistill.models.names import is_user_code
 from pcdistill.recipe import Recipe, TermConfig
@@ -76,6 +77,11 @@ class Objective(nn.Module):
     @property
     def names(self) -> list[str]:
         return [term.name for term in self.terms]
+
+    @property
+    def notes(self) -> list[str]:
+        """What the terms say of how they were built."""
+        return [f"{term.name}: {note}" for term in self.terms if (note := getattr(term.loss, "note", None))]
 
     @property
     def needs_teacher(self) -> bool:
@@ -376,6 +382,7 @@ def resolved_terms(recipe: Recipe, num_classes: int | None = None) -> list[dict[
         num_classes: C, of which some defaults are made, such as PCD's number of stages; None leaves those out.
     """
     found = []
+    recipe = recipe if num_classes is None else replace(recipe, losses=fitted_terms(recipe))
     for i, (term, given) in enumerate(zip(recipe.losses, recipe.to_dict()["losses"], strict=True)):
         where = f"losses.{i}"
         loss_class = _loss_class(term.method, where)
@@ -434,6 +441,21 @@ def views_of(recipe: Recipe) -> int:
     return max((term_needs(term, f"losses.{i}").views for i, term in enumerate(recipe.losses)), default=1)
 
 
+def fitted_terms(recipe: Recipe) -> tuple[TermConfig, ...]:
+    """The recipe's terms, where the options that the recipe's name of the method brings give way to few classes.
+
+    PCD's S is the one: at its default it is left to the loss, which cuts it to what the classes allow. An S that was
+    asked for stays, and is refused where it does not fit.
+    """
+    named = [(term.method, term.options) for term in recipe.methods.get(recipe.method, ())]
+    found = []
+    for term in recipe.losses:
+        brought = (term.method, term.options) in named and term.options.get("stages") == DEFAULT_STAGES
+        options = {key: value for key, value in term.options.items() if not (brought and key == "stages")}
+        found.append(replace(term, options=options))
+    return tuple(found)
+
+
 def check_losses(recipe: Recipe, num_classes: int, *, soft_labels: bool = False) -> None:
     """Ask every term whether it can be trained in this run: a misfit is known before the teacher is trained.
 
@@ -450,7 +472,7 @@ def check_losses(recipe: Recipe, num_classes: int, *, soft_labels: bool = False)
     soft_labels = soft_labels or recipe.data.mixup > 0 or recipe.data.cutmix > 0
     shapes = Shapes(num_classes, views=views_of(recipe), soft_labels=soft_labels)
     with torch.random.fork_rng(devices=[]):
-        for i, term in enumerate(recipe.losses):
+        for i, term in enumerate(fitted_terms(recipe)):
             loss = _early_loss(term, f"losses.{i}", {"num_classes": num_classes})
             needs = term_needs(term, f"losses.{i}")
             _strength(term, needs, f"losses.{i}")

@@ -73,6 +73,7 @@ class Loss(nn.Module):
 
     kind: ClassVar[Kind]
     needs: Needs = Needs()
+    note: str | None = None  # what its user should know of how it was built
 
     def set_progress(self, *, progress: float, epoch: float) -> None:
         """Called before every step: `progress` in [0, 1), `epoch` from 0 with its fraction. Most losses stay."""

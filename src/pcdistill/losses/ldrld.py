@@ -19,6 +19,8 @@ from pcdistill.losses.base import LogitLoss
 
 __all__ = ["LDRLDLoss", "ldrld_loss"]
 
+DEFAULT_TOP = 7
+
 
 def _check_top_classes(top_classes: int) -> None:
     if not isinstance(top_classes, int) or top_classes < 2:
@@ -31,7 +33,7 @@ def ldrld_loss(
     target: Tensor | None = None,
     *,
     temperature: float = 4.0,
-    top_classes: int = 7,
+    top_classes: int = DEFAULT_TOP,
     local_weight: float = 10.5,
     rest_weight: float = 7.0,
     pair_scale: float = 2.0,
@@ -113,22 +115,32 @@ def _group_kl(z_s: Tensor, z_t: Tensor) -> Tensor:
 
 
 class LDRLDLoss(LogitLoss):
-    """Module form of :func:`ldrld_loss`, for recipes; arguments, shapes and errors are the function's."""
+    """Module form of :func:`ldrld_loss`, for recipes; other arguments, shapes and errors are the function's.
+
+    Args:
+        top_classes: d; None is 7, or C - 1 where `num_classes` tells of fewer than eight classes.
+        num_classes: C, where it is known: the engine gives it.
+    """
 
     def __init__(
         self,
         *,
         temperature: float = 4.0,
-        top_classes: int = 7,
+        top_classes: int | None = None,
         local_weight: float = 10.5,
         rest_weight: float = 7.0,
         pair_scale: float = 2.0,
         pair_offset: float = 1.5,
         pair_decay: float = 0.05,
         average_groups: bool = True,
+        num_classes: int | None = None,
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
+        if top_classes is None:
+            top_classes = DEFAULT_TOP if num_classes is None else max(min(DEFAULT_TOP, num_classes - 1), 2)
+            if top_classes < DEFAULT_TOP:
+                self.note = f"d is {top_classes}, not {DEFAULT_TOP}: logits of {num_classes} classes allow no more"
         check_temperature(temperature)
         _check_top_classes(top_classes)
         check_weight(local_weight, "local_weight")

@@ -193,6 +193,8 @@ class PCDLoss(LogitLoss):
         super().__init__()
         if stages is None:
             stages = DEFAULT_STAGES if num_classes is None else max(min(DEFAULT_STAGES, num_classes // 2), 1)
+            if stages < DEFAULT_STAGES:
+                self.note = f"S is {stages}, not {DEFAULT_STAGES}: logits of {num_classes} classes allow no more"
         _check_options(temperature, stages, directions, normalize, reduction, backend)
         _check_choice("schedule", schedule, ("joint", "progressive"))
         if cumulative and schedule == "joint":

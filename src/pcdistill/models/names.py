@@ -67,11 +67,18 @@ def is_user_code(name: str) -> bool:
 
 
 def has_zoo_weights(name: str, task: str = "classification") -> bool:
-    """Whether a full name is of a zoo whose models come with trained weights; hf/KIND of a detector has none."""
+    """Whether a full name is of a model that comes with trained weights.
+
+    Of a detector FAMILY/BACKBONE these are the backbone's, which a tiny one has not; hf/KIND has none.
+    """
+    if is_user_code(name):
+        return False
     zoo, _, rest = name.partition("/")
-    if zoo == "hf" and task == "detection" and "/" not in rest:
-        return Path(rest).exists()
-    return zoo in ("timm", "torchvision", "hf")
+    if task != "detection" or zoo == "torchvision":
+        return zoo in ("timm", "torchvision", "hf")
+    if zoo == "hf":
+        return "/" in rest or Path(rest).exists()
+    return bool(rest) and not rest.startswith("tiny")
 
 
 def _cifar_names() -> list[str]:

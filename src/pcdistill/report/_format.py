@@ -22,6 +22,13 @@ SPLITS = {"val": "validation", "test": "test"}
 PERCENT = ("top1", "top5", "map", "map_50", "map_75", "map_small", "map_medium", "map_large")
 
 
+def sizes_in(image_size: Any) -> str:
+    """Which pixels small (below 32 x 32), medium and large (above 96 x 96) are counted in, in words."""
+    if image_size is None:
+        return "pixels of the images as they are"
+    return f"pixels of images whose longer side was scaled down to {image_size} where it was longer"
+
+
 def metric_name(metric: str) -> str:
     """The metric as a column's head; a name that is not known stands for itself."""
     return METRICS.get(metric, metric)

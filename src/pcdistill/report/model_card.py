@@ -17,7 +17,7 @@ from pcdistill.report._folder import Run, data_name, metric_of, name_of, read_ru
 from pcdistill.report._format import SPLITS, count, metric_name, number, shown, term_text
 from pcdistill.report.production import production_code
 from pcdistill.report.rows import aligned
-from pcdistill.report.run_page import COLUMNS
+from pcdistill.report.run_page import COLUMNS, sizes_of
 from pcdistill.report.speed import read_speed, speed_cells, speed_notes
 
 WEIGHTS = "student.safetensors"
@@ -190,6 +190,7 @@ def _metrics(run: Run) -> list[str]:
         *aligned(cells),
         "",
         f"The best epoch was chosen by val/{metric} on validation images, without the test set.",
+        *([f"AP small, medium and large count in {sizes}."] if (sizes := sizes_of(run)) else []),
     ]
 
 
@@ -203,15 +204,20 @@ def _speed(run: Run) -> list[str]:
 
 
 def _usage(run: Run, student: str) -> list[str]:
-    """Three lines that build the student, load its weights and call it; five for a detector."""
+    """Three lines that build the student, load its weights and call it."""
     metadata = _weights_metadata(run_weights(run.path))
-    if run.result.get("task", run.recipe.get("task")) == "detection":
-        return _detector_usage(run, student, metadata)
+    detects = run.result.get("task", run.recipe.get("task")) == "detection"
+    if detects and data_name(run) != LOADERS:
+        return [
+            "import pcdistill",
+            'student = pcdistill.load_student(".")  # this folder, or its name on the Hugging Face hub',
+            'found = student.find("photo.jpg")  # "boxes" in the file\'s pixels, "labels" from 1, "scores"',
+        ]
     if data_name(run) == LOADERS:
         return [
             "from pcdistill import models",
             f'models.load_weights(model, "{WEIGHTS}")  # model: a {student}, built as it was for the training',
-            "logits = model.eval()(images)  # images as the training's loader gave them",
+            f"{'found' if detects else 'logits'} = model.eval()(images)  # images as the training's loader gave them",
         ]
     mean, std = metadata.get("mean"), metadata.get("std")
     image_size = metadata.get("image_size") or _dict(run.recipe.get("data")).get("image_size")
@@ -246,20 +252,6 @@ def _production(run: Run, student: str) -> list[str]:
         "",
         *_fenced("\n".join(made[1]).replace(WEIGHTS, run_weights(run.path).name), "python"),
         "",
-    ]
-
-
-def _detector_usage(run: Run, student: str, metadata: dict[str, Any]) -> list[str]:
-    size, classes = metadata.get("image_size"), metadata.get("classes")
-    kwargs = {"min_size": size, "max_size": size} if size else {}
-    kwargs.update(_dict(_dict(run.recipe.get("student")).get("kwargs")))
-    count_of = len(classes) if isinstance(classes, list) else None
-    return [
-        "from pcdistill import models",
-        "from pcdistill.detection.detectors.build import build_detector",
-        f"model = build_detector({json.dumps(student)}, num_classes={count_of}, kwargs={kwargs!r}).eval()",
-        f'models.load_weights(model, "{WEIGHTS}")',
-        'found = model(images)  # a list of [3, H, W] in [0, 1]; per image "boxes", "labels" from 1, "scores"',
     ]
 
 

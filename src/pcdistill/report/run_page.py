@@ -6,7 +6,7 @@ from typing import Any
 
 from pcdistill.engine.console import duration
 from pcdistill.report._folder import Run, data_name, metric_of, name_of, read_run, replace_file, trained_alone
-from pcdistill.report._format import MISSING, SPLITS, metric_name, number, short_metric, shown
+from pcdistill.report._format import MISSING, SPLITS, metric_name, number, short_metric, shown, sizes_in
 from pcdistill.report._page import render
 from pcdistill.report.answers import LINES, class_table, confusions_of, read_answers, thumbs_of
 from pcdistill.report.boxes import boxes_of_classes, run_boxes
@@ -165,12 +165,22 @@ def _result_table(run: Run) -> dict[str, Any]:
         "metrics.csv), chosen without the test set. Last epoch: the final one.",
         "student.safetensors holds the row marked as kept.",
     ]
+    if sizes := sizes_of(run):
+        notes.append(f"AP small (below 32 x 32), medium and large (above 96 x 96) count in {sizes}.")
     return {
         "groups": [(SPLITS[split], sum(1 for s, _ in pairs if s == split)) for split in splits] if wide else [],
         "columns": [metric_name(column) for column in ([name for _, name in pairs] if wide else names)],
         "result_rows": rows,
         "result_notes": notes if rows else [],
     }
+
+
+def sizes_of(run: Run) -> str | None:
+    """Which pixels AP by size is counted in, in words; None for a run without such."""
+    kept = _dict(run.result.get(str(run.result.get("kept") or "best")))
+    if not any(f"map_{size}" in _dict(kept.get(split)) for split in SPLITS for size in ("small", "medium", "large")):
+        return None
+    return sizes_in(_dict(run.recipe.get("data")).get("image_size"))
 
 
 def _models(run: Run) -> list[tuple[str, str, dict[str, Any]]]:

@@ -2,7 +2,8 @@
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -21,7 +22,8 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 from pcdistill.detection.detectors.hub import build_hub_detector, hub_classes, hub_kinds, is_kind
 from pcdistill.detection.detectors.table import FAMILIES
-from pcdistill.errors import InputError, nearest
+from pcdistill.errors import InputError, PcdistillError, nearest
+from pcdistill.models.weights import first_line
 
 WHOLE = (
     "fasterrcnn_resnet50_fpn",
@@ -149,13 +151,26 @@ def _whole(
     assert classes is not None
     model: nn.Module = builder(weights=None, weights_backbone=None, num_classes=classes + 1, **options)
     if pretrained:
-        state = coco_weights(name).get_state_dict(check_hash=True)
+        with _fetching(f"torchvision/{name}"):
+            state = coco_weights(name).get_state_dict(check_hash=True)
         shapes = {key: value.shape for key, value in model.state_dict().items()}
         model.load_state_dict(
             {key: value for key, value in state.items() if value.shape == shapes.get(key, value.shape)},
             strict=classes == own,
         )
     return model
+
+
+@contextmanager
+def _fetching(name: str) -> Iterator[None]:
+    """What the libraries raise when weights cannot be had, as one sentence."""
+    try:
+        yield
+    except OSError as error:  # a URLError, and what the hub raises, are such
+        raise PcdistillError(
+            f"the pretrained weights of {name} could not be fetched: {first_line(error)}; without a network, bring "
+            "them into the cache from elsewhere, give a weights file, or set pretrained to false"
+        ) from error
 
 
 def coco_weights(name: str) -> Any:
@@ -265,7 +280,8 @@ def _torchvision_backbone(
 
     two_stage = family == "fasterrcnn"
     norm_layer = FrozenBatchNorm2d if frozen else nn.BatchNorm2d
-    net: Any = get_model(name, weights="DEFAULT" if pretrained else None, norm_layer=norm_layer)
+    with _fetching(f"the backbone {name}"):
+        net: Any = get_model(name, weights="DEFAULT" if pretrained else None, norm_layer=norm_layer)
     out = options.pop("fpn_channels", 256)
     _check_width(family, out)
     extra = LastLevelMaxPool() if two_stage else LastLevelP6P7(out, out)
@@ -311,7 +327,8 @@ def _timm_body(
     if not timm.is_model(name):
         raise InputError(f'timm has no model "{name}"{nearest(name, timm.list_models())}')
     try:
-        body: Any = timm.create_model(name, features_only=True, pretrained=pretrained)
+        with _fetching(f"the backbone timm/{name}"):
+            body: Any = timm.create_model(name, features_only=True, pretrained=pretrained)
         reductions, widths = body.feature_info.reduction(), body.feature_info.channels()
     except (RuntimeError, AttributeError, NotImplementedError) as error:
         raise InputError(f"timm/{name} gives no feature pyramid: {error}") from error
