@@ -1,11 +1,10 @@
 """Where metrics go besides metrics.csv: TensorBoard, Weights & Biases, trackio, each by name in `train.trackers`."""
 
 import importlib
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
-from pcdistill.errors import InputError
+from pcdistill.extras import need
 from pcdistill.recipe import Recipe
 
 Tracker = Callable[[dict[str, float], int], None]
@@ -14,8 +13,7 @@ Tracker = Callable[[dict[str, float], int], None]
 def check_trackers(recipe: Recipe) -> None:
     """Raise before anything is trained if a tracker's package is not installed."""
     for name in recipe.train.trackers:
-        if importlib.util.find_spec(name) is None:
-            raise InputError(f"train.trackers: {name} is not installed; pip install {name}")
+        need(name, what=f"train.trackers: {name}")
 
 
 def make_trackers(recipe: Recipe, out: Path, *, enabled: bool = True) -> tuple[Tracker, ...]:

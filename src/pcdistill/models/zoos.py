@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pcdistill.errors import InputError, PcdistillError, nearest
+from pcdistill.extras import need
 from pcdistill.models.weights import first_line
 
 if TYPE_CHECKING:
@@ -248,8 +249,7 @@ def _takes(model: Any, channels: int, image_size: int | None) -> bool:
 
 
 def transformers_package(name: str) -> ModuleType:
-    if importlib.util.find_spec("transformers") is None:
-        raise InputError(f'model "hf/{name}" needs the package transformers; install it with: pip install transformers')
+    need("transformers", what=f'model "hf/{name}"')
     return importlib.import_module("transformers")
 
 
