@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 # One thread a process: the tests' tensors are tiny, and two processes share the cores better than two thread pools.
 TEST_ENV = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: install demo newcomer test test-all lint types bench clean
+.PHONY: install demo newcomer test test-all lint types bench check-release check-lowest site clean
 
 install: $(VENV)/.installed
 
@@ -34,6 +34,19 @@ types: install
 
 bench: install
 	$(BIN)/python benchmarks/run_all.py
+
+# Wheel and sdist, and the wheel alone in an empty environment of every Python at hand; it needs uv, or the package build.
+check-release:
+	$(PYTHON) scripts/check_release.py
+
+# The lowest versions that pyproject.toml allows, in an environment of their own; it needs uv.
+check-lowest:
+	$(PYTHON) scripts/check_release.py --lowest
+
+site: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	$(BIN)/python scripts/site_pages.py
+	$(BIN)/python -m mkdocs build --strict --quiet --config-file build/mkdocs.yml
 
 clean:
 	rm -rf $(VENV) build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -150,7 +150,9 @@ def test_what_cannot_be_exported_is_one_sentence(tmp_path, plan, sentence):
 def test_a_missing_package_is_named_before_anything(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxscript" else object())
-    with pytest.raises(InputError, match=r"needs the package onnxscript: pip install pcdistill\[export\]"):
+    with pytest.raises(
+        InputError, match=r"ONNX needs onnxscript, which is not installed: pip install 'pcdistill\[export\]'"
+    ):
         export(tmp_path / "nowhere", Export("onnx"), print)
 
 

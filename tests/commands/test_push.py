@@ -179,5 +179,5 @@ def test_a_name_that_is_neither_and_a_missing_package(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="neither a run's folder nor a name on the hub"):
         pcdistill.load_student(str(tmp_path / "nowhere"))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"huggingface_hub is needed: pip install pcdistill\[hub\]"):
+    with pytest.raises(InputError, match=r"load me/student needs huggingface_hub, .*pip install 'pcdistill\[hub\]'"):
         pcdistill.load_student("me/student")

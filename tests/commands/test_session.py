@@ -159,7 +159,9 @@ def test_the_average_of_the_weights_is_what_is_kept(teacher, tmp_path):
 
 def test_a_tracker_that_is_not_installed_is_named_before_the_teacher_is_trained(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
-    with pytest.raises(InputError, match="wandb is not installed; pip install wandb"):
+    with pytest.raises(
+        InputError, match=r"trackers: wandb needs wandb, which is not installed: pip install 'pcdistill\[wandb\]'"
+    ):
         run(recipe(method="kd", train__trackers=["wandb"]), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -185,8 +185,8 @@ def test_a_model_is_evaluated_in_eval_mode_over_the_whole_split():
 
 def test_without_a_tool_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
-    monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
-    with pytest.raises(InputError, match=r"pip install pcdistill\[detection\]"):
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    with pytest.raises(InputError, match=r"detection needs faster_coco_eval.*pip install 'pcdistill\[detection\]'"):
         coco_map([prediction()], [target()], ["a"])
 
 

@@ -350,9 +350,8 @@ def test_every_method_of_a_comparison_is_tried_before_the_first_is_trained(squar
     out = tmp_path / "comparison"
     command = ("compare", *settings(squares), "--teacher-epochs", "1", "--seeds", "1", "--out", out, "--methods")
     text = error_of(capsys, *command, "none,kd,at,mlkd,pkd", "--set", "student.kwargs={fpn_channels: 8}")
-    assert "2 methods cannot be trained on this:" in text
     assert "at: losses" in text
-    assert "mlkd: losses" in text
+    assert "; mlkd: losses" in text
     assert not list(out.glob("*/*.csv"))
     assert not (out / "teacher").exists()
 

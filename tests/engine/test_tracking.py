@@ -20,7 +20,9 @@ def recipe(*names: str):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_missing_one_is_named_before_training(name, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(InputError, match=f"{name} is not installed; pip install {name}"):
+    with pytest.raises(
+        InputError, match=f"{name} needs {name}, which is not installed: pip install 'pcdistill.{name}.'"
+    ):
         check_trackers(recipe(name))
 
 

@@ -238,5 +238,5 @@ def test_what_transformers_would_pass_over_is_refused(transformers, name, argume
 
 def test_a_missing_transformers_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(InputError, match="needs the package transformers; install it with: pip install"):
+    with pytest.raises(InputError, match=r'"hf/some/net" needs transformers, .*pip install .pcdistill\[hf\]'):
         models.build_model("hf/some/net", num_classes=5)

@@ -278,10 +278,7 @@ def _fitting(recipe: Recipe, recipes: dict[Key, Recipe], plan: Plan, out: Path, 
                 told.add(note)
     asked = {method: text for method, text in refused.items() if method not in plan.optional}
     if asked:
-        sentences = "\n  ".join(f"{method}: {text}" for method, text in asked.items())
-        raise InputError(
-            sentences if len(asked) == 1 else f"{len(asked)} methods cannot be trained on this:\n  {sentences}"
-        )
+        raise InputError("; ".join(f"{method}: {text}" for method, text in asked.items()))
     for method, text in refused.items():
         console.warn(f"{method} is left out: {text}")
     return {key: one for key, one in recipes.items() if key.method not in refused}

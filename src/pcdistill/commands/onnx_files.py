@@ -1,6 +1,5 @@
 """ONNX: students as files of it, such files run by ONNX Runtime, and their form in 8-bit integers."""
 
-import importlib.util
 import json
 import os
 import tempfile
@@ -13,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pcdistill.errors import InputError, PcdistillError
+from pcdistill.errors import PcdistillError
+from pcdistill.extras import need
 from pcdistill.models.weights import first_line
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -22,9 +22,7 @@ OLD_OPSET = 17
 
 def need_onnx() -> None:
     """Raise InputError unless what writes and runs ONNX is installed."""
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise InputError(f"ONNX needs the package {' and '.join(missing)}: pip install pcdistill[export]")
+    need(*PACKAGES, what="ONNX")
 
 
 def write_classifier(model: nn.Module, path: Path, shape: Sequence[int], metadata: Mapping[str, Any]) -> None:

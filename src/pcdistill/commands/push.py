@@ -1,11 +1,11 @@
 """`pcdistill push`: a run's student on the Hugging Face hub; and `load_student`, which takes it from there."""
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 from pcdistill.commands.student import WEIGHTS, Student, open_student
 from pcdistill.errors import InputError, PcdistillError
+from pcdistill.extras import need
 from pcdistill.models.weights import first_line, run_weights
 
 MODEL = "model.safetensors"  # what timm and transformers look for on the hub
@@ -87,8 +87,7 @@ def load_student(path_or_repo: str | Path) -> Student:
 
 
 def _hub(what: str) -> Any:
-    if importlib.util.find_spec("huggingface_hub") is None:
-        raise InputError(f"to {what}, huggingface_hub is needed: pip install pcdistill[hub]")
+    need("huggingface_hub", what=what)
     import huggingface_hub
 
     return huggingface_hub

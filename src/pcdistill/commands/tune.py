@@ -20,6 +20,7 @@ from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.console import Console
 from pcdistill.engine.placement import make_accelerator
 from pcdistill.errors import InputError
+from pcdistill.extras import need
 from pcdistill.files import clear_parts
 from pcdistill.recipe import ALONE, Recipe, with_method
 from pcdistill.report.rows import kept_epoch, verdict_of
@@ -72,10 +73,7 @@ def tune(recipe: Recipe, plan: TunePlan, out: Path, *, console: Console, command
         InputError: wrong input, no optuna, or no trial that came to its end.
         Interrupted: stopped by a signal; the same call continues.
     """
-    try:
-        import optuna  # noqa: F401
-    except ImportError:
-        raise InputError("tune needs optuna, which is not installed: pip install 'pcdistill[tune]'") from None
+    need("optuna", what="tune")
     from pcdistill.commands.search import Space
 
     check_numbers(plan.jobs, plan.threads)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pcdistill.arrays import read_npz
 from pcdistill.data import DATASETS
+from pcdistill.data.digits import handwritten_digits
 from pcdistill.data.download import CIFAR, read_cifar
 from pcdistill.data.files import EXTENSIONS, DatasetItems, ImageFiles, Items, find_images
 from pcdistill.errors import InputError, nearest
@@ -130,11 +131,9 @@ def stratified(labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 def _digits() -> Source:
     """The 8 x 8 digits; as there is no official test set, a fixed fifth of each class is held out for it."""
-    from sklearn.datasets import load_digits
-
-    found = load_digits()
-    images = torch.from_numpy(np.round(found.images * (255 / 16)).astype(np.uint8))[:, None]
-    labels = torch.from_numpy(found.target).long()
+    ink, digits = handwritten_digits()
+    images = torch.from_numpy(np.round(ink * (255 / 16)).astype(np.uint8))[:, None]
+    labels = torch.from_numpy(digits.astype(np.int64))
     train, test = stratified(labels, len(labels) - len(labels) // 5)
     return Source(
         [str(digit) for digit in range(10)],

@@ -1,4 +1,4 @@
-"""`digits-detection`: real scikit-learn digits pasted over drawn textures, with boxes. Nothing is downloaded.
+"""`digits-detection`: real handwritten digits pasted over drawn textures, with boxes. Nothing is downloaded.
 
 The set is a pure function of the image size: the seed of a run changes the order and the augmentation, never the
 images, so that teachers, students and seeds all meet the same test images. The digits of the three splits are
@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from pcdistill.data.digits import handwritten_digits
 
 VERSION = 1  # to be raised with any change to what is drawn
 CLASSES = tuple("0123456789")
@@ -47,9 +49,7 @@ def draw_split(split: str, image_size: int) -> tuple[Tensor, list[np.ndarray], l
 
 def _glyphs(split: str) -> tuple[np.ndarray, np.ndarray]:
     """Ink in 0..1 [G, 8, 8] and digit [G] of the split's handwritten samples."""
-    from sklearn.datasets import load_digits
-
-    ink, digits = load_digits(return_X_y=True)
+    ink, digits = handwritten_digits()
     order = np.random.default_rng(0).permutation(len(digits))[slice(*DIGITS[split])]
     return ink.reshape(-1, 8, 8)[order] / 16.0, digits[order]
 

@@ -1,6 +1,7 @@
 """COCO mAP of a detector over a split, by faster-coco-eval: whole, by IoU, by size and per class."""
 
 import contextlib
+import importlib.util
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from pcdistill.detection.data import DetectionBatch
 from pcdistill.engine.modes import evaluating
 from pcdistill.engine.placement import Placement
-from pcdistill.errors import InputError
+from pcdistill.extras import need
 
 # Name of the metric -> which array of COCO, and of it which IoU thresholds and which sizes (all, small, medium, large).
 SUMMARY: dict[str, tuple[str, slice, int]] = {
@@ -121,9 +122,9 @@ def coco_arrays(
 ) -> dict[str, np.ndarray]:
     """COCO's "precision" [10 IoU, 101 recall, K, 4 sizes, 3 detections] and "recall" [10, K, 4, 3], -1 where no box is.
 
-    `tool` is a pair of classes as :func:`_tool` gives it.
+    `tool` is a pair of classes as :func:`coco_tool` gives it.
     """
-    coco_class, evaluation_class = tool or _tool()
+    coco_class, evaluation_class = tool or coco_tool()
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     detections: list[dict[str, Any]] = []
@@ -176,16 +177,21 @@ def _mean(values: np.ndarray) -> float | None:
     return float(np.mean(valid)) if valid.size else None
 
 
-def _tool() -> tuple[Any, Any]:
-    """The classes that read annotations and that evaluate: faster-coco-eval's, else pycocotools'."""
+def coco_tool() -> tuple[Any, Any]:
+    """The classes that read annotations and that evaluate: faster-coco-eval's, else pycocotools'.
+
+    Raises:
+        InputError: neither is installed.
+    """
     try:
         from faster_coco_eval import COCO, COCOeval_faster
     except ImportError:
-        try:
-            from pycocotools.coco import COCO
-            from pycocotools.cocoeval import COCOeval
-        except ImportError:
-            raise InputError("detection needs faster-coco-eval: pip install pcdistill[detection]") from None
+        if importlib.util.find_spec("pycocotools") is None:
+            need("faster_coco_eval", what="detection")
+            raise  # it is installed, and broken
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+
         return COCO, COCOeval
     return COCO, COCOeval_faster
 

@@ -18,7 +18,7 @@ from pcdistill.detection.detectors.pairing import PairingOptions
 from pcdistill.detection.detectors.table import adapter_of, register_user_adapters
 from pcdistill.detection.distiller import DetectionDistiller, DetectionObjective
 from pcdistill.detection.findings import detection_findings
-from pcdistill.detection.metrics import evaluate_detection
+from pcdistill.detection.metrics import coco_tool, evaluate_detection
 from pcdistill.detection.samples import write_samples
 from pcdistill.detection.teacher import TeacherDetector
 from pcdistill.distillation.objective import (
@@ -54,6 +54,7 @@ class Detection:
         return detection_data(recipe, accelerator)
 
     def check(self, recipe: Recipe, data: Any) -> None:
+        coco_tool()
         check_detection_losses(recipe, len(data.classes))
 
     def train_config(self, recipe: Recipe) -> TrainConfig:

@@ -3,7 +3,6 @@
 They are Accelerate's trackers, as its `log_with` names them.
 """
 
-import importlib.util
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
-from pcdistill.errors import InputError
+from pcdistill.extras import need
 from pcdistill.recipe import Recipe
 
 Tracker = Callable[[dict[str, float], int], None]
@@ -21,8 +20,7 @@ PROJECT = "pcdistill"
 def check_trackers(recipe: Recipe) -> None:
     """Raise before anything is trained if a tracker's package is not installed."""
     for name in recipe.train.trackers:
-        if importlib.util.find_spec(name) is None:
-            raise InputError(f"train.trackers: {name} is not installed; pip install {name}")
+        need(name, what=f"train.trackers: {name}")
 
 
 class Trackers:

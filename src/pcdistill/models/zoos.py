@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pcdistill.errors import InputError, NotFetched, PcdistillError, nearest
+from pcdistill.extras import need
 from pcdistill.models.fetching import out_of_reach
 from pcdistill.models.weights import first_line
 
@@ -253,8 +254,7 @@ def _takes(model: Any, channels: int, image_size: int | None) -> bool:
 
 
 def transformers_package(name: str) -> ModuleType:
-    if importlib.util.find_spec("transformers") is None:
-        raise InputError(f'model "hf/{name}" needs the package transformers; install it with: pip install transformers')
+    need("transformers", what=f'model "hf/{name}"')
     return importlib.import_module("transformers")
 
 

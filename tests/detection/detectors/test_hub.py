@@ -6,7 +6,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pcdistill.detection.detectors import hub
 from pcdistill.detection.detectors.build import build_detector, comes_whole, list_detectors, pretrained_classes
 from pcdistill.detection.detectors.hub import hub_kinds, is_kind
 from pcdistill.detection.detectors.set_prediction import SetPrediction
@@ -132,6 +131,6 @@ def test_a_classifier_is_no_detector(tmp_path):
 
 
 def test_transformers_is_asked_for_where_it_is_missing(monkeypatch):
-    monkeypatch.setattr(hub.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"pip install pcdistill\[hf\]"):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install 'pcdistill\[hf\]'"):
         build_detector("hf/rt_detr", num_classes=3)

@@ -11,6 +11,7 @@ from typing import Any
 
 from pcdistill.detection.detectors.set_prediction import HubDetector, side_of
 from pcdistill.errors import InputError, nearest
+from pcdistill.extras import need
 from pcdistill.models.weights import first_line
 
 OWN_OPTIONS = ("min_size", "max_size", "square", "image_mean", "image_std", "detections_per_img")
@@ -82,8 +83,7 @@ def hub_kinds() -> tuple[str, ...]:
 
 
 def transformers_package() -> ModuleType:
-    if importlib.util.find_spec("transformers") is None:
-        raise InputError("hf/ detectors need transformers: pip install pcdistill[hf]")
+    need("transformers", what="an hf/ detector")
     return importlib.import_module("transformers")
 
 
