@@ -208,7 +208,7 @@ def test_several_teachers_are_trained_apart_and_teach_together(tmp_path):
     assert any(not torch.equal(one["student"][key], other["student"][key]) for key in one["student"])
     table = compare(made, Plan(["none", "kd"], 1, jobs=1), tmp_path / "compare", console=Console(quiet=True))
     assert "teacher: cifar/resnet8 + cifar/resnet8" in table
-    assert (tmp_path / "compare" / "teacher-2" / "student.safetensors").exists()
+    assert (tmp_path / "compare" / "teacher-2" / "teacher.safetensors").exists()
 
 
 @pytest.mark.slow

@@ -140,7 +140,7 @@ STUDENTS = {
 def test_students_of_every_make_train_and_are_saved(name, extra, teacher, tmp_path):
     student = STUDENTS[name]()
     if name == "scripted" and "ema" in extra:
-        with pytest.raises(InputError, match=r"cannot be copied .*; set train.ema to 0"):
+        with pytest.raises(InputError, match=r"cannot be copied .*; set train_options..ema.. to 0"):
             go(teacher, student, train_options=extra)
         return
     found = go(teacher, student, epochs=2, train_options=extra, out=tmp_path)

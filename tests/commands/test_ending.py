@@ -163,6 +163,7 @@ def at_write(monkeypatch, number: int, error: BaseException) -> list[str]:
     return names
 
 
+@pytest.mark.faults
 def test_a_kill_at_any_write_loses_nothing(tmp_path, monkeypatch):
     whole = run(tmp_path / "whole")
     number, ended = 0, False
@@ -201,6 +202,7 @@ def full_at(patch, number: int) -> None:
     patch.setattr("pcdistill.files.os.fsync", counted)
 
 
+@pytest.mark.faults
 def test_a_full_disk_at_any_write_is_an_error_with_the_path_and_loses_nothing(tmp_path, monkeypatch):
     whole, number = run(tmp_path / "whole"), 0
     while True:
@@ -456,7 +458,7 @@ def test_a_search_that_is_done_is_left_as_it_is(call, tmp_path, idle):
     assert "name another folder (--out out-2), or delete out" in said
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.parametrize("name", ["distill", "compare", "cache", "train"])
 def test_a_full_disk_is_one_sentence_of_every_command(call, tmp_path, name, monkeypatch):
     assert call("distill", "--method", "none", "--student", "mine.py:big", "--epochs", "1", "--out", "big")[0] == 0

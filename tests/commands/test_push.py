@@ -17,6 +17,7 @@ import torch
 
 import pcdistill
 from pcdistill import report
+from pcdistill.commands.push import push
 from pcdistill.errors import InputError
 from tests.commands.folders import finished_run
 
@@ -147,15 +148,14 @@ def test_without_a_token_a_network_or_a_repository_one_sentence_says_so(tmp_path
     pytest.importorskip("huggingface_hub")
     run = tmp_path / "run"
     finished_run(run, "cifar/resnet8")
-    push = ["-m", "pcdistill.cli", "push", str(run), "me/student"]
+    pushing = ["-m", "pcdistill.cli", "push", str(run), "me/student"]
     with hub() as server:
         port = server.server_port
         for argv, env, code, sentence in (
-            (push, {}, 2, "the hub refuses me/student: there is no token; log in with: hf auth login"),
-            (push, {"HF_TOKEN": "hf_other"}, 2, "your token does not allow it"),
-            ([*push[:-1], "a/b/c"], {"HF_TOKEN": TOKEN}, 2, "is no name on the hub"),
-            (push, {"HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "1"}, 1, "HF_HUB_OFFLINE is set"),
-            (push, {"HF_TOKEN": TOKEN, "HF_ENDPOINT": "http://127.0.0.1:9"}, 1, "cannot be reached for me/student"),
+            (pushing, {}, 2, "the hub refuses me/student: there is no token; log in with: hf auth login"),
+            (pushing, {"HF_TOKEN": "hf_other"}, 2, "your token does not allow it"),
+            (pushing, {"HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "1"}, 1, "HF_HUB_OFFLINE is set"),
+            (pushing, {"HF_TOKEN": TOKEN, "HF_ENDPOINT": "http://127.0.0.1:9"}, 1, "cannot be reached for me/student"),
         ):
             done = call(tmp_path, argv, port, **env)
             assert done.returncode == code, done.stderr[-2000:]
@@ -178,6 +178,9 @@ def test_a_folder_is_loaded_without_the_hub(tmp_path):
 def test_a_name_that_is_neither_and_a_missing_package(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="neither a run's folder nor a name on the hub"):
         pcdistill.load_student(str(tmp_path / "nowhere"))
+    finished_run(tmp_path / "run", "cifar/resnet8")
+    with pytest.raises(InputError, match='"a/b/c" is no name on the hub'):
+        push(tmp_path / "run", "a/b/c")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"load me/student needs huggingface_hub, .*pip install 'pcdistill\[hub\]'"):
         pcdistill.load_student("me/student")

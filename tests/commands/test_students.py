@@ -32,7 +32,7 @@ def test_every_student_has_its_comparison_and_the_teacher_is_trained_once(tmp_pa
     told = {"console": Console(quiet=True), "command": "pcdistill compare --students a,b"}
     text = compare_students(small(), students, plan, tmp_path / "out", **told)
     assert "cifar/resnet14" in text
-    assert [path.parent.name for path in (tmp_path / "out").rglob("teacher/student.safetensors")] == ["teacher"]
+    assert [path.parent.name for path in (tmp_path / "out").rglob("teacher/teacher.safetensors")] == ["teacher"]
     before = pages(tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text()
     assert "The highest mean is cifar/resnet" in page

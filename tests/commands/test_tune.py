@@ -112,7 +112,7 @@ def test_the_search_never_evaluates_on_the_test_set_and_ends_in_a_recipe(monkeyp
     assert header[2].startswith("# On 2 fresh seeds, tuned against default: ")
     recipe = load_recipe(out / "best.yaml")
     assert recipe.teacher.cache is None
-    assert recipe.teacher.weights == str(out / "teacher" / "student.safetensors")
+    assert recipe.teacher.weights == str(out / "teacher" / "teacher.safetensors")
     assert recipe.method in ("kd", "dist", "pcd")
     printed = capsys.readouterr().out
     assert header[2].removeprefix("# On 2 fresh seeds, ") in printed
