@@ -325,7 +325,8 @@ class Planned(Common, Seeded, Pair):
             return
         from pcdistill.commands.plan import Wanted, plan
 
-        found = plan(recipe, Wanted(self.data_size, self.nodes, self.gpus, self.link, self.top_k))
+        wanted = Wanted(self.data_size, self.nodes, self.gpus, self.link, self.top_k)
+        found = plan(recipe, wanted, self.console(self.NAME))
         text = found.pop("text")
         print(json.dumps(found, indent=2) if self.json else text)
 

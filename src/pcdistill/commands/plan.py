@@ -24,6 +24,7 @@ from pcdistill.commands.costs import (
     NETWORK,
     STUDENT,
     TEACHER,
+    TOP_K,
     Measured,
     Scale,
     Way,
@@ -32,7 +33,7 @@ from pcdistill.commands.costs import (
     ways,
     workers_needed,
 )
-from pcdistill.commands.session import bare_model, open_data
+from pcdistill.commands.session import bare_model, open_data, warn_of_precision
 from pcdistill.commands.tasks import task_of
 from pcdistill.commands.teachers import training_of
 from pcdistill.data.readers import MemoryReader
@@ -40,9 +41,9 @@ from pcdistill.data.workers import choose_workers
 from pcdistill.distillation.cache_store import CacheInfo
 from pcdistill.distillation.objective import method_kind, views_of
 from pcdistill.distillation.teacher import TeacherEnsemble
-from pcdistill.engine.console import duration
+from pcdistill.engine.console import Console, duration
 from pcdistill.engine.loop import Metric, Trainer
-from pcdistill.engine.placement import EMULATED, PRECISIONS, emulates_bfloat16, make_accelerator, make_placement
+from pcdistill.engine.placement import PRECISIONS, make_accelerator, make_placement
 from pcdistill.errors import InputError
 from pcdistill.recipe import LOADERS, Recipe
 
@@ -50,7 +51,7 @@ SECONDS = 1.0  # that each thing is measured for, after a warm-up
 FEWEST, MOST = 3, 200  # repetitions
 CPU_SPEED = 20e9  # multiply-adds a second and thread, for the size of the batch that is measured
 NAMED = {DECODING: "decoding", TEACHER: "the teacher", STUDENT: "the student", NETWORK: "the network"}
-TOP_K, MANY = 100, 200  # logits of a top-k cache, and classes beyond which it is smaller
+LARGEST, MANY = 100, 200  # logits of a top-k cache, and classes beyond which it is smaller
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class Found:
     notes: list[str] = field(default_factory=list)
 
 
-def plan(recipe: Recipe, wanted: Wanted) -> dict[str, Any]:
+def plan(recipe: Recipe, wanted: Wanted, console: Console | None = None) -> dict[str, Any]:
     """Measure a few steps of a recipe, and tell what it costs.
 
     Returns:
@@ -116,10 +117,9 @@ def plan(recipe: Recipe, wanted: Wanted) -> dict[str, Any]:
         InputError: wrong input, or several processes.
     """
     _check(recipe, wanted)
-    found = _Measuring(_without_caches(recipe), wanted).found()
+    found = _Measuring(_without_caches(recipe), wanted, console or Console(quiet=True)).found()
     scales = [found.here]
     if wanted.elsewhere:
-        on_gpus = found.here.cores == 0
         scales.append(
             replace(
                 found.here,
@@ -127,7 +127,6 @@ def plan(recipe: Recipe, wanted: Wanted) -> dict[str, Any]:
                 nodes=wanted.nodes,
                 gpus=wanted.gpus,
                 link_gbit=wanted.link_gbit,
-                workers=found.here.workers if on_gpus else max(found.here.workers, 1),
             )
         )
     sides = [(at, ways(found.one, at)) for at in scales]
@@ -170,13 +169,14 @@ def _without_caches(recipe: Recipe) -> Recipe:
 class _Measuring:
     """Builds a recipe's parts, and times each on its own."""
 
-    def __init__(self, recipe: Recipe, wanted: Wanted) -> None:
+    def __init__(self, recipe: Recipe, wanted: Wanted, console: Console) -> None:
         self.recipe, self.wanted, self.task = recipe, wanted, task_of(recipe)
         self.started = time.perf_counter()
         self.accelerator = make_accelerator(recipe.train)
         if self.accelerator.num_processes > 1:
             raise InputError("plan measures in one process; start it without a launcher, and give --nodes and --gpus")
         self.device = self.accelerator.device
+        warn_of_precision(self.accelerator, console)
         set_seed(recipe.train.seed)
         reading_here = replace(recipe, data=replace(recipe.data, workers=0))
         self.data = open_data(self.task, reading_here, self.accelerator)
@@ -184,8 +184,7 @@ class _Measuring:
         self.student = self.task.student(recipe, self.data).to(self.device)
         self.placement = make_placement(self.task.train_config(recipe), self.accelerator, self.student)
         self.parameters = sum(p.numel() for p in self.student.parameters() if p.requires_grad)
-        emulated = self.device.type == "cpu" and self.accelerator.mixed_precision == "bf16" and emulates_bfloat16()
-        self.notes: list[str] = [f"{EMULATED}."] if emulated else []
+        self.notes: list[str] = []
 
     def found(self) -> Found:
         """All of it."""
@@ -355,7 +354,7 @@ class _Measuring:
             return 0.0, 0.0, (0, 0), 0
         classes, teachers = logits.shape[1], len(self.recipe.all_teachers)
         full = _info(len(logits), classes, None)
-        top_k = self.wanted.top_k or (TOP_K if classes > MANY else 0)
+        top_k = self.wanted.top_k or (LARGEST if classes > MANY else 0)
         if top_k and top_k >= classes:
             raise InputError(f"--top-k must be below the {classes} classes, got {top_k}")
         few = _info(len(logits), classes, top_k) if top_k else full
@@ -532,12 +531,13 @@ def _text(recipe: Recipe, found: Found, sides: list[tuple[Scale, list[Way]]]) ->
 
 
 def _side_lines(recipe: Recipe, found: Found, at: Scale, found_ways: list[Way]) -> list[str]:
-    devices = "this machine" if at.processes == 1 else f"{at.nodes} nodes of {at.gpus}"
+    nodes = "1 node" if at.nodes == 1 else f"{at.nodes} nodes"
+    devices = "this machine" if at.processes == 1 else f"{nodes} of {at.gpus} such device{'s' if at.gpus > 1 else ''}"
     head = f"{at.images:,} images, {at.epochs} epochs, {devices}"
     cells = [["", "an epoch", "in all", "of it the cache", "its size", "bound by"]]
     for way in found_ways:
         cached = way.disk > 0
-        name = f"{way.name} ({found.top_k})" if cached and way.disk == found_ways[-2].disk and found.top_k else way.name
+        name = f"{way.name} ({found.top_k})" if way.name == TOP_K else way.name
         build, size = (duration(way.build), size_text(way.disk)) if cached else ("", "")
         cells.append([name, _long(way.epoch), _long(way.total), build, size, way.bound])
     return [head, "", *report.aligned(cells), "", *_advice(recipe, found, at, found_ways), *assumptions(at)]

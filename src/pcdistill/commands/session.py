@@ -41,7 +41,6 @@ from pcdistill.engine.console import Console, duration
 from pcdistill.engine.fingerprint import KEPT, Contents, student_contents, teacher_contents, weights_fingerprint
 from pcdistill.engine.loop import Fit, Interrupted, Record, Trainer, write_history
 from pcdistill.engine.placement import (
-    EMULATED,
     Placement,
     emulates_bfloat16,
     launched_alone,
@@ -570,7 +569,10 @@ def warn_of_precision(accelerator: Accelerator, console: Console) -> None:
     """Say it where bfloat16 was asked for and costs time instead of saving it."""
     emulated = accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16" and emulates_bfloat16()
     if emulated and accelerator.is_main_process:
-        console.warn_once(EMULATED)
+        console.warn_once(
+            "train.precision bfloat16: this processor has no bfloat16 instructions and emulates them, which can take "
+            "many times as long as float32; use --precision float32"
+        )
 
 
 def open_data(task: Task, recipe: Recipe, accelerator: Accelerator) -> Any:

@@ -17,10 +17,6 @@ from pcdistill.recipe import TrainConfig
 
 Module = TypeVar("Module", bound=nn.Module)
 BFLOAT16 = {"avx512_bf16", "amx_bf16", "avx10_2", "bf16", "sve_bf16"}  # instructions, by any of their names
-EMULATED = (
-    "train.precision bfloat16: this processor has no bfloat16 instructions and emulates them, which can take many "
-    "times as long as float32; use --precision float32"
-)
 PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}  # Accelerate's names, and the recipe's
 
 
