@@ -39,7 +39,7 @@ from pcdistill.commands.teachers import training_of
 from pcdistill.data.readers import MemoryReader
 from pcdistill.data.workers import choose_workers
 from pcdistill.distillation.cache_store import CacheInfo
-from pcdistill.distillation.objective import method_kind, views_of
+from pcdistill.distillation.objective import method_kind, short_name, views_of
 from pcdistill.distillation.teacher import TeacherEnsemble
 from pcdistill.engine.console import Console, duration
 from pcdistill.engine.loop import Metric, Trainer
@@ -181,6 +181,9 @@ class _Measuring:
         reading_here = replace(recipe, data=replace(recipe.data, workers=0))
         self.data = open_data(self.task, reading_here, self.accelerator)
         self.task.check(recipe, self.data)
+        classes = self.task.outputs(self.data)
+        if wanted.top_k is not None and wanted.top_k >= classes:
+            raise InputError(f"--top-k must be below the {classes} classes, got {wanted.top_k}")
         self.student = self.task.student(recipe, self.data).to(self.device)
         self.placement = make_placement(self.task.train_config(recipe), self.accelerator, self.student)
         self.parameters = sum(p.numel() for p in self.student.parameters() if p.requires_grad)
@@ -201,10 +204,12 @@ class _Measuring:
         step = self._step(distiller, batch if logits is None else replace(batch, teacher_logits=logits))
         if logits is None:
             step = max(step - taught, 0.0)
-        saved = _saved_bytes(distiller, batch.to(self.placement), self.accelerator)
-        memory = _peak(self.device) + int(saved * max(whole / len(batch) - 1, 0))
+        memory = _peak(self.device)
+        if len(batch) < whole:
+            saved = _saved_bytes(distiller, batch.to(self.placement), self.accelerator)
+            memory += int(saved * (whole / len(batch) - 1))
         store, load, sizes, top_k = self._cache(logits, rows_of)
-        evaluated = self._evaluate(distiller.get_submodule("student"), batch)
+        evaluated = self._evaluate(distiller.get_submodule("student"), len(batch))
         one = Measured(
             read=read * rows_of,
             teacher=taught * rows_of,
@@ -242,27 +247,28 @@ class _Measuring:
     def _read(self) -> tuple[float, Any]:
         """Seconds that this process takes to read an image, and a batch."""
         times: list[float] = []
-        batch = None
-        for number in range(MOST):
-            source = self.data.train.epoch(0, start=number % len(self.data.train))
+        batches = self.data.train.epoch(0)
+        while len(times) < 2 or (sum(times) < self.wanted.seconds and len(times) < MOST):
             started = time.perf_counter()
-            batch = next(iter(source))
-            times.append((time.perf_counter() - started) / len(batch))
-            if number and sum(times) * len(batch) > self.wanted.seconds:
-                break
-        return statistics.median(times[1:] or times), batch
+            batch = next(batches, None)
+            if batch is None:
+                batches = self.data.train.epoch(0)
+                continue
+            times.append(time.perf_counter() - started)
+            held = batch
+        return statistics.median(times[1:]) / len(held), held
 
     def _affordable(self, whole: int) -> int:
         """Images of a step that takes about a second on a CPU; all on a GPU."""
         if self.device.type != "cpu":
             return whole
-        macs = 3 * self.task.info(self.student, self.data).get("macs", 0)
-        for number in range(len(self.recipe.all_teachers) if self.recipe.distils else 0):
+        least = 4 * views_of(self.recipe)
+        if self.recipe.task == "detection":
+            return min(whole, least)
+        macs = 3 * self.task.info(self.student, self.data)["macs"]
+        for config in self.recipe.all_teachers if self.recipe.distils else ():
             with torch.random.fork_rng(devices=[]):
-                bare = bare_model(self.recipe, self.recipe.all_teachers[number], self.task, self.data)
-            macs += self.task.info(bare, self.data).get("macs", 0)
-        views = views_of(self.recipe)
-        least = 4 * views
+                macs += self.task.info(bare_model(self.recipe, config, self.task, self.data), self.data)["macs"]
         return min(whole, max(least, int(CPU_SPEED * torch.get_num_threads() * self.wanted.seconds / max(macs, 1))))
 
     def _trained_first(self, batch: Any) -> float | None:
@@ -325,21 +331,22 @@ class _Measuring:
     def _step(self, distiller: nn.Module, batch: Any) -> float:
         """Seconds of an image in a step, by the loop that trains."""
         held = _Held(batch, self.wanted.seconds, self.device)
-        train = replace(self.task.train_config(self.recipe), epochs=1, accumulate=1, ema=self.recipe.train.ema)
         trainer = Trainer(
             distiller,
             held,
             lambda model: {"plan": 0.0},
-            optim=replace(self.recipe.optim, lr=1e-6),  # weights that stay near their start cannot diverge
-            train=train,
+            # Weights that stay near their start cannot diverge.
+            optim=replace(self.recipe.optim, lr=1e-6, schedule="constant", warmup_epochs=0.0),
+            train=replace(self.task.train_config(self.recipe), epochs=1, accumulate=1),
             placement=self.placement,
             metric=Metric("plan"),
         )
         trainer.fit()
         return held.median / len(batch)
 
-    def _evaluate(self, student: nn.Module, batch: Any) -> float:
+    def _evaluate(self, student: nn.Module, count: int) -> float:
         """Seconds of an image in validation."""
+        batch = part_of(next(iter(self.data.val.epoch(0))), count)
         held = _Held(batch, self.wanted.seconds / 2, self.device)
         self.task.evaluate(student, held, self.data, self.placement)
         return held.median / len(batch)
@@ -355,8 +362,6 @@ class _Measuring:
         classes, teachers = logits.shape[1], len(self.recipe.all_teachers)
         full = _info(len(logits), classes, None)
         top_k = self.wanted.top_k or (LARGEST if classes > MANY else 0)
-        if top_k and top_k >= classes:
-            raise InputError(f"--top-k must be below the {classes} classes, got {top_k}")
         few = _info(len(logits), classes, top_k) if top_k else full
         sizes = tuple(round(teachers * rows_of * one.row.itemsize) for one in (full, few))
         with tempfile.TemporaryDirectory() as folder:
@@ -521,7 +526,9 @@ def _side(at: Scale, found: list[Way]) -> dict[str, Any]:
 
 def _text(recipe: Recipe, found: Found, sides: list[tuple[Scale, list[Way]]]) -> str:
     """Words and tables."""
-    lines = [f"measured on {found.machine}, in {found.seconds:.0f} s", ""]
+    teachers = " + ".join(teacher.name for teacher in recipe.all_teachers) if recipe.distils else "no teacher"
+    lines = [f"{short_name(recipe.method)}: {teachers} to {recipe.student.name}, {recipe.data.name}"]
+    lines += [f"measured on {found.machine}, in {found.seconds:.0f} s", ""]
     cells = [["", "ms an image", "images/s"]]
     cells += [[name, f"{1000 * took:.3g}", _speed(took)] for name, took in found.rows]
     lines += [*report.aligned(cells), "", *found.notes, f"Peak memory: {found.memory / 2**20:,.0f} MiB.", ""]
