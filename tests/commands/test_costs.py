@@ -27,7 +27,16 @@ from pcdistill.commands.costs import (
 )
 
 PAIR = Measured(
-    read=0.004, teacher=0.003, step=0.001, evaluate=0.0005, store=0.0002, load=0.0001, row_bytes=2000, top_k_bytes=402
+    read=0.004,
+    teacher=0.003,
+    step=0.001,
+    evaluate=0.0005,
+    store=0.0002,
+    load=0.0001,
+    top_k_store=0.0003,
+    top_k_load=0.0002,
+    row_bytes=2000,
+    top_k_bytes=402,
 )
 AT = Scale(images=1000, epochs=10, batch=100, workers=8)
 
@@ -73,6 +82,7 @@ def test_a_training_by_hand():
     assert found[FULL].total == pytest.approx(32 + 11)
     assert found[FULL].disk == 10 * 1000 * 2000
     assert found[TOP_K].disk == 10 * 1000 * 402
+    assert found[TOP_K].total == pytest.approx(10 * 1000 * 0.0033 + 10 * 1000 * 0.0012)
     assert found[FULL].pays_from == pytest.approx(3.2 / 2.9)
 
 

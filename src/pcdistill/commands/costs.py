@@ -20,8 +20,10 @@ class Measured:
         teacher: its forward pass; 0 without a teacher.
         step: forward pass, loss, backward pass and update of the student, the teacher's logits at hand.
         evaluate: the student's forward pass and the metric.
-        store: putting the logits of an image into a cache.
+        store: putting the logits of an image into a cache of all.
         load: taking them out.
+        top_k_store: as `store`, of a cache of the K largest.
+        top_k_load: as `load`.
         row_bytes: of an image in a cache of all logits; 0 where there can be no cache.
         top_k_bytes: of an image in a cache of the K largest; 0 where it would not be smaller.
         parameters: of the student, whose gradients processes exchange.
@@ -33,6 +35,8 @@ class Measured:
     evaluate: float = 0.0
     store: float = 0.0
     load: float = 0.0
+    top_k_store: float = 0.0
+    top_k_load: float = 0.0
     row_bytes: int = 0
     top_k_bytes: int = 0
     parameters: int = 0
@@ -131,7 +135,7 @@ def ways(one: Measured, at: Scale, prices: Prices | None = None) -> list[Way]:
 def _way(name: str, one: Measured, at: Scale) -> Way:
     """A way without a cache, or with one that is there already."""
     share = at.images / at.processes
-    teacher = one.teacher if name == LIVE else one.load if name in (FULL, TOP_K) else 0.0
+    teacher = {LIVE: one.teacher, FULL: one.load, TOP_K: one.top_k_load, ALONE: 0.0}[name]
     parts = {
         DECODING: _reading(share * one.read, at),
         TEACHER: share * teacher,
@@ -151,7 +155,8 @@ def _cached(name: str, row: int, live: Way, of: tuple[Measured, Scale], prices: 
     one, at = of
     way = _way(name, one, at)
     share = at.images / at.processes
-    build = at.epochs * _joined(_reading(share * one.read, at), share * (one.teacher + one.store), at)
+    store = one.store if name == FULL else one.top_k_store
+    build = at.epochs * _joined(_reading(share * one.read, at), share * (one.teacher + store), at)
     disk = at.epochs * at.images * row
     cost, saved = build, at.epochs * (live.epoch - way.epoch)
     if prices is not None:

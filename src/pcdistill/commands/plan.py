@@ -208,18 +208,15 @@ class _Measuring:
         if len(batch) < whole:
             saved = _saved_bytes(distiller, batch.to(self.placement), self.accelerator)
             memory += int(saved * (whole / len(batch) - 1))
-        store, load, sizes, top_k = self._cache(logits, rows_of)
+        caches, top_k = self._cache(logits, rows_of)
         evaluated = self._evaluate(distiller.get_submodule("student"), len(batch))
         one = Measured(
             read=read * rows_of,
             teacher=taught * rows_of,
             step=step * rows_of,
             evaluate=evaluated,
-            store=store * rows_of,
-            load=load * rows_of,
-            row_bytes=sizes[0],
-            top_k_bytes=sizes[1],
             parameters=self.parameters,
+            **caches,
         )
         if len(batch) < whole:
             self.notes.append(f"Measured with {len(batch)} of {whole} images in a step, to take seconds.")
@@ -355,33 +352,39 @@ class _Measuring:
         """Median seconds of a call."""
         return _median_time(call, self.wanted.seconds, self.device)
 
-    def _cache(self, logits: Tensor | None, rows_of: float) -> tuple[float, float, tuple[int, int], int]:
-        """Seconds to store and to load an image's logits, bytes of an image in full and of its top k, and k."""
+    def _cache(self, logits: Tensor | None, rows_of: float) -> tuple[dict[str, Any], int]:
+        """What Measured takes of caches, and the K of one of the K largest logits; 0 where it would not be smaller."""
         if logits is None:
-            return 0.0, 0.0, (0, 0), 0
-        classes, teachers = logits.shape[1], len(self.recipe.all_teachers)
-        full = _info(len(logits), classes, None)
+            return {}, 0
+        classes = logits.shape[1]
+        times = len(self.recipe.all_teachers) * rows_of  # caches, and rows for an image in each
         top_k = self.wanted.top_k or (LARGEST if classes > MANY else 0)
-        few = _info(len(logits), classes, top_k) if top_k else full
-        sizes = tuple(round(teachers * rows_of * one.row.itemsize) for one in (full, few))
+        full, few = (_info(len(logits), classes, k) for k in (None, top_k or None))
+        smaller = few.row.itemsize < full.row.itemsize
+        found: dict[str, Any] = {}
+        for info, prefix in ((full, ""), (few, "top_k_"))[: 1 + smaller]:
+            store, load = self._through_a_file(info, logits)
+            found |= {f"{prefix}store": times * store, f"{prefix}load": times * load}
+            found[f"{prefix or 'row_'}bytes"] = round(times * info.row.itemsize)
+        return found, top_k if smaller else 0
+
+    def _through_a_file(self, info: CacheInfo, logits: Tensor) -> tuple[float, float]:
+        """Seconds to store an image's logits, and to load them."""
+        places = np.arange(len(logits))
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "rows.bin"
 
             def store() -> None:
                 with open(file, "wb") as stream:
-                    stream.write(full.encode(logits).tobytes())
+                    stream.write(info.encode(logits).tobytes())
                     stream.flush()
                     os.fsync(stream.fileno())
 
-            stored = _median_time(store, self.wanted.seconds / 4, self.device)
-            loaded = _median_time(
-                lambda: full.decode(np.memmap(file, full.row, "r")).to(self.device),
-                self.wanted.seconds / 4,
-                self.device,
-            )
-        count = len(logits)
-        smaller = sizes[1] if sizes[1] < sizes[0] else 0
-        return teachers * stored / count, teachers * loaded / count, (sizes[0], smaller), top_k if smaller else 0
+            def load() -> Tensor:
+                return info.decode(np.memmap(file, info.row, "r")[places]).to(self.device)
+
+            stored, loaded = (_median_time(call, self.wanted.seconds / 4, self.device) for call in (store, load))
+        return stored / len(logits), loaded / len(logits)
 
     def _here(self) -> Scale:
         """This machine's scale."""
