@@ -217,13 +217,12 @@ def assumptions(at: Scale, prices: Prices | None = None) -> list[str]:
             f"A step has {at.batch} images in all, {at.batch / at.processes:g} on each device.",
             f"Gradients are exchanged in float32, in a ring, at {link}, while the backward pass runs.",
         ]
-    found.append(
-        "Decoding and models share the cores: their times add up."
-        if at.cores
-        else f"Each device has {at.workers} worker processes with cores of their own."
-        if at.workers
-        else "Images are read between steps, not ahead."
-    )
+    if not at.workers:
+        found.append("Images are read between steps, not ahead.")
+    elif at.cores:
+        found.append("Decoding and models share the cores: their times add up.")
+    else:
+        found.append(f"Each device has {at.workers} worker processes with cores of their own.")
     found.append("A cache holds every epoch. Its making is counted, and so is validation, but neither test nor pages.")
     if prices is not None:
         found.append(
