@@ -1,6 +1,7 @@
 """The tables of docs/scale.md: ImageNet-1k, ImageNet-21k and a billion images, with a live teacher and from caches.
 
-python benchmarks/scale.py --json benchmarks/results/scale--h100.json
+python benchmarks/scale.py --json benchmarks/results/scale--h100.json     # and then, without measuring anew:
+python benchmarks/scale.py --docs benchmarks/results/scale--h100.json     # the table in docs/scale.md
 
 The arithmetic is that of `pcdistill plan`. Its constants are measured: a step of ResNet-18 and the forward pass of
 ResNet-50 are the H100's (gpu--h100.json), decoding is that of pictures--cpu.json, and what a cache costs to write and
@@ -25,6 +26,10 @@ from pcdistill.distillation.cache_store import CacheInfo
 from pcdistill.models import build_model
 
 RESULTS = Path(__file__).parent / "results"
+DOCS = Path(__file__).parents[1] / "docs" / "scale.md"
+BEGIN, END = "<!-- made by benchmarks/scale.py -->", "<!-- end -->"
+FROM = ("less time from", "less money from")
+HEAD = "| teacher | images | bound by | live, hours | cached + made, h | all, top-k | all pays from | top-k pays from |"
 BATCH, K = 256, 100
 # Name: images, classes, epochs, nodes of eight cards.
 SETS = {
@@ -101,10 +106,33 @@ def times(way: Way) -> str:
     return "" if way.name == LIVE else "never" if way.pays_from is None else f"{way.pays_from:.2f}"
 
 
+def compact(rows: list[dict[str, Any]]) -> str:
+    """The table of docs/scale.md out of the rows: one line for each case and set of images."""
+    lines = [HEAD, "|" + " --- |" * 3 + " ---: |" * 5]
+    for live, full, few in zip(*(iter(rows),) * 3, strict=True):
+        hours = [f"{row['a training, hours']:.3g}" for row in (live, full)]
+        cells = [live["case"], live["images"], live["bound by"], hours[0]]
+        cells += [f"{hours[1]} + {full['cache before it, hours']:.3g}", f"{full['its size']}, {few['its size']}"]
+        cells += [" / ".join(row[key] for key in FROM) for row in (full, few)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def into_docs(rows: list[dict[str, Any]]) -> None:
+    """Put the table where docs/scale.md has it."""
+    page = DOCS.read_text(encoding="utf-8")
+    head, _, rest = page.partition(f"{BEGIN}\n")
+    DOCS.write_text(f"{head}{BEGIN}\n{compact(rows)}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--docs", type=Path, help="a table that was made")
     args = parser.parse_args()
+    if args.docs:
+        into_docs(json.loads(args.docs.read_text())["rows"])
+        return
     info, prices, rows = machine("cpu"), Prices(), []
     of = {classes: constants(classes) for classes in sorted({classes for _, classes, _, _ in SETS.values()})}
     for classes, one in of.items():
