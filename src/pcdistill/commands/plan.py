@@ -1,7 +1,6 @@
 """`pcdistill plan`: measures a few steps here, and says what a training will cost, here and at another scale."""
 
 import os
-import resource
 import statistics
 import sys
 import tempfile
@@ -515,8 +514,13 @@ def _peak(device: torch.device) -> int:
     """Bytes at this process's peak: of the GPU's memory, or of its own."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 # What is said
