@@ -4,8 +4,10 @@ import json
 import os
 import platform
 import shutil
+import statistics
 import subprocess
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,75 @@ def cpu_name() -> str:
 def show(row: dict[str, Any]) -> None:
     """Print a row as soon as it is measured."""
     print(", ".join(f"{key} {_shown(value)}" for key, value in row.items()), flush=True)
+
+
+Round = Callable[[], float]
+
+
+class Rounds:
+    """Contenders in turns. A figure is printed as it comes and kept in a file: a benchmark that was stopped continues.
+
+    Args:
+        out: where the table will be; until then the figures lie beside it. None keeps none.
+        key: what figures that are set side by side must share, such as machine, commit and options.
+        count: rounds of each contender.
+    """
+
+    def __init__(self, out: Path | None, key: Mapping[str, Any], count: int) -> None:
+        self.file = None if out is None else out.with_suffix(".partial.json")
+        self.key, self.count = (
+            {name: value for name, value in key.items() if name not in ("date", "load before")},
+            count,
+        )
+        self.figures: dict[str, dict[str, list[float]]] = {}
+        self.started = time.monotonic()
+        if self.file is not None and self.file.exists():
+            kept = json.loads(self.file.read_text())
+            if kept["key"] == self.key:
+                self.figures = kept["figures"]
+                print(f"continued from {self.file}", flush=True)
+
+    def run(self, group: str, contenders: Mapping[str, Callable[[], Round]]) -> dict[str, list[float]]:
+        """Images per second of every contender by round; each is built when its first round comes."""
+        found, built = self.figures.setdefault(group, {}), dict[str, Round]()
+        for number in range(self.count):
+            for name, make in contenders.items():
+                if len(found.setdefault(name, [])) > number:
+                    continue
+                if name not in built:
+                    built[name] = make()
+                found[name].append(built[name]())
+                after = f"{time.monotonic() - self.started:.0f} s"
+                show(
+                    {
+                        "of": group,
+                        "loop": name,
+                        "round": number + 1,
+                        "images_per_second": found[name][-1],
+                        "after": after,
+                    }
+                )
+                self._keep()
+        return found
+
+    def _keep(self) -> None:
+        if self.file is not None:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            fresh = self.file.with_suffix(".new")
+            fresh.write_text(json.dumps({"key": self.key, "figures": self.figures}))
+            fresh.replace(self.file)
+
+    def close(self) -> None:
+        """The table is written: nothing is left to continue."""
+        if self.file is not None:
+            self.file.unlink(missing_ok=True)
+
+
+def in_turns(mine: list[float], base: list[float]) -> dict[str, float]:
+    """Median and interquartile range of images per second, and the median of the ratios within a round."""
+    low, middle, high = statistics.quantiles(mine, n=4) if len(mine) > 1 else (mine[0],) * 3
+    ratio = statistics.median(own / other for own, other in zip(mine, base, strict=True))
+    return {"images_per_second": middle, "iqr": high - low, "ratio": ratio}
 
 
 def report(rows: list[dict[str, Any]], info: dict[str, Any], command: str, out: Path | None) -> None:

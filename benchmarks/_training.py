@@ -1,22 +1,21 @@
 """What benchmarks of whole training steps share: data, a teacher on disk, our engine, a loop as others write it."""
 
 import contextlib
-import csv
 import os
-import statistics
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from _bench import Round
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 from torchvision import transforms
 
-from pcdistill.commands.session import run
+from pcdistill.commands.session import Session
+from pcdistill.engine.placement import emulates_bfloat16
 from pcdistill.models import build_model, save_weights
 from pcdistill.recipe import load_recipe
 
@@ -27,7 +26,7 @@ CLASSES = 100
 def write_data(folder: Path, steps: int, batch: int) -> Path:
     """Noise in the shape of CIFAR-100, enough for `steps` batches: only its size matters here."""
     rng = np.random.default_rng(0)
-    n, held_out = steps * batch, 200
+    n, held_out = steps * batch, CLASSES
     path = folder / "noise.npz"
     np.savez(
         path,
@@ -50,10 +49,8 @@ def write_teacher(folder: Path, name: str) -> Path:
     return path
 
 
-def our_speed(
-    data: Path, teacher: tuple[str, Path], student: str, batch: int, epochs: int, **values: Any
-) -> list[float]:
-    """Images per second of a run of the engine, epoch by epoch; the first, which warms up and compiles, is left out."""
+def our_round(data: Path, teacher: tuple[str, Path], student: str, batch: int, **values: Any) -> Round:
+    """A round is an epoch of the engine; a step before the first warms up and compiles."""
     recipe = load_recipe(
         "cifar100",
         values={
@@ -62,16 +59,39 @@ def our_speed(
             "teacher.name": teacher[0],
             "teacher.weights": str(teacher[1]),
             "student.name": student,
-            "train.epochs": epochs + 1,
+            "train.epochs": 1000,
             "allow": ["weak-teacher"],
             **values,
         },
     )
-    with tempfile.TemporaryDirectory() as out:
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # it warns of the untrained teacher
-            run(recipe, Path(out) / "run")
-        with open(Path(out) / "run" / "metrics.csv", newline="") as file:
-            return [float(row["images_per_second"]) for row in csv.DictReader(file)][1:]
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # it warns of the untrained teacher
+        session = Session(recipe)
+        session.prepare()
+    trainer = session.trainer
+
+    def epoch(first: int = 0) -> float:
+        trainer.batch = first
+        started = time.perf_counter()
+        trainer._train_epoch()
+        wait(trainer.placement.device.type)
+        seen = (len(trainer.batches) - first) * batch
+        trainer.epoch += 1
+        trainer.tally.clear()
+        trainer.watch.clear()
+        return seen / (time.perf_counter() - started)
+
+    epoch(len(trainer.batches) - 1)
+    return epoch
+
+
+def wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def own_precision(device: str) -> str:
+    """The fastest precision that the machine computes in, rather than emulates."""
+    return "float32" if device == "cpu" and emulates_bfloat16() else "bfloat16"
 
 
 class Pictures(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
@@ -116,20 +136,20 @@ def masked_pcd(
     return total
 
 
-def plain_speed(
-    data: Path, teacher: nn.Module, student: nn.Module, batch: int, epochs: int, device: str
-) -> list[float]:
-    """Images per second of a loop as released repositories have it: float32, PIL workers, numbers read every step."""
-    workers = 2 if device == "cpu" else 8
-    loader = torch.utils.data.DataLoader(Pictures(data), batch, shuffle=True, num_workers=workers, drop_last=True)
+def plain_round(data: Path, teacher: nn.Module, student: nn.Module, batch: int, steps: int, device: str) -> Round:
+    """A round is `steps` of a loop as released repositories have it: float32, PIL workers, numbers read every step."""
+    pictures = Pictures(data)
+    forever = torch.utils.data.RandomSampler(pictures, replacement=True, num_samples=10**9)
+    loader = torch.utils.data.DataLoader(pictures, batch, sampler=forever, num_workers=2 if device == "cpu" else 8)
+    given = iter(loader)
     teacher.to(device).eval()
     student.to(device).train()
     optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
-    speeds = []
-    for _ in range(epochs + 1):
+
+    def some(count: int = steps) -> float:
         started, seen, shown = time.perf_counter(), 0, 0.0
-        for images, target in loader:
-            images, target = images.to(device), target.to(device)
+        for _ in range(count):
+            images, target = (part.to(device) for part in next(given))
             logits = student(images)
             with torch.no_grad():
                 teacher_logits = teacher(images)
@@ -139,11 +159,7 @@ def plain_speed(
             optimizer.step()
             shown += loss.item() + (logits.argmax(1) == target).float().mean().item()
             seen += len(target)
-        speeds.append(seen / (time.perf_counter() - started))
-    return speeds[1:]
+        return seen / (time.perf_counter() - started)
 
-
-def summary(speeds: list[float]) -> dict[str, float]:
-    """Median and interquartile range of images per second."""
-    low, middle, high = statistics.quantiles(speeds, n=4) if len(speeds) > 1 else (speeds[0],) * 3
-    return {"images_per_second": middle, "iqr": high - low}
+    some(1)
+    return some

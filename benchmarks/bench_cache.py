@@ -1,70 +1,84 @@
 """An epoch of PCD from a teacher's cache, and with the teacher live, against an epoch of the student alone.
 
 python benchmarks/bench_cache.py --json benchmarks/results/cache--MACHINE.json
+
+All take turns, an epoch each; "time ratio" is the median of those within a round. A figure is printed as it comes, and
+a benchmark that was stopped continues. The precision is bfloat16, or float32 where the processor would emulate it.
 """
 
 import argparse
+import contextlib
+import os
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from _bench import machine, report, show
-from _training import our_speed, summary, write_data, write_teacher
+from _bench import Round, Rounds, in_turns, machine, report
+from _training import our_round, own_precision, write_data, write_teacher
 
 from pcdistill.commands.cache import make_cache
 from pcdistill.recipe import load_recipe
 
 PAIRS = [("cifar/resnet56", "cifar/resnet20"), ("cifar/resnet32x4", "cifar/resnet8x4")]
+ALONE = "student alone"
+
+
+def cached_round(folder: Path, data: Path, teacher: tuple[str, Path], student: str, batch: int, **values: Any) -> Round:
+    """A round from a cache of one epoch, which is made first, and repeated."""
+    cache = folder / f"cache-{teacher[0].split('/')[1]}"
+    made = {
+        **values,
+        "method": "kd",
+        "data.name": str(data),
+        "data.batch_size": batch,
+        "teacher.name": teacher[0],
+        "teacher.weights": str(teacher[1]),
+        "allow": ["weak-teacher"],
+    }
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # it warns of the untrained teacher
+        make_cache(load_recipe("cifar100", values=made), cache, epochs=1)
+    return our_round(data, teacher, student, batch, **values, **{"teacher.cache": str(cache)})
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--steps", type=int, default=None, help="of an epoch")
-    parser.add_argument("--epochs", type=int, default=4, help="that are timed")
-    parser.add_argument("--precision", default="bfloat16")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--pairs", type=int, nargs="+", choices=range(len(PAIRS)), default=[*range(len(PAIRS))])
+    parser.add_argument("--precision", choices=("bfloat16", "float32"))
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    steps = args.steps or (16 if args.device == "cpu" else 200)
+    steps = args.steps or (4 if args.device == "cpu" else 200)
+    precision = args.precision or own_precision(args.device)
 
+    info = {**machine(args.device), "precision": precision}
+    rounds = Rounds(args.json, {**info, "batch": args.batch, "steps": steps}, args.rounds)
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data = write_data(folder, steps, args.batch)
-        for teacher_name, student_name in PAIRS:
+        for teacher_name, student_name in (PAIRS[i] for i in args.pairs):
             weights = write_teacher(folder, teacher_name)
-            shared = {"train.device": args.device, "train.precision": args.precision}
-            made = load_recipe(
-                "cifar100",
-                values={
-                    **shared,
-                    "data.name": str(data),
-                    "data.batch_size": args.batch,
-                    "teacher.name": teacher_name,
-                    "teacher.weights": str(weights),
-                    "allow": ["weak-teacher"],
-                },
-            )
-            cache = folder / f"cache-{teacher_name.split('/')[1]}"
-            make_cache(made, cache, epochs=args.epochs + 1)
-            found = {}
-            for kind, values in (
-                ("student alone", {"method": "none"}),
-                ("PCD, from the cache", {"method": "pcd", "teacher.cache": str(cache)}),
-                ("PCD, teacher live", {"method": "pcd"}),
-            ):
-                speeds = our_speed(
-                    data, (teacher_name, weights), student_name, args.batch, args.epochs, **{**shared, **values}
-                )
-                found[kind] = summary(speeds)
-                show({"pair": student_name, "epoch": kind, **found[kind]})
-            alone = found["student alone"]["images_per_second"]
+            shared = {"train.device": args.device, "train.precision": precision}
+            of = (data, (teacher_name, weights), student_name, args.batch)
+            contenders = {
+                ALONE: partial(our_round, *of, **shared, method="none"),
+                "PCD, from the cache": partial(cached_round, folder, *of, **shared, method="pcd"),
+                "PCD, teacher live": partial(our_round, *of, **shared, method="pcd"),
+            }
             pair = f"{teacher_name.split('/')[1]} to {student_name.split('/')[1]}"
-            for kind, values in found.items():
-                rows.append({"pair": pair, "epoch": kind, **values, "time ratio": alone / values["images_per_second"]})
-    report(rows, machine(args.device), " ".join(["python", *sys.argv]), args.json)
+            found = rounds.run(pair, contenders)
+            for kind in contenders:
+                speeds = in_turns(found[kind], found[ALONE])
+                ratio = 1 / speeds.pop("ratio")
+                rows.append({"pair": pair, "epoch": kind, **speeds, "time ratio": ratio})
+    report(rows, info, " ".join(["python", *sys.argv]), args.json)
+    rounds.close()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,13 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "pcdistill"
 PAGE = ROOT / "docs" / "errors.md"
 RAISED = ("InputError", "PcdistillError", "TrainingStopped", "Interrupted", "ValueError", "TypeError", "RuntimeError")
-COLLECTED = ("mistakes.add", "warn", "self.console.warn", "console.warn")  # calls that tell a sentence without raising
+COLLECTED = (
+    "mistakes.add",
+    "warn",
+    "self.console.warn",
+    "console.warn",
+    "console.warn_once",
+)  # calls that tell a sentence without raising
 HEAD = """# Error sentences
 
 Made by `python scripts/list_errors.py`; a test compares it with the source. `{...}` is filled in when it happens.

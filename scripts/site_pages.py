@@ -33,6 +33,7 @@ GROUPS = {
         "own-trainer.md",
         "pages.md",
         "performance.md",
+        "scale.md",
         "errors.md",
     ),
     "Results": (

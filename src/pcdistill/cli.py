@@ -296,6 +296,41 @@ class Distill(Common, Seeded, Pair):
         return result_text(run_with_report(recipe, out, console=console, command=command).summary, out)
 
 
+@dataclass(frozen=True)
+class Planned(Common, Seeded, Pair):
+    """Measure a few steps, and say what a distillation will cost: time, memory, disk, and what bounds its speed."""
+
+    NAME = "plan"
+
+    method: Annotated[str | None, flag("METHOD"), Key("method")] = None
+    """A method's name (`pcdistill list methods`) or path/to/file.py:Class."""
+    data_size: Annotated[int | None, flag("N")] = None
+    """Also say it for an epoch of so many images."""
+    nodes: int = 1
+    """Also say it for so many machines."""
+    gpus: int = 1
+    """Devices of each machine, each as fast as the one here."""
+    link: float = 100.0
+    """Gigabits a second between two machines."""
+    top_k: Annotated[int | None, flag("N")] = None
+    """Logits of an image in a cache of the largest, by default 100 of more than 200."""
+    out: tyro.conf.Suppress[Path | None] = None
+
+    def run(self, command: str) -> None:
+        recipe = self.load()
+        if self.print_config:
+            from pcdistill.commands.printed import printed_recipe
+
+            print(printed_recipe(recipe, self.console(self.NAME)), end="")
+            return
+        from pcdistill.commands.plan import Wanted, plan
+
+        wanted = Wanted(self.data_size, self.nodes, self.gpus, self.link, self.top_k)
+        found = plan(recipe, wanted, self.console(self.NAME))
+        text = found.pop("text")
+        print(json.dumps(found, indent=2) if self.json else text)
+
+
 MOST_SEEDS = 1000
 OF_COMPARE = {
     "method": "name the methods with --methods",
@@ -704,6 +739,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "compare": Compare,
     "tune": Tune,
     "cache": Cache,
+    "plan": Planned,
     "evaluate": Evaluate,
     "export": Export,
     "predict": Predict,

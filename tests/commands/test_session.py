@@ -171,3 +171,12 @@ def test_a_student_that_breaks_in_channels_last_is_named_before_the_teacher_is_t
     with pytest.raises(InputError, match=r"train.channels_last: layer2.0.shortcut.0 is a strided 1x1 convolution"):
         run(narrow, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_an_emulated_bfloat16_is_told_once(teacher, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("pcdistill.commands.session.emulates_bfloat16", lambda: True)
+    monkeypatch.setattr("pcdistill.engine.console.TOLD", set())
+    for name in ("one", "two"):
+        session = Session(recipe(method="kd", teacher__weights=teacher, train__precision="bfloat16"), tmp_path / name)
+        session.prepare()
+    assert capsys.readouterr().err.count("has no bfloat16 instructions") == 1

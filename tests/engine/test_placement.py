@@ -2,6 +2,7 @@
 
 import csv
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 import torch
 
 from pcdistill import cli
+from pcdistill.engine import placement
+from pcdistill.engine.placement import emulates_bfloat16
 
 # Without BatchNorm: its statistics are each process's own on a CPU, where PyTorch has no synchronised form.
 MODELS = """
@@ -67,3 +70,28 @@ def test_accelerate_launch_without_gpus_says_that_it_started_one_process(tmp_pat
     text = " ".join((done.stdout + done.stderr).split())
     assert "accelerate launch was given several processes and started one" in text
     assert "torchrun --nproc_per_node N -m pcdistill" in text
+
+
+@pytest.mark.parametrize(
+    ("told", "emulated"),
+    [
+        ({"architecture": "x86_64", "avx2": True, "avx512_bf16": False}, True),
+        ({"architecture": "x86_64", "avx512_f": True, "avx512_bf16": True}, False),
+        ({"architecture": "x86_64", "amx_bf16": True}, False),
+        ({"architecture": "arm64", "neon": True, "bf16": True}, False),
+        ({}, False),
+    ],
+)
+def test_an_emulated_bfloat16_is_known_by_the_processors_instructions(told, emulated, monkeypatch):
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: told, raising=False)
+    assert emulates_bfloat16() == emulated
+
+
+@pytest.mark.parametrize(("flags", "emulated"), [("fpu sse2 avx2", True), ("avx512f avx512_bf16", False), ("", False)])
+def test_an_older_torch_leaves_the_question_to_linux(flags, emulated, monkeypatch, tmp_path):
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    monkeypatch.setattr(placement, "Path", lambda _: tmp_path / "cpuinfo")
+    assert emulates_bfloat16() == emulated

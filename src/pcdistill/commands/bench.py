@@ -254,7 +254,7 @@ CALLS: dict[str, Callable[[Subject, torch.device, Path], tuple[Call, torch.devic
 
 
 def _machine(device: torch.device, plan: Bench) -> dict[str, Any]:
-    found = {"cpu": _cpu(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    found = {"cpu": cpu(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     if device.type == "cuda":
         found["gpu"] = torch.cuda.get_device_name()
     if {"onnx", "int8"} & set(plan.programs):
@@ -267,7 +267,7 @@ def _machine(device: torch.device, plan: Bench) -> dict[str, Any]:
     return found
 
 
-def _cpu() -> str:
+def cpu() -> str:
     """The processor's name, where the system tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -40,7 +40,14 @@ from pcdistill.engine.checkpoint import atomic_write, load_state
 from pcdistill.engine.console import Console, duration
 from pcdistill.engine.fingerprint import KEPT, Contents, student_contents, teacher_contents, weights_fingerprint
 from pcdistill.engine.loop import Fit, Interrupted, Record, Trainer, write_history
-from pcdistill.engine.placement import Placement, launched_alone, make_accelerator, make_placement, tell_unused
+from pcdistill.engine.placement import (
+    Placement,
+    emulates_bfloat16,
+    launched_alone,
+    make_accelerator,
+    make_placement,
+    tell_unused,
+)
 from pcdistill.engine.together import FailTogether
 from pcdistill.engine.tracking import Tracker, Trackers, check_trackers
 from pcdistill.errors import InputError, TrainingStopped
@@ -158,6 +165,8 @@ class Session:
         self.accelerator = make_accelerator(recipe.train)
         if launched_alone(self.accelerator):
             self.console.warn(ALONE_ON_CPU)
+        if self.stored is None:
+            warn_of_precision(self.accelerator, self.console)
         if not self.accelerator.is_main_process:
             self.console = Console(quiet=True)
         set_seed(recipe.train.seed)
@@ -554,6 +563,16 @@ class Session:
 def run(recipe: Recipe, out: Path, *, console: Console | None = None, command: str | None = None) -> RunResult:
     """Carry out a recipe in a folder, as :class:`Session` does."""
     return Session(recipe, out, console=console, command=command).run()
+
+
+def warn_of_precision(accelerator: Accelerator, console: Console) -> None:
+    """Say it where bfloat16 was asked for and costs time instead of saving it."""
+    emulated = accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16" and emulates_bfloat16()
+    if emulated and accelerator.is_main_process:
+        console.warn_once(
+            "train.precision bfloat16: this processor has no bfloat16 instructions and emulates them, which can take "
+            "many times as long as float32; use --precision float32"
+        )
 
 
 def open_data(task: Task, recipe: Recipe, accelerator: Accelerator) -> Any:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 REDRAW_SECONDS = 0.2
+TOLD: set[str] = set()  # warnings of which one is enough
 LOG = logging.getLogger("pcdistill")
 LOG.addHandler(logging.NullHandler())  # who wants the library's records sets up logging
 
@@ -116,6 +117,12 @@ class Console:
         """One line, even when quiet."""
         LOG.warning(text)
         self._write(f"warning: {text}")
+
+    def warn_once(self, text: str) -> None:
+        """As :meth:`warn`, but once in this process, however many runs it has."""
+        if text not in TOLD:
+            TOLD.add(text)
+            self.warn(text)
 
     def close(self) -> None:
         """Take the bar away and give the cursor back; the next step draws it again."""

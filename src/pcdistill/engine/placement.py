@@ -1,7 +1,9 @@
 """Where a run computes and how its tensors lie: device, precision and memory format, decided once."""
 
 import os
+import platform
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -14,6 +16,7 @@ from pcdistill.errors import InputError
 from pcdistill.recipe import TrainConfig
 
 Module = TypeVar("Module", bound=nn.Module)
+BFLOAT16 = {"avx512_bf16", "amx_bf16", "avx10_2", "bf16", "sve_bf16"}  # instructions, by any of their names
 PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}  # Accelerate's names, and the recipe's
 
 
@@ -89,6 +92,20 @@ def _broken_in_channels_last(student: nn.Module) -> str | None:
         if module.in_channels // module.groups < 16:
             return str(name)
     return None
+
+
+def emulates_bfloat16() -> bool:
+    """Whether this processor computes in bfloat16 without instructions for it; False where nobody tells."""
+    told = getattr(torch.cpu, "get_capabilities", None)  # from torch 2.10 on
+    if told is not None:
+        found: set[str] = {name for name, there in told().items() if there}
+    else:
+        file = Path("/proc/cpuinfo")  # as Linux has it: "flags" on x86, "Features" on ARM
+        text = file.read_text(errors="replace") if file.is_file() else ""
+        lines = [line.partition(":")[2] for line in text.splitlines() if line.lower().startswith(("flags", "features"))]
+        found = set(" ".join(lines).split())
+    known = platform.machine().lower() in ("x86_64", "amd64", "aarch64", "arm64") and bool(found)
+    return known and not found & BFLOAT16
 
 
 def launched_alone(accelerator: Accelerator) -> bool:
