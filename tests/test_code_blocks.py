@@ -1,8 +1,8 @@
-"""Every block of code in README.md, CONTRIBUTING.md and docs/: commands, recipes and Python do what they are shown to do.
+"""Every block of code in README.md, CONTRIBUTING.md and docs/ does what it is shown to do.
 
-An indented block is shell, and so is a fence that names no language. Commands are run as they stand, with what the reader
-fills in (`PLACES`) and with shorter trainings (`shortened`). What is not run is in `NOT_RUN`, with the reason; it is
-still resolved, as `--print-config` does, or read to its last flag.
+An indented block is shell, and so is a fence that names no language. Commands are run as they stand, with what the
+reader fills in (`PLACES`) and with shorter trainings (`shortened`). What is not run is in `NOT_RUN`, with the reason;
+it is still resolved, as `--print-config` does, or read to its last flag.
 """
 
 import json
@@ -244,7 +244,7 @@ def names_of_the_text(document: str) -> dict:
     return {**given, **logits, "cross_entropy": cross_entropy}
 
 
-# own-trainer.md is run by tests/classification/test_own_trainer.py; adding-a-method.md's loss is the reader's file here.
+# own-trainer.md is run by tests/classification/test_own_trainer.py; adding-a-method.md's loss is a file of `place`.
 OF_PYTHON = [d for d in DOCUMENTS if any(b.language == "python" for b in blocks_of(d))]
 ELSEWHERE = {"docs/own-trainer.md", "docs/adding-a-method.md"}
 

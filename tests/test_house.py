@@ -39,6 +39,7 @@ OF_THE_WHOLE = {
     "test_docs",
     "test_house",
     "test_imports",
+    "test_notebooks",
     "test_strength",
     "test_types",
 }  # of no single file
