@@ -26,16 +26,15 @@ from tests.commands.folders import class_folders
 LANGUAGES = {"shell", "python", "yaml", "text", "formula"}
 # What stands in capitals is the reader's to fill in: by a pattern, in the order of this list.
 PLACES = [
+    (r"\bRECIPE \.\.\.", "RECIPE --teacher NAME --teacher-weights FILE"),
     (r"report FOLDER", "report runs/NAME"),
     (r"coco:FOLDER", "'coco:Meine Kisten'"),
-    (r"yolo:data.yaml", "'coco:Meine Kisten'"),
     (r"(customs\.py) COMPARISON\.\.\.", r"\1 a b"),
     (r"\bFOLDER\b", "'Meine Fotos'"),
     (r"--unlabelled MORE", "--unlabelled 'Ohne Namen'"),
     (r"--student-weights FILE", "--student-weights start.safetensors"),
     (r"--teacher-weights FILE", "--teacher-weights teacher.safetensors"),
     (r"\bRUN\b", "runs/NAME"),
-    (r"\bRECIPE \.\.\.", "RECIPE"),
     (r"\bRECIPE\b", "digits"),
     (r"timm/NAME", "timm/test_resnet"),
     (r"--teacher NAME", "--teacher cifar/resnet8"),
@@ -75,19 +74,20 @@ def reason(document: str, command: list[str]) -> str | None:
 
 
 def shortened(argv: list[str]) -> list[str]:
-    """The same command on few images for one epoch, from random weights, with the first two of its methods."""
-    argv = list(argv)
+    """The same command on few images for one epoch, on small networks, with two of its methods and those in files."""
     if argv[0] not in TRAINED:
         return argv
+    argv = [re.sub(r"^timm/.*", "timm/test_resnet", word) for word in argv]
     short = ["--epochs", "1", "--limit", "48", "--batch-size", "16", "--allow", "weak-teacher", "--device", "cpu"]
-    if any(word.startswith("timm/") for word in argv):
+    if {"Meine Fotos", "photos"} & set(argv):
         short += ["--image-size", "32", "--workers", "0", "--teacher-pretrained", "False"]
         short += [] if "--student-weights" in argv else ["--student-pretrained", "False"]
     if argv[0] in ("distill", "compare") and "--teacher-weights" not in argv:
         short += ["--teacher-epochs", "1"]
     if argv[0] == "compare":
-        methods = argv[argv.index("--methods") + 1].split(",")
-        short += ["--methods", ",".join(methods[:2]), "--seeds", "1", "--jobs", "1"]
+        methods = argv[argv.index("--methods") + 1].split(",") if "--methods" in argv else ["none", "kd"]
+        kept = [name for number, name in enumerate(methods) if number < 2 or ":" in name]
+        short += ["--methods", ",".join(kept), "--seeds", "1", "--jobs", "1"]
         short += ["--equal-strength", "4"] if "--equal-strength" in argv else []
     return [*argv, *short]
 
@@ -108,11 +108,15 @@ def of_pcdistill(command: list[str]) -> list[str] | None:
 
 
 def boxes(folder: Path) -> None:
-    """Two images with a box each, as COCO has them."""
+    """Ten images with a box each, as COCO has them and, in data.yaml beside the folder, as YOLO has them."""
     (folder / "images").mkdir(parents=True)
+    (folder / "labels").mkdir()
     names = [f"kiste {i}.png" for i in range(10)]
-    for name in names:
-        Image.new("RGB", (40, 30), (90, 90, 90)).save(folder / "images" / name)
+    for i, name in enumerate(names):
+        Image.new("RGB", (40, 30), (90, 20 * i, 90)).save(folder / "images" / name)
+        (folder / "labels" / f"kiste {i}.txt").write_text("0 0.375 0.416667 0.5 0.5\n", encoding="utf-8")
+    tree = {"train": f"{folder.name}/images", "val": f"{folder.name}/images", "names": ["Kiste"]}
+    (folder.parent / "data.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
     found = {
         "images": [{"id": i, "file_name": name, "width": 40, "height": 30} for i, name in enumerate(names)],
         "annotations": [
@@ -132,7 +136,7 @@ def place(tmp_path_factory):
         (folder / name).symlink_to(ROOT / name)
     (folder / ".venv" / "bin").mkdir(parents=True)
     (folder / ".venv" / "bin" / "activate").touch()
-    class_folders(folder / "Meine Fotos")
+    class_folders(folder / "Meine Fotos", per_class=20)
     for name, shade in (("apple", 60), ("pear", 180)):
         (folder / "photos" / name).mkdir(parents=True)
         for i in range(1, 13):
