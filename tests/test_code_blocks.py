@@ -111,19 +111,20 @@ def boxes(folder: Path) -> None:
     """Ten images with a box each, as COCO has them and, in data.yaml beside the folder, as YOLO has them."""
     (folder / "images").mkdir(parents=True)
     (folder / "labels").mkdir()
+    kinds = ("Kiste", "Ball", "großes Rad")
     names = [f"kiste {i}.png" for i in range(10)]
     for i, name in enumerate(names):
         Image.new("RGB", (40, 30), (90, 20 * i, 90)).save(folder / "images" / name)
-        (folder / "labels" / f"kiste {i}.txt").write_text("0 0.375 0.416667 0.5 0.5\n", encoding="utf-8")
-    tree = {"train": f"{folder.name}/images", "val": f"{folder.name}/images", "names": ["Kiste"]}
+        (folder / "labels" / f"kiste {i}.txt").write_text(f"{i % 3} 0.375 0.416667 0.5 0.5\n", encoding="utf-8")
+    tree = {"train": f"{folder.name}/images", "val": f"{folder.name}/images", "names": list(kinds)}
     (folder.parent / "data.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
     found = {
         "images": [{"id": i, "file_name": name, "width": 40, "height": 30} for i, name in enumerate(names)],
         "annotations": [
-            {"id": i + 1, "image_id": i, "category_id": 1, "bbox": [5, 5, 20, 15], "area": 300, "iscrowd": 0}
+            {"id": i + 1, "image_id": i, "category_id": 1 + i % 3, "bbox": [5, 5, 20, 15], "area": 300, "iscrowd": 0}
             for i in range(len(names))
         ],
-        "categories": [{"id": 1, "name": "Kiste"}],
+        "categories": [{"id": 1 + i, "name": name} for i, name in enumerate(kinds)],
     }
     (folder / "train.json").write_text(json.dumps(found), encoding="utf-8")
 
