@@ -45,7 +45,8 @@ def blocks_of(document: str) -> list[Block]:
         body = match["fenced"] if match["fence"] else match["indented"]
         language = match["language"].strip() if match["fence"] else "formula" if document == FORMULAS else ""
         line = text.count("\n", 0, match.start()) + 1
-        found.append(Block(document, line, language or "shell", textwrap.dedent(body).strip("\n") + "\n"))
+        language = "shell" if language in ("", "bash", "sh") else language
+        found.append(Block(document, line, language, textwrap.dedent(body).strip("\n") + "\n"))
     return found
 
 
