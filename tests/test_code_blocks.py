@@ -240,14 +240,14 @@ def test_every_recipe_is_one(block: Block, place, monkeypatch):
 
 
 def net(width: int) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 4))
+    return nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 8))
 
 
 def batches(boxed: bool):
-    """Two batches of four images: with classes, or with boxes as torchvision's detectors take them."""
-    images = torch.rand(4, 3, 64, 64)
-    target = [{"boxes": torch.tensor([[5.0, 5.0, 40.0, 40.0]]), "labels": torch.tensor([1 + i % 2])} for i in range(4)]
-    return [(list(images), target)] * 2 if boxed else [(images, torch.arange(4))] * 2
+    """Two batches of eight images: with classes, or with boxes as torchvision's detectors take them."""
+    images = torch.rand(8, 3, 64, 64)
+    target = [{"boxes": torch.tensor([[5.0, 5.0, 40.0, 40.0]]), "labels": torch.tensor([1 + i % 2])} for i in range(8)]
+    return [(list(images), target)] * 2 if boxed else [(images, torch.arange(8))] * 2
 
 
 def names_of_the_text(document: str) -> dict:
@@ -260,7 +260,7 @@ def names_of_the_text(document: str) -> dict:
         return {"big": big, "small": small, "loader": loader, "val_loader": loader}
     loader = batches(boxed=False)
     given = {"big": net(8), "small": net(4), "train_loader": loader, "val_loader": loader, "test_loader": loader}
-    logits = {"student_logits": torch.randn(4, 4), "teacher_logits": torch.randn(4, 4), "target": torch.arange(4)}
+    logits = {"student_logits": torch.randn(8, 8), "teacher_logits": torch.randn(8, 8), "target": torch.arange(8)}
     return {**given, **logits, "cross_entropy": cross_entropy}
 
 

@@ -33,7 +33,7 @@ def test_a_notebook_is_small_and_shows_what_it_printed(path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the kernel's client
+@pytest.mark.filterwarnings("ignore")  # of the kernel's client; the notebook runs in another process
 def test_a_notebook_runs(path, tmp_path, monkeypatch):
     client = pytest.importorskip("nbclient")
     commands = str(Path(sys.executable).parent)
