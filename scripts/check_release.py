@@ -10,6 +10,7 @@ import argparse
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import tarfile
@@ -85,14 +86,13 @@ def committed() -> set[str]:
 
 
 def check_sdist(sdist: Path) -> None:
-    """All tests, documents and scripts that are committed are in it."""
+    """All that is committed is in it, but for what is of the clone alone: files and folders that begin with a dot."""
     with tarfile.open(sdist) as archive:
         inside = {name.partition("/")[2] for name in archive.getnames()}
-    rooms = ("src/", "tests/", "docs/", "scripts/", "benchmarks/")
-    missing = {name for name in committed() if name.startswith(rooms)} - inside
+    missing = {name for name in committed() if not any(part.startswith(".") for part in name.split("/"))} - inside
     if missing:
         raise CheckFailed(f"{sdist.name} lacks {len(missing)} committed files: {', '.join(sorted(missing)[:5])}")
-    say(f"{sdist.name}: {len(inside)} files, all committed ones of {' '.join(rooms)}")
+    say(f"{sdist.name}: {len(inside)} files, all that are committed")
 
 
 def check_wheel(wheel: Path) -> None:
@@ -154,6 +154,11 @@ def check_core(commands: Path, work: Path) -> None:
     missing = [name for name in LEFT if not (out / name).is_file() or not (out / name).stat().st_size]
     if missing:
         raise CheckFailed(f"the run left no {', '.join(missing)}")
+    umask = os.umask(0)
+    os.umask(umask)
+    closed = [name for name in LEFT if stat.S_IMODE((out / name).stat().st_mode) != 0o666 & ~umask]
+    if closed:
+        raise CheckFailed(f"the mode of {', '.join(closed)} does not follow the umask")
 
 
 def check_missing_extras(commands: Path, work: Path) -> None:

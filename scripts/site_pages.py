@@ -2,8 +2,9 @@
 
     python scripts/site_pages.py [FOLDER]     # then: mkdocs build --strict --config-file build/mkdocs.yml
 
-The documents stay as they are read in a clone. What differs on the site is made here: methods.md is cut into pages, and
-links to files outside docs/ become their paths, as the site does not hold those files.
+The documents stay as they are read in a clone. What differs on the site is made here: methods.md is cut into pages,
+notebooks become pages with the outputs that are stored in them, and links to files outside docs/ become their paths, as
+the site does not hold those files.
 """
 
 import json
@@ -21,7 +22,13 @@ CODE = re.compile(r"^```.*?^```|`[^`\n]*`", re.MULTILINE | re.DOTALL)
 LINK_OR_CODE = re.compile(f"{LINK.pattern}|{CODE.pattern}", CODE.flags)  # in code nothing is a link
 # The navigation: title of a group -> pages of docs/ in the order that a reader wants them.
 GROUPS = {
-    "Start": ("first-steps.md", "questions.md"),
+    "Start": (
+        "first-steps.md",
+        "notebooks/better-student.ipynb",
+        "notebooks/own-photographs.ipynb",
+        "questions.md",
+        "usability.md",
+    ),
     "Guides": (
         "data.md",
         "comparing.md",
@@ -91,12 +98,36 @@ def site_links(text: str, page: str, at: str, moved: dict[str, str]) -> str:
             return match[0]
         stands = posixpath.normpath(posixpath.join(posixpath.dirname(page), path))
         name = stands.removeprefix("docs/")
-        if name == stands or not name.endswith(".md"):
+        if name == stands or not (name.endswith(".md") or name in moved):
             return f"{label} (`{stands}`)" if label.strip("`") != stands else f"`{stands}`"
         there = posixpath.relpath(moved.get(name, name), posixpath.dirname(at) or ".")
         return f"[{label}]({there}{'#' + anchor if anchor and name not in moved else ''})"
 
     return LINK_OR_CODE.sub(held, text)
+
+
+def notebook_text(text: str) -> str:
+    """A notebook as Markdown: its text, its code, and what the code printed."""
+    parts = []
+    for cell in json.loads(text)["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(source)
+            continue
+        parts.append(f"```python\n{source}\n```")
+        shown = [output.get("text") or output["data"]["text/plain"] for output in cell["outputs"]]
+        if shown:
+            parts.append("```text\n" + "".join("".join(lines) for lines in shown).strip("\n") + "\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def lay_notebooks(pages: Path, moved: dict[str, str]) -> None:
+    """A page for each notebook."""
+    for path in sorted(DOCS.rglob("*.ipynb")):
+        name = path.relative_to(DOCS).as_posix()
+        text = site_links(notebook_text(path.read_text(encoding="utf-8")), f"docs/{name}", moved[name], moved)
+        (pages / moved[name]).parent.mkdir(parents=True, exist_ok=True)
+        (pages / moved[name]).write_text(text, encoding="utf-8")
 
 
 def lay_methods(pages: Path, moved: dict[str, str]) -> list[str]:
@@ -127,11 +158,11 @@ def slug(title: str) -> str:
     return title.lower().replace(" ", "-")
 
 
-def navigation(methods: list[str], api: list[str]) -> list[object]:
+def navigation(methods: list[str], api: list[str], moved: dict[str, str]) -> list[object]:
     """mkdocs' nav."""
     groups: list[object] = ["index.md"]
     for title, names in GROUPS.items():
-        groups.append({title: [name for name in names if (DOCS / name).is_file()]})
+        groups.append({title: [moved.get(name, name) for name in names if (DOCS / name).is_file()]})
     groups.insert(3, {"Methods": ["methods/index.md", *(f"methods/{name}.md" for name in methods)]})
     return [*groups, {"API": [{title: f"api/{slug(title)}.md"} for title in api]}]
 
@@ -141,17 +172,19 @@ def lay(build: Path) -> None:
     pages = build / "pages"
     shutil.rmtree(pages, ignore_errors=True)
     pages.mkdir(parents=True)
-    moved = {METHODS: "methods/index.md"}
+    notebooks = (path.relative_to(DOCS) for path in DOCS.rglob("*.ipynb"))
+    moved = {METHODS: "methods/index.md", **{n.as_posix(): n.with_suffix(".md").as_posix() for n in notebooks}}
     for path in sorted(DOCS.rglob("*.md")):
         name = path.relative_to(DOCS).as_posix()
         if name not in moved:
             (pages / name).parent.mkdir(parents=True, exist_ok=True)
             text = site_links(path.read_text(encoding="utf-8"), f"docs/{name}", name, moved)
             (pages / name).write_text(text, encoding="utf-8")
+    lay_notebooks(pages, moved)
     shutil.copytree(DOCS / "images", pages / "images")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     (pages / "index.md").write_text(site_links(readme, "README.md", "index.md", moved), encoding="utf-8")
-    nav = navigation(lay_methods(pages, moved), lay_api(pages))
+    nav = navigation(lay_methods(pages, moved), lay_api(pages), moved)
     config = f"INHERIT: {posixpath.relpath(ROOT / 'mkdocs.yml', build)}\n"
     config += f"docs_dir: {pages.resolve()}\nsite_dir: {(build / 'site').resolve()}\nnav: {json.dumps(nav)}\n"
     (build / "mkdocs.yml").write_text(config, encoding="utf-8")

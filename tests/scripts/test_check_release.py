@@ -9,7 +9,7 @@ import pytest
 from scripts import check_release
 
 ROOT = Path(__file__).parents[2]
-FILES = {"src/pcdistill/__init__.py", "src/pcdistill/py.typed", "tests/test_api.py", "README.md"}
+FILES = {"src/pcdistill/__init__.py", "src/pcdistill/py.typed", "tests/test_api.py", "examples/a.py", "README.md"}
 
 
 @pytest.fixture(autouse=True)
@@ -53,9 +53,15 @@ def test_a_wheel_that_lacks_has_more_or_links_nowhere_fails(tmp_path, names, tex
         check_release.check_wheel(wheel(tmp_path, names, text))
 
 
-def test_an_sdist_without_a_test_fails(tmp_path):
-    with pytest.raises(check_release.CheckFailed, match=r"lacks 1 committed files: tests/test_api\.py"):
-        check_release.check_sdist(sdist(tmp_path, FILES - {"tests/test_api.py"}))
+@pytest.mark.parametrize("name", ["tests/test_api.py", "examples/a.py", "README.md"])
+def test_an_sdist_without_a_committed_file_fails(tmp_path, name):
+    with pytest.raises(check_release.CheckFailed, match=f"lacks 1 committed files: {re.escape(name)}"):
+        check_release.check_sdist(sdist(tmp_path, FILES - {name}))
+
+
+def test_an_sdist_needs_no_files_of_the_clone_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(check_release, "committed", lambda: FILES | {".ci/run", "src/pcdistill/a/.gitignore"})
+    check_release.check_sdist(sdist(tmp_path, FILES))
 
 
 def test_the_sentence_of_a_command_that_fails_holds_what_it_printed():

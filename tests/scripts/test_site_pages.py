@@ -53,6 +53,15 @@ def test_every_document_is_in_the_navigation_and_every_page_of_it_is_there(built
     assert not left_out
 
 
+def test_a_notebook_is_a_page_with_what_its_cells_printed(built):
+    text = (built / "pages" / "notebooks" / "better-student.md").read_text()
+    assert text.startswith("# A better student in five minutes")
+    assert "```python\nimport torch" in text
+    assert re.search(r"```text\n.*teacher: [\d,]+ parameters", text)
+    assert "](own-photographs.md)" in text
+    assert "](../questions.md)" in text
+
+
 def test_links_to_files_that_the_site_lacks_become_their_paths():
     text = "[tests](../tests/test_api.py) and `[no](link.md)` and [KD](methods.md#kd-knowledge) and [out](https://x.y)"
     found = site_pages.site_links(text, "docs/a.md", "deep/b.md", {"methods.md": "methods/index.md"})
