@@ -34,6 +34,7 @@ GROUPS = {
         "pages.md",
         "performance.md",
         "errors.md",
+        "reliability.md",
     ),
     "Results": (
         "results/evidence.md",

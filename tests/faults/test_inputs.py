@@ -180,8 +180,9 @@ def test_logits_of_every_loss(name):
             value = loss(student.requires_grad_(), teacher, target)
             value.backward()
         except (InputError, ValueError) as error:
-            assert str(error)
-            assert "\n" not in str(error)
+            said = str(error)
+            if not said or "\n" in said:
+                raise
             tally.counts["refused"] += 1
             return
         if wrong is None or not rows:
