@@ -25,16 +25,17 @@ def test_the_second_process_in_a_folder_is_told_so(world, tmp_path):
     counts = Counter()
     for name, kind in some(list(KINDS.items())):
         out = tmp_path / name
+        argv = world.commands[name](out)
         with claim.claimed(out, kind):
             before = sorted(os.listdir(out))
-            code, answer = in_child(lambda argv=world.commands[name](out): second(argv))
+            code, answer = in_child(lambda argv=argv: second(argv))
             assert code == 0, answer
             assert answer.code == 1
             assert "another process is at work" in answer.told
             assert sorted(os.listdir(out)) == before
         counts["refused"] += 1
         world.made(name)
-        assert command(*world.commands[name](out)).code == 0
+        assert command(*argv).code == 0
         assert not differing(essence(out), world.whole[name])
         counts["worked"] += 1
     record("two processes, one folder", counts)
