@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 # One thread a process: the tests' tensors are tiny, and two processes share the cores better than two thread pools.
 TEST_ENV = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: install demo newcomer test test-all test-faults lint types bench check-release check-lowest site clean
+.PHONY: install demo newcomer test test-all test-faults coverage lint types bench check-release check-lowest site clean
 
 install: $(VENV)/.installed
 
@@ -26,8 +26,15 @@ test: install
 test-all: install
 	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not faults" tests
 
+# Kills, full disks, damaged files and thousands of wrong inputs; docs/reliability.md shows the counts. Forks: no threads.
 test-faults: install
-	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 -m faults tests
+	rm -rf build/faults
+	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 --dist loadfile -m faults tests
+
+# Branch coverage of everything that test-all runs, the processes that it starts included.
+coverage: install
+	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not faults" \
+		--cov --cov-report=term:skip-covered --cov-report=html:build/coverage --cov-fail-under=90 tests
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -42,6 +42,7 @@ GROUPS = {
         "performance.md",
         "scale.md",
         "errors.md",
+        "reliability.md",
     ),
     "Results": (
         "results/evidence.md",
