@@ -35,8 +35,7 @@ from pcdistill.report.production import production_code
 from tests.faults import Tally, files, recipes, throw
 from tests.helpers import data_of
 
-QUICK, MANY = 60, 3000
-COUNTS = [pytest.param(QUICK, id="quick"), pytest.param(MANY, id="many", marks=pytest.mark.faults)]
+QUICK = 60  # inputs; tests/faults throws many more
 CACHE = {
     "format": "pcdistill-cache-1",
     "info": {"teacher": "a", "stream": "b", "seed": 0, "epochs": 2, "batches": 3, "rows": 4, "classes": 10, "views": 1},
@@ -82,16 +81,15 @@ def accepted(make, tally: Tally) -> None:
         tally.judge(lambda: works(recipe))
 
 
-@pytest.mark.parametrize("count", COUNTS)
-def test_recipe_files(count, tmp_path):
+def test_recipe_files(tmp_path):
     file = tmp_path / "mine.yaml"
 
     def check(text, tally):
         file.write_text(text, encoding="utf-8", errors="replace")
         accepted(lambda: load_recipe(file), tally)
 
-    tally = throw(recipes.documents(), check, count, seeded=count == QUICK)
-    assert tally.counts["refused"] > count / 3
+    tally = throw(recipes.documents(), check, QUICK)
+    assert tally.counts["refused"] > QUICK / 3
 
 
 @pytest.mark.parametrize("text", recipes.NASTY)
@@ -100,21 +98,18 @@ def test_texts_that_are_no_plain_tree(text, tmp_path):
     Tally().judge(lambda: load_recipe(tmp_path / "mine.yaml"))
 
 
-@pytest.mark.parametrize("count", COUNTS)
-def test_trees_from_python(count):
-    throw(recipes.trees(), lambda tree, tally: accepted(lambda: make_recipe(tree), tally), count, seeded=count == QUICK)
+def test_trees_from_python():
+    throw(recipes.trees(), lambda tree, tally: accepted(lambda: make_recipe(tree), tally), QUICK)
 
 
-@pytest.mark.parametrize("count", COUNTS)
-def test_overrides(count):
+def test_overrides():
     def check(texts, tally):
         accepted(lambda: load_recipe("digits", texts), tally)
 
-    throw(recipes.overrides(), check, count, seeded=count == QUICK)
+    throw(recipes.overrides(), check, QUICK)
 
 
-@pytest.mark.parametrize("count", COUNTS)
-def test_command_lines(count, capsys):
+def test_command_lines(capsys):
     def check(argv, tally):
         code = None
         try:
@@ -128,7 +123,7 @@ def test_command_lines(count, capsys):
         assert "Traceback" not in told
         tally.counts.update(("tried", "worked" if code is None else "refused"))
 
-    throw(recipes.command_lines(), check, count, seeded=count == QUICK)
+    throw(recipes.command_lines(), check, QUICK)
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
@@ -158,8 +153,7 @@ def limited_memory(size: int):
         resource.setrlimit(resource.RLIMIT_AS, old)
 
 
-@pytest.mark.parametrize("count", COUNTS)
-def test_array_files(count, tmp_path):
+def test_array_files(tmp_path):
     file = tmp_path / "mine.npz"
 
     def read():
@@ -172,20 +166,18 @@ def test_array_files(count, tmp_path):
         tally.judge(lambda: open_unlabelled(str(file)))
 
     with limited_memory(4 << 30):
-        throw(files.archives(), check, count, seeded=count == QUICK)
+        throw(files.archives(), check, QUICK)
 
 
-@pytest.mark.parametrize("count", COUNTS)
-def test_cache_json(count, tmp_path):
+def test_cache_json(tmp_path):
     def check(raw, tally):
         (tmp_path / "cache.json").write_bytes(raw)
         tally.judge(lambda: TeacherCache(tmp_path))
 
-    throw(files.json_texts(CACHE), check, count, seeded=count == QUICK)
+    throw(files.json_texts(CACHE), check, QUICK)
 
 
-@pytest.mark.parametrize("count", COUNTS)
-def test_a_runs_folder(count, tmp_path):
+def at_a_runs_folder(count: int, tmp_path) -> Tally:
     """Every file of it holds something else; the pages are made of whatever can be read."""
 
     def text():
@@ -204,11 +196,14 @@ def test_a_runs_folder(count, tmp_path):
         read_metrics(tmp_path / "metrics.csv")
         with_times([{"epoch": 1}], tmp_path)
 
-    throw(files.json_texts(RESULT), check, count if count == QUICK else count // 3, seeded=count == QUICK)
+    return throw(files.json_texts(RESULT), check, count)
 
 
-@pytest.mark.parametrize("count", COUNTS)
-def test_what_bench_measured(count, tmp_path):
+def test_a_runs_folder(tmp_path):
+    at_a_runs_folder(QUICK, tmp_path)
+
+
+def at_what_bench_measured(count: int, tmp_path) -> Tally:
     def check(raw, tally):
         (tmp_path / "bench.json").write_bytes(raw)
         found = tally.judge(lambda: read_speed(tmp_path))
@@ -216,12 +211,16 @@ def test_what_bench_measured(count, tmp_path):
             speed_cells(found)
             speed_notes(found)
 
-    tally = throw(files.json_texts(BENCH), check, count, seeded=count == QUICK)
+    tally = throw(files.json_texts(BENCH), check, count)
     assert tally.counts["worked"] == tally.counts["tried"]  # a page is made without it
+    return tally
 
 
-@pytest.mark.parametrize("count", COUNTS)
-def test_metadata_of_weights(count, tmp_path):
+def test_what_bench_measured(tmp_path):
+    at_what_bench_measured(QUICK, tmp_path)
+
+
+def at_metadata_of_weights(count: int, tmp_path) -> Tally:
     """Whatever stands in a weights file, also in one that carries no checksum."""
     file = tmp_path / "student.safetensors"
 
@@ -244,7 +243,11 @@ def test_metadata_of_weights(count, tmp_path):
 
     for name, content in (("result.json", RESULT), ("recipe.yaml", {"method": "kd"})):
         (tmp_path / name).write_text(json.dumps(content))
-    throw(files.json_texts(METADATA), check, count if count == QUICK else count // 3, seeded=count == QUICK)
+    return throw(files.json_texts(METADATA), check, count)
+
+
+def test_metadata_of_weights(tmp_path):
+    at_metadata_of_weights(QUICK, tmp_path)
 
 
 def test_the_sound_files_are_accepted(tmp_path):

@@ -4,7 +4,6 @@ import csv
 import errno
 import json
 import os
-import stat
 from pathlib import Path
 
 import pytest
@@ -161,68 +160,6 @@ def at_write(monkeypatch, number: int, error: BaseException) -> list[str]:
 
     monkeypatch.setattr("pcdistill.files.os.replace", counted)
     return names
-
-
-@pytest.mark.faults
-def test_a_kill_at_any_write_loses_nothing(tmp_path, monkeypatch):
-    whole = run(tmp_path / "whole")
-    number, ended = 0, False
-    while not ended:
-        out = tmp_path / str(number)
-        with monkeypatch.context() as patch:
-            names = at_write(patch, number, Killed())
-            try:
-                run(out)
-                ended = True
-            except Killed:
-                assert not (out / "result.json").exists()
-        found = run(out)
-        assert set(state(out)) == FILES
-        assert (out / "student.safetensors").read_bytes() == (tmp_path / "whole" / "student.safetensors").read_bytes()
-        assert [row["val/top1"] for row in found.history] == [row["val/top1"] for row in whole.history]
-        assert (out / "metrics.csv").read_text().count("\n") == 3
-        number += 1
-    assert number > 8
-    assert names[-1] == "result.json"
-
-
-def full_at(patch, number: int) -> None:
-    """The disk is full from the so many-th file on."""
-    count = 0
-    sync = os.fsync
-
-    def counted(file):
-        nonlocal count
-        if stat.S_ISREG(os.fstat(file).st_mode):
-            count += 1
-            if count > number:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        sync(file)
-
-    patch.setattr("pcdistill.files.os.fsync", counted)
-
-
-@pytest.mark.faults
-def test_a_full_disk_at_any_write_is_an_error_with_the_path_and_loses_nothing(tmp_path, monkeypatch):
-    whole, number = run(tmp_path / "whole"), 0
-    while True:
-        out, full = tmp_path / str(number), None
-        with monkeypatch.context() as patch:
-            full_at(patch, number)
-            try:
-                run(out)
-            except OSError as error:
-                full = error
-        if full is None:
-            break
-        assert full.errno == errno.ENOSPC
-        assert Path(full.filename).parent == out
-        assert not list(out.glob(".*.part"))
-        found = run(out)
-        assert found.summary["best"] == json.loads(json.dumps(whole.summary["best"]))
-        assert set(state(out)) == FILES
-        number += 1
-    assert number > 8
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EIO])
@@ -456,34 +393,6 @@ def test_a_search_that_is_done_is_left_as_it_is(call, tmp_path, idle):
     assert code == 2
     assert "holds the search of another recipe or other methods (optim.lr 0.05 -> 0.01)" in said
     assert "name another folder (--out out-2), or delete out" in said
-
-
-@pytest.mark.faults
-@pytest.mark.parametrize("name", ["distill", "compare", "cache", "train"])
-def test_a_full_disk_is_one_sentence_of_every_command(call, tmp_path, name, monkeypatch):
-    assert call("distill", "--method", "none", "--student", "mine.py:big", "--epochs", "1", "--out", "big")[0] == 0
-    weights = ("--teacher-weights", "big/student.safetensors")
-    argv = {
-        "distill": ("--method", "kd", "--epochs", "1", *weights),
-        "compare": ("--methods", "none,kd", "--seeds", "1", "--epochs", "1", "--jobs", "1", *weights),
-        "cache": ("--epochs", "2", *weights),
-        "train": ("--method", "none", "--epochs", "1"),
-    }[name]
-    number = code = 0
-    while number < 60:
-        with monkeypatch.context() as patch:
-            full_at(patch, number)
-            code, said = call("distill" if name == "train" else name, *argv, "--out", f"out{number}")
-        if code == 0 and "No space left" not in said:
-            break
-        last = said.splitlines()[-1]
-        assert "Traceback" not in said
-        assert "No space left on device; free some, and the same command continues" in said
-        assert code == (0 if "the table is of the others" in last else 1), said
-        assert not list(Path(f"out{number}").rglob(".*.part"))
-        assert call("distill" if name == "train" else name, *argv, "--out", f"out{number}")[0] == 0
-        number += 1
-    assert number > (2 if name == "cache" else 6)
 
 
 @pytest.mark.parametrize(

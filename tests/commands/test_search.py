@@ -16,6 +16,7 @@ from pcdistill.engine.console import Console
 from pcdistill.errors import InputError, PcdistillError
 from pcdistill.recipe import load_recipe, make_recipe
 from tests.faults import throw
+from tests.faults.counts import share
 from tests.faults.files import damaged, mutated
 
 METHODS = ["kd", "dist", "wttm", "pcd", "ldrld"]
@@ -208,7 +209,7 @@ def test_opening_a_search_again_writes_nothing(tmp_path):
     assert (tmp_path / "study.log").read_bytes() == before
 
 
-@pytest.mark.parametrize("count", [40, pytest.param(1000, marks=pytest.mark.faults)])
+@pytest.mark.parametrize("count", [40, pytest.param(share(1000), marks=pytest.mark.faults)])
 def test_a_damaged_search_is_refused_or_read(tmp_path, count):
     sound = make_search(tmp_path / "sound", trials=4)
     play(sound, number=3)

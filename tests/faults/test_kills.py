@@ -38,7 +38,9 @@ def test_a_kill_at_every_call_that_writes(name, most, world, tmp_path):
     step = max(1, len(places) // most)
     for at in some([*places[::step], places[-1]]):
         out = tmp_path / str(at)
-        assert killed(world.commands[name](out), out, at) == KILLED, (at, world.points[name][at - 1])
+        code = killed(world.commands[name](out), out, at)
+        # Pages hold times, whose length may make a write more or less: the very last call need not be there.
+        assert code == KILLED or (code == 0 and at == places[-1]), (at, world.points[name][at - 1])
         continued(world, name, out, counts)
     record(f"kills at writes, {name}", counts)
 

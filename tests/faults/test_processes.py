@@ -43,11 +43,17 @@ def test_the_second_process_in_a_folder_is_told_so(world, tmp_path):
 
 @pytest.mark.parametrize(
     ("case", "says"),
-    [("loader raises", "the disk of this process has gone"), ("label", "the student has 4 outputs, so that labels")],
+    [
+        ("loader raises", "the disk of this process has gone"),
+        ("student raises", "the student of this process fails"),
+        ("label", "the student has 4 outputs, so that labels are 0 to 3"),
+    ],
 )
 def test_a_rank_that_fails_ends_both(case, says, tmp_path):
-    found, printed, _ = launch(case, tmp_path)
+    left, printed, seconds = launch([case], tmp_path)
+    found = left[case]
     told = " ".join([printed, *(one["error"] for one in found if one is not None and "error" in one)])
     assert says in told
     assert all(one is None or "error" in one for one in found)
+    assert seconds < 120
     record(f"two ranks, {case}", Counter(refused=1))

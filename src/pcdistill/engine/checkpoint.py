@@ -7,7 +7,6 @@ import pickle
 import random
 import re
 import sys
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +115,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise InputError(f"checkpoint {error}; put a copy back, or begin anew in another --out") from None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+    except Exception as error:  # a damaged pickle fails in any way there is
         raise InputError(
             f"checkpoint {path} cannot be read: it is damaged, or holds more than tensors and plain values"
         ) from error
