@@ -41,6 +41,7 @@ GROUPS = {
         "pages.md",
         "performance.md",
         "scale.md",
+        "clusters.md",
         "errors.md",
         "reliability.md",
     ),

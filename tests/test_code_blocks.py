@@ -52,6 +52,7 @@ NOT_RUN = [
     (r"(teacher-\d|docs/results/beyond/)", "a record of hours, of which one command needs the other"),
     (r"(digits-detection|coco:.*--teacher|bccd\.yaml)", "minutes; tests/detection trains detectors"),
     (r"^python scripts/new_method\.py", "writes into the clone; tests/scripts/test_new_method.py runs it in a copy"),
+    (r"^python scripts/faults_table\.py", "writes the counts of the fault injection into its document"),
     (r"^python benchmarks/", "minutes, or runs of hours; the benchmarks' results say when they were made"),
     (r"^python docs/results/evidence/", "works on photographs that are not in the clone"),
     (r"^bash docs/results/detr/run\.sh", "hours"),

@@ -18,7 +18,7 @@ EXTRAS = PROJECT["optional-dependencies"]
 FOR_WORK = {"all", "dev", "docs"}  # no package of theirs is imported by name
 HOSTED = {"wandb", "trackio", "mlflow"}  # services of others
 IN_CORE_ON_GPUS = {"triton"}  # torch brings it where there is CUDA
-PARTS = {"pydantic_core", "markupsafe"}  # of pydantic and of jinja2, which bring them
+PARTS = {"pydantic_core", "markupsafe", "psutil"}  # pydantic, jinja2 and accelerate bring them
 DISTRIBUTION = {"mlflow": "mlflow-skinny"}  # where it has another name
 # Imported out of a string, by torch or by Accelerate.
 BY_NAME = {"tensorboard", "wandb", "trackio", "mlflow", "transformers", "onnxscript"}

@@ -34,6 +34,7 @@ LARGER = {  # function: why it may be larger
 LONG_SENTENCES = {"docs/methods.md": 47}  # that are left; the number may only fall
 OF_THE_WHOLE = {
     "test_beyond",
+    "test_clusters",
     "test_code_blocks",
     "test_digests",
     "test_docs",
