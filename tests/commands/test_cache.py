@@ -137,8 +137,8 @@ def test_a_killed_build_continues_to_the_same_bytes(weights, cache, tmp_path, mo
     with pytest.raises(KeyboardInterrupt):
         make_cache(made, out, epochs=2)
     beside = [json.loads((out / f"epoch-000{epoch}.json").read_text()) for epoch in (0, 1)]
-    assert beside[0]["checksum"] is not None
-    assert beside[1]["checksum"] is None
+    assert beside[0]["whole"] is not None
+    assert beside[1]["whole"] is None
     assert 0 < beside[1]["rows"] < 6 * 32
     with pytest.raises(InputError, match="is not finished: 1 of 2 epochs"):
         TeacherCache(out)

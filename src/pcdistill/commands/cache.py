@@ -209,7 +209,7 @@ def _known(teacher: Teacher, recipe: Recipe, data: Any, placement: Placement) ->
 
 
 def _placement(recipe: Recipe) -> tuple[Placement, Accelerator]:
-    """Where the teacher runs, as if in one process, and what knows of the others; for a recipe that can have a cache."""
+    """Where the teacher runs, as if in one process, and what knows of the others; of a recipe that can have a cache."""
     if recipe.task != "classification":
         raise InputError("a cache holds logits of classifiers; detection has none")
     if recipe.teachers:

@@ -323,7 +323,7 @@ def written(folder: CacheFolder, name: str, key: str) -> tuple[int, str | None]:
         found = unsealed_json(folder.text(side_file(name)), name)
     except (InputError, OSError):
         return 0, None
-    rows, checksum = found.get("rows"), found.get("checksum")
+    rows, checksum = found.get("rows"), found.get("whole")
     if found.get("of") != key or not isinstance(rows, int) or not isinstance(checksum, str | None):
         return 0, None
     return rows, checksum

@@ -152,7 +152,7 @@ class CacheWriter:
         return logits(epoch, start)
 
     def _note(self, name: str, rows: int, checksum: str | None) -> None:
-        told = {"of": self.layout.key(), "rows": rows, "checksum": checksum}
+        told = {"of": self.layout.key(), "rows": rows, "whole": checksum}
         self.folder.put(side_file(name), sealed_json(told, indent=1))
 
 
