@@ -79,7 +79,12 @@ class LocalFolder:
     def sizes(self) -> dict[str, int]:
         if not self.path.is_dir():
             return {}
-        return {entry.name: entry.stat().st_size for entry in os.scandir(self.path) if entry.is_file()}
+        found = {}
+        for entry in os.scandir(self.path):
+            with suppress(FileNotFoundError):  # another process may rename or delete it meanwhile
+                if entry.is_file():
+                    found[entry.name] = entry.stat().st_size
+        return found
 
     def text(self, name: str) -> str:
         return read_text(self.path / name)
