@@ -463,6 +463,8 @@ class Cache(Common, Seeded, OneTeacher):
     """Store only so many logits of each image, and one value for the rest: smaller, not exact."""
     temperature: Annotated[float | None, flag("T")] = None
     """With --top-k: where the probability of the rest is kept (default: 4)."""
+    storage: Annotated[Literal["float16", "int8"], flag("float16|int8")] = "float16"
+    """Of one logit: int8 takes half the room, and rounds to 1/255 of a row's range."""
 
     def load(self, **forced: Any) -> "Recipe":
         if self.top_k is not None and self.top_k < 1:
@@ -476,14 +478,16 @@ class Cache(Common, Seeded, OneTeacher):
     def carry_out(self, recipe: "Recipe", out: Path, command: str) -> str:
         from pcdistill.commands.cache import make_cache
 
-        options: dict[str, Any] = {"top_k": self.top_k}
+        options: dict[str, Any] = {"top_k": self.top_k, "storage": self.storage}
         if self.temperature is not None:
             options["temperature"] = self.temperature
         with closing(self.console("cache")) as console:
             info = make_cache(recipe, out, epochs=recipe.train.epochs, console=console, **options)
         size = info.epochs * info.batches * info.rows * info.row.itemsize / 1e6
         images = info.batches * info.rows
-        return f"cached {info.epochs} epochs of {images} images, {size:.1f} MB: --teacher-cache {out}"
+        from pcdistill.remote import place_of
+
+        return f"cached {info.epochs} epochs of {images} images, {size:.1f} MB: --teacher-cache {place_of(out)}"
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ EXTRA_OF = {
     "wandb": "wandb",
     "trackio": "trackio",
     "mlflow": "mlflow",
+    "fsspec": "remote",
 }
 
 

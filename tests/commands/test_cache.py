@@ -11,11 +11,11 @@ from torch import nn
 
 from pcdistill.classification import task as prepare
 from pcdistill.classification.distiller import ClassificationDistiller
-from pcdistill.commands import cache as caching
 from pcdistill.commands.cache import make_cache
 from pcdistill.commands.session import run
 from pcdistill.data.loader import Batch
 from pcdistill.distillation import cache_store as stored
+from pcdistill.distillation import cache_writer as writing
 from pcdistill.distillation.cache_replay import CachedBatches, resolve_cache
 from pcdistill.distillation.cache_store import CacheInfo, TeacherCache, epoch_file
 from pcdistill.distillation.teacher import Teacher
@@ -133,12 +133,13 @@ def test_a_killed_build_continues_to_the_same_bytes(weights, cache, tmp_path, mo
         return encode(self, logits)
 
     monkeypatch.setattr(CacheInfo, "encode", die)
-    monkeypatch.setattr(caching, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(writing, "SAVE_SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt):
         make_cache(made, out, epochs=2)
-    state = json.loads((out / "cache.json").read_text())
-    assert len(state["checksums"]) == 1
-    assert state["rows"] > 0
+    beside = [json.loads((out / f"epoch-000{epoch}.json").read_text()) for epoch in (0, 1)]
+    assert beside[0]["whole"] is not None
+    assert beside[1]["whole"] is None
+    assert 0 < beside[1]["rows"] < 6 * 32
     with pytest.raises(InputError, match="is not finished: 1 of 2 epochs"):
         TeacherCache(out)
     with open(epoch_file(out, 1), "ab") as file:
@@ -147,6 +148,7 @@ def test_a_killed_build_continues_to_the_same_bytes(weights, cache, tmp_path, mo
     make_cache(made, out, epochs=2)
     for epoch in (0, 1):
         assert epoch_file(out, epoch).read_bytes() == epoch_file(cache, epoch).read_bytes()
+    assert {file.name for file in out.iterdir()} == {file.name for file in cache.iterdir()}
     before = (out / "cache.json").read_text()
     make_cache(made, out, epochs=2)  # nothing is left to do
     assert (out / "cache.json").read_text() == before

@@ -458,5 +458,5 @@ def stream_seed(recipe: Recipe) -> int:
         return recipe.data.seed
     cache = next((teacher.cache for teacher in recipe.all_teachers if teacher.cache is not None), None)
     if recipe.distils and cache is not None:
-        return read_state(Path(cache)).info.seed
+        return read_state(cache).info.seed
     return recipe.train.seed

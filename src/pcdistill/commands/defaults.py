@@ -183,10 +183,12 @@ def by_cache_alone(recipe: Recipe) -> Recipe:
     teacher = recipe.teacher
     if teacher is None or teacher.cache is None or teacher.weights is not None:
         return recipe
+    from pcdistill.distillation.cache_files import cache_folder  # not for those who have no cache
+
     known: dict[str, Any] = {}
-    with suppress(OSError, UnicodeDecodeError, ValueError, KeyError, TypeError):
-        file = Path(teacher.cache.replace("{seed}", str(recipe.train.seed))) / "cache.json"
-        kept = json.loads(file.read_text(encoding="utf-8"))["recipe"]["teacher"]
+    with suppress(OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, InputError):
+        text = cache_folder(teacher.cache.replace("{seed}", str(recipe.train.seed))).text("cache.json")
+        kept = json.loads(text)["recipe"]["teacher"]
         known = {"name": kept["name"], "kwargs": kept["kwargs"]}
     return replace(recipe, teacher=TeacherConfig(cache=teacher.cache, **known))
 

@@ -5,7 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from pcdistill.commands.folder import read_json
+from pcdistill.distillation.cache_files import cache_folder
+from pcdistill.files import unsealed_json
 from pcdistill.models.weights import run_weights
+from pcdistill.remote import place_of
 
 
 def machine_result(command: str, out: Path) -> dict[str, Any]:
@@ -19,8 +22,8 @@ def machine_result(command: str, out: Path) -> dict[str, Any]:
         files = {"weights": run_weights(out), "report": out / "report.html", "card": out / "README.md"}
         return {"out": str(out), **{key: str(path) for key, path in files.items()}, **read_json(out / "result.json")}
     if command == "cache":
-        found = read_json(out / "cache.json")
-        return {"out": str(out), **{key: found.get(key) for key in ("info", "teacher")}}
+        found = unsealed_json(cache_folder(out).text("cache.json"), str(out))
+        return {"out": str(place_of(out)), **{key: found.get(key) for key in ("info", "teacher")}}
     files = {"report": out / "report.html", "table": out / "table.md"}
     if command == "tune":
         files |= {"recipe": out / "best.yaml", "trials": out / "trials.csv"}

@@ -39,7 +39,7 @@ def comes_from_cache(config: TeacherConfig) -> bool:
 def cached_facts(config: TeacherConfig) -> dict[str, Any]:
     """What a cache knows of its teacher: fingerprint, name, size, and its metrics by split where they were kept."""
     assert config.cache is not None
-    state = read_state(Path(config.cache))
+    state = read_state(config.cache)
     found = {"name": config.name, "val": None, "test": None, **(state.teacher or {})}
     return {**found, "fingerprint": state.info.teacher}
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,6 +47,8 @@ class CachedBatches(Batches):
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         stored = epoch % self.epochs
+        for cache in self.caches:
+            cache.ahead(stored, start)
         for number, batch in enumerate(self.batches.epoch(stored, start), start):
             places = number * self.cache.info.rows + self._places(batch)
             found = [cache.logits(stored, places) for cache in self.caches]
@@ -79,7 +80,7 @@ def resolve_cache(recipe: Recipe) -> Recipe:
     first = next((path for path in paths if path), None)
     if first is None:
         return recipe
-    info = read_state(Path(first)).info
+    info = read_state(first).info
     fits = recipe.distils and views_of(recipe) == info.views and not _features(recipe)
     teachers = [
         replace(teacher, cache=path if fits else None) for teacher, path in zip(recipe.all_teachers, paths, strict=True)

@@ -1,0 +1,50 @@
+"""Files that lie elsewhere: whatever fsspec opens, such as s3://, gs:// or memory://."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from pcdistill.errors import InputError
+from pcdistill.extras import need
+
+# Two letters or more: one is a drive of Windows. A Path keeps but one of the slashes.
+URL = re.compile(r"([a-z][a-z0-9+.-]+):/{1,3}(?=[^/])")
+
+
+def place_of(name: str | Path) -> Path | str:
+    """A local path, or the URL of what lies elsewhere; `file:///folder` is local.
+
+    Args:
+        name: as the user gave it, also as a Path, which takes a URL's second slash away.
+    """
+    text = str(name)
+    match = URL.match(text)
+    if match is None:
+        return Path(name)
+    scheme, rest = match[1], text[match.end() :]
+    return Path("/", rest) if scheme in ("file", "local") else f"{scheme}://{rest}"
+
+
+def file_system(url: str) -> tuple[Any, str]:
+    """fsspec's file system of a URL, and the path in it.
+
+    Raises:
+        InputError: fsspec or what it needs for this kind of URL is not installed, or it does not know the kind.
+    """
+    need("fsspec", what=url)
+    import fsspec
+
+    try:
+        system, path = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        told = " ".join(str(error).split())
+        raise InputError(f"{url} needs a package that is not installed: {told}") from None
+    except ValueError as error:
+        told = " ".join(str(error).split())
+        raise InputError(f"{url} cannot be opened: {told}; it must begin as fsspec knows it, such as s3://") from None
+    return system, str(path).rstrip("/")
+
+
+def said(error: Exception) -> str:
+    """An error of a file system in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
