@@ -187,7 +187,8 @@ def by_cache_alone(recipe: Recipe) -> Recipe:
     with suppress(OSError, UnicodeDecodeError, ValueError, KeyError, TypeError):
         file = Path(teacher.cache.replace("{seed}", str(recipe.train.seed))) / "cache.json"
         kept = json.loads(file.read_text(encoding="utf-8"))["recipe"]["teacher"]
-        known = {"name": kept["name"], "kwargs": kept["kwargs"]}
+        # Without its scheme an endpoint is a name alone: nobody is to ask it.
+        known = {"name": re.sub("^https?://", "", kept["name"]), "kwargs": kept["kwargs"]}
     return replace(recipe, teacher=TeacherConfig(cache=teacher.cache, **known))
 
 
