@@ -226,7 +226,9 @@ class OneTeacher:
     """The teacher and its weights."""
 
     teacher: Annotated[str | None, flag("MODEL"), Key("teacher.name")] = None
-    """timm/NAME, torchvision/NAME, cifar/NAME, hf/NAME or path/to/file.py:function."""
+    """timm/NAME, torchvision/NAME, cifar/NAME, hf/NAME, path/to/file.py:function or http://HOST/v2/models/NAME."""
+    teacher_call: Annotated[bool | None, flag("True|False"), Key("teacher.call")] = None
+    """The function is called with images [N, C, H, W] and gives logits [N, K]; without, it builds a module."""
     teacher_weights: Annotated[str | None, flag("FILE"), Key("teacher.weights")] = None
     """The teacher's weights: .safetensors, or a state dict (.pt, .pth)."""
     teacher_pretrained: Annotated[bool | None, flag("True|False"), Key("teacher.pretrained")] = None

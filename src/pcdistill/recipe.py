@@ -18,7 +18,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from pcdistill.errors import InputError, nearest
 from pcdistill.methods import METHODS
-from pcdistill.models.names import has_zoo_weights, is_user_code
+from pcdistill.models.names import has_zoo_weights, is_endpoint, is_user_code
 from pcdistill.plain import NUMBER, one_line, parse_yaml, read_text, shown, structure_faults, value_faults, write_yaml
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -97,7 +97,8 @@ class TeacherConfig(ModelConfig):
 
     `classes` names its outputs when the weights do not; `mean`, `std` and `image_size` are its own input's; `cache` is
     a folder that `pcdistill cache` made, whose logits stand in for the teacher's in training; `weight` is its share
-    among several. `pretrained` of `file.py:function` says that the function gives a trained model.
+    among several. `pretrained` of `file.py:function` says that the function gives a trained model; `call` says that it
+    is the teacher itself: called with images [N, C, H, W] it gives logits [N, K], as a name `http://...` does.
     """
 
     name: Name = "cifar/resnet20"
@@ -108,6 +109,12 @@ class TeacherConfig(ModelConfig):
     image_size: Pixels | None = None
     cache: str | None = None
     weight: Positive = 1.0
+    call: bool = False
+
+    @property
+    def outside(self) -> bool:
+        """Whether it is asked for logits, by a call or over HTTP, and has no weights here."""
+        return self.call or is_endpoint(self.name)
 
 
 @dataclass(frozen=True)
@@ -516,8 +523,22 @@ def _check_together(recipe: Recipe, asked: Iterable[str], mistakes: _Mistakes) -
             mistakes.add_of(f"{owner}.{given}", "mean and std must be given together")
         elif teacher.mean is not None and teacher.std is not None and len(teacher.mean) != len(teacher.std):
             mistakes.add_of(f"{owner}.std", f"must have as many numbers as mean, {len(teacher.mean)}")
+        _check_outside(recipe, teacher, owner, mistakes)
     if recipe.optim.nesterov and recipe.optim.name == "sgd" and recipe.optim.momentum == 0:
         mistakes.add_of("optim.nesterov", "needs optim.momentum above 0")
+
+
+def _check_outside(recipe: Recipe, teacher: TeacherConfig, owner: str, mistakes: _Mistakes) -> None:
+    """What can be said of a teacher that is asked for logits."""
+    if teacher.call and not is_user_code(teacher.name):
+        mistakes.add_of(f"{owner}.call", f"needs a name of the form path/to/file.py:function, got {teacher.name}")
+    if not teacher.outside:
+        return
+    if recipe.task != "classification":
+        mistakes.add_of(f"{owner}.name", f"{teacher.name} is asked for logits, and {recipe.task} has none")
+    for key in ("weights", "features"):
+        if getattr(teacher, key) is not None:
+            mistakes.add_of(f"{owner}.{key}", f"has no effect on {teacher.name}, which is asked for logits")
 
 
 def _named_methods(named: Any, mistakes: _Mistakes) -> dict[str, Any]:
@@ -742,7 +763,7 @@ LATER: dict[str, dict[str, Any]] = {
     "": {"teachers": [], "teachers_combine": "probabilities"},
     "data": {"unlabelled": None, "unlabelled_batch": None},
     "student": {"head": "own"},
-    "teacher": {"weight": 1.0},
+    "teacher": {"weight": 1.0, "call": False},
     "detection": {"pairing": "auto", "boxes": "none", "boxes_weight": 1.0, "adapters": []},
 }
 

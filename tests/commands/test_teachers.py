@@ -6,15 +6,20 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
 from pcdistill.classification.task import Classification
 from pcdistill.cli import main
-from pcdistill.commands.teachers import comes_from_cache, teacher_file, training_of
+from pcdistill.commands.session import Session, run
+from pcdistill.commands.teachers import comes_from_cache, teacher_file, teacher_recipe, training_of
 from pcdistill.errors import InputError
 from pcdistill.models import build_model, save_weights
 from pcdistill.recipe import TeacherConfig, load_recipe
+from tests.models.server import Server
+
+CENTRES = torch.tensor([50.0, 70.0, 90.0, 110.0]) / 255
 
 
 @pytest.mark.parametrize(
@@ -63,6 +68,9 @@ def test_a_teacher_is_there_by_its_cache_alone_only_if_nothing_says_where_its_we
     assert not comes_from_cache(TeacherConfig(cache="C", epochs=1))
     assert not comes_from_cache(TeacherConfig(cache="C", pretrained=True))
     assert not comes_from_cache(TeacherConfig(cache="C", weights="w.safetensors"))
+    assert not comes_from_cache(TeacherConfig("mine.py:predict", cache="C", call=True))
+    assert not comes_from_cache(TeacherConfig("http://host/v2/models/net", cache="C"))
+    assert comes_from_cache(TeacherConfig("host/v2/models/net", cache="C"))  # how a run names it by its cache alone
 
 
 def photographs(path):
@@ -124,3 +132,125 @@ def test_a_file_of_other_classes_is_trained_on_this_data(tmp_path, capsys):
     main([*argv, "--teacher-epochs", "1", "--allow", "mismatched-weights"])
     assert "is trained first (1 epochs)" in capsys.readouterr().err
     assert (tmp_path / "run" / "teacher" / "teacher.safetensors").is_file()
+
+
+# Answers by the mean brightness, in which the four classes of `photographs` differ; it counts its calls.
+BRIGHTNESS = """
+from pathlib import Path
+
+import torch
+
+def predict(images):
+    with (Path(__file__).parent / "calls").open("a") as file:
+        file.write(f"{len(images)}\\n")
+    centres = torch.tensor([50.0, 70.0, 90.0, 110.0]) / 255
+    return -200 * (images.mean(dim=(1, 2, 3))[:, None] - centres) ** 2
+"""
+TOLD = ["--set", "teacher.mean=[0,0,0]", "--set", "teacher.std=[1,1,1]"]
+
+
+def asked(folder):
+    """How many images the function was called with, since the last look."""
+    file = folder / "calls"
+    found = sum(map(int, file.read_text().split())) if file.exists() else 0
+    file.unlink(missing_ok=True)
+    return found
+
+
+def test_a_function_teaches_and_its_cache_is_asked_in_its_place(tmp_path, capsys):
+    data = ["--data", str(photographs(tmp_path / "d.npz")), "--batch-size", "16", "--epochs", "1", "--device", "cpu"]
+    file = tmp_path / "mine.py"
+    file.write_text(BRIGHTNESS)
+    teacher = ["--teacher", f"{file}:predict", "--teacher-call", "True", *TOLD]
+    student = ["--student", "cifar/resnet8", "--method", "kd"]
+    main(["distill", *data, *teacher, *student, "--out", str(tmp_path / "live")])
+    live = asked(tmp_path)
+    result = json.loads((tmp_path / "live" / "result.json").read_text())
+    assert result["teacher"]["val"]["top1"] > 90
+    assert "is asked for its logits" in capsys.readouterr().out
+    main(["cache", *data, *teacher, "--out", str(tmp_path / "cache")])
+    asked(tmp_path)
+    cached = ["--teacher-cache", str(tmp_path / "cache")]
+    main(["distill", *data, *teacher, *student, *cached, "--out", str(tmp_path / "cached")])
+    assert asked(tmp_path) == live - 64  # the training batches of one epoch
+    main(["distill", *data, *student, *cached, "--out", str(tmp_path / "alone")])
+    assert asked(tmp_path) == 0
+    file.write_text(BRIGHTNESS + "# changed\n")
+    with pytest.raises(SystemExit):
+        main(["distill", *data, *teacher, *student, *cached, "--out", str(tmp_path / "changed")])
+    assert "comes from another teacher" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"method": "fitnet"}, r"fitnet compares features, and the teacher .* gives logits alone"),
+        ({"student.head": "teacher"}, r"student.head: the teacher .* gives logits alone"),
+    ],
+)
+@pytest.mark.parametrize("name", ["mine.py:predict", "http://localhost:1/v2/models/net"])
+def test_what_needs_more_than_logits_is_refused_before_anything_is_asked(values, sentence, name):
+    call = not name.startswith("http")
+    recipe = load_recipe("digits", values={"teacher.name": name, "teacher.call": call, **values})
+    assert recipe.teacher.outside
+    with pytest.raises(InputError, match=sentence):
+        Session(recipe).prepare()
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"teacher.call": True, "teacher.name": "cifar/resnet8"}, "teacher.call: needs a name of the form"),
+        (
+            {"teacher.name": "http://host/m", "teacher.weights": "w.pt"},
+            "teacher.weights: has no effect on http://host/m",
+        ),
+        (
+            {"teacher.call": True, "teacher.name": "m.py:f", "teacher.features": ["a"]},
+            "teacher.features: has no effect on m.py:f",
+        ),
+        ({"teacher.name": "http://host/m", "task": "detection"}, "is asked for logits, and detection has none"),
+    ],
+)
+def test_keys_that_do_not_fit_a_teacher_that_is_asked_are_refused(values, sentence):
+    with pytest.raises(InputError, match=sentence):
+        load_recipe("digits", values=values)
+
+
+def test_an_endpoint_is_no_student():
+    with pytest.raises(InputError, match="is an endpoint, which can only be the teacher of a classifier"):
+        build_model("https://host/v2/models/net", num_classes=2)
+
+
+def test_a_function_without_teacher_call_is_told_of_it():
+    recipe = load_recipe(None, values={"teacher.name": "mine.py:predict"})
+    with pytest.raises(InputError, match=r"teacher.call true \(--teacher-call True\) if it is called with images"):
+        teacher_recipe(recipe)
+
+
+@pytest.mark.slow
+def test_an_endpoint_teaches_alone_and_beside_a_function(tmp_path, monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+    server = Server()
+    server.model["outputs"][0]["shape"] = [-1, 4]
+    monkeypatch.setattr(server, "logits", lambda x: -200 * (x.mean(dim=(1, 2, 3))[:, None] - CENTRES) ** 2)
+    file = tmp_path / "mine.py"
+    file.write_text(BRIGHTNESS)
+    normal = {"mean": [0, 0, 0], "std": [1, 1, 1]}
+    own = {"name": f"{file}:predict", "call": True, **normal}
+    served = {"name": server.url, **normal}
+    common = {
+        "data.name": str(photographs(tmp_path / "d.npz")),
+        "data.batch_size": 16,
+        "student.name": "cifar/resnet8",
+        "train.epochs": 1,
+        "train.device": "cpu",
+        "method": "kd",
+    }
+    try:
+        for number, teachers in enumerate([{"teacher": served}, {"teachers": [own, served]}]):
+            result = run(load_recipe(None, values={**common, **teachers}), tmp_path / str(number))
+            assert result.summary["teacher"]["val"]["top1"] > 90
+            assert "parameters" not in result.summary["teacher"]
+    finally:
+        server.close()

@@ -41,7 +41,9 @@ from pcdistill.engine.placement import Placement
 from pcdistill.errors import InputError
 from pcdistill.models.fetching import advising
 from pcdistill.models.heads import with_head
-from pcdistill.models.names import is_user_code
+from pcdistill.models.names import is_endpoint, is_user_code
+from pcdistill.models.outside import CalledModel, OutsideModel
+from pcdistill.models.served import ServedModel
 from pcdistill.recipe import DataConfig, ModelConfig, Recipe, TeacherConfig, TrainConfig
 
 GATE_SAMPLES = 2048
@@ -78,6 +80,8 @@ class Classification:
             check_unlabelled(recipe)
         if recipe.distils and len(recipe.all_teachers) > 1:
             check_several_teachers(recipe)
+        if recipe.distils:
+            check_outside_teachers(recipe)
 
     def train_config(self, recipe: Recipe) -> TrainConfig:
         return recipe.train
@@ -93,9 +97,11 @@ class Classification:
         size = data.image_size
         if isinstance(model, TeacherEnsemble):
             found = [self.info(member, data) for member in members_of(model)]
-            return {key: sum(one[key] for one in found) for key in found[0]}
+            return {key: sum(one[key] for one in found) for key in found[0] if all(key in one for one in found)}
         if isinstance(model, Teacher):
             model, size = model.model, model.image_size or size
+        if isinstance(model, OutsideModel):
+            return {}  # nobody tells its size
         return models.model_info(model, size, in_channels=data.in_channels)
 
     def knows_classes(self, config: TeacherConfig, data: Any) -> bool:
@@ -177,6 +183,24 @@ def check_several_teachers(recipe: Recipe) -> None:
         raise InputError("student.head: there are several teachers, so there is no one head to copy; set it to own")
 
 
+def check_outside_teachers(recipe: Recipe) -> None:
+    """Raise InputError for what needs more than logits of a teacher that is asked for them."""
+    for teacher in recipe.all_teachers:
+        if not teacher.outside:
+            continue
+        for i, term in enumerate(recipe.losses):
+            if (kind := method_kind(term.method, f"losses.{i}")) != "logits":
+                raise InputError(
+                    f"losses.{i}: {term.method} compares {kind}, and the teacher {teacher.name} gives logits alone; "
+                    "take a method on logits (kd, dist or pcd, for example)"
+                )
+        if recipe.student.head == "teacher":
+            raise InputError(
+                f"student.head: the teacher {teacher.name} gives logits alone, so there is no head to copy; set it to "
+                "own"
+            )
+
+
 def build_student(config: ModelConfig, *, classes: Sequence[str], data: Any, allow: Iterable[str] = ()) -> nn.Module:
     """The student, with an output for every class of the data."""
     model = models.build_model(
@@ -195,6 +219,8 @@ def build_student(config: ModelConfig, *, classes: Sequence[str], data: Any, all
 
 def knows_classes(config: TeacherConfig, data: Any) -> bool:
     """Whether a pretrained teacher can be used as it is: its own classes cover the data's."""
+    if config.outside:
+        return True
     if config.weights is not None or not config.pretrained:
         return False
     if is_user_code(config.name):  # the user says that the function gives a trained model
@@ -254,7 +280,11 @@ def build_teacher(config: TeacherConfig, *, data: Any, allow: Iterable[str] = ()
         InputError: the classes cannot be matched, or the weights do not fit.
     """
     named: list[str] | None = list(config.classes) if config.classes is not None else None
-    if config.pretrained and config.weights is None and not is_user_code(config.name):
+    if config.outside:
+        num_classes = len(named) if named is not None else len(data.classes)
+        kind = ServedModel if is_endpoint(config.name) else CalledModel
+        model: nn.Module = kind(config.name, num_classes, config.kwargs)
+    elif config.pretrained and config.weights is None and not is_user_code(config.name):
         model, named = _pretrained(config, data)
     else:
         if named is None and config.weights is not None:
@@ -297,7 +327,7 @@ def wrap_teacher(
     image_size = config.image_size
     if config.mean is not None and config.std is not None:
         stats = (config.mean, config.std)
-    elif config.pretrained and config.weights is None:
+    elif config.pretrained and config.weights is None and not config.outside:
         found = models.input_stats(model, config.name)
         if found is not None:
             stats = (found[0], found[1])
@@ -448,7 +478,7 @@ def speed_up(teacher: Teacher | TeacherEnsemble, recipe: Recipe, placement: Plac
         if recipe.train.fold_teacher:
             member.model = fold_batchnorm(member.model, example)
         placement.frozen.module(member.model)
-        if recipe.train.compile:
+        if recipe.train.compile and not isinstance(member.model, OutsideModel):
             member.model.compile()
 
 

@@ -140,6 +140,9 @@ def _of_run(run: Path, plan: Bench, left_out: list[str]) -> list[Subject]:
     subjects = [Subject("student", student.name, student.model, (student.channels, size, size), student.detects)]
     recipe = student.recipe
     for config in recipe.all_teachers if recipe.distils else ():
+        if config.outside:
+            left_out.append(f"teacher {config.name}: not measured: it is asked for its logits, and is not here.")
+            continue
         bare = StudentConfig(config.name, kwargs=dict(config.kwargs))
         side = plan.image_size or config.image_size or size
         try:

@@ -33,7 +33,15 @@ from pcdistill.commands.jobs import Job, Share, check_numbers, run_jobs, shares
 from pcdistill.commands.run import run_with_report
 from pcdistill.commands.session import bare_model, check_names, open_data, rehearse
 from pcdistill.commands.tasks import task_of
-from pcdistill.commands.teachers import comes_from_cache, teacher_file, teacher_folder, teacher_recipe, training_of
+from pcdistill.commands.teachers import (
+    comes_from_cache,
+    facts_without_model,
+    teacher_file,
+    teacher_folder,
+    teacher_recipe,
+    training_of,
+    without_model,
+)
 from pcdistill.distillation.cache_replay import resolve_cache
 from pcdistill.distillation.objective import at_strength
 from pcdistill.engine.console import Console, duration
@@ -42,7 +50,7 @@ from pcdistill.errors import InputError, PcdistillError, nearest
 from pcdistill.files import atomic_write, clear_parts, new_digest
 from pcdistill.methods import METHODS
 from pcdistill.models.names import is_user_code
-from pcdistill.recipe import ALONE, LOADERS, ModelConfig, Recipe, with_method
+from pcdistill.recipe import ALONE, LOADERS, ModelConfig, Recipe, TeacherConfig, with_method
 from pcdistill.report.compare_page import Curves
 from pcdistill.report.strengths import best_strengths
 from pcdistill.stats import MARGIN
@@ -209,7 +217,10 @@ def say_header(
         first = "" if trained is None else f", and is trained first ({trained.train.epochs} epochs)"
         told.insert(number, ("teacher", config, starts_from(config, recipe.task) + first))
     for role, model, starts in told:
-        facts = task.info(bare_model(recipe, model, task, data), data)
+        if isinstance(model, TeacherConfig) and without_model(model):
+            facts = facts_without_model(model, recipe.train.seed)
+        else:
+            facts = task.info(bare_model(recipe, model, task, data), data)
         lines.append(model_line(Told(role, model.name, starts, facts)))
     for one in {key.method: one for key, one in recipes.items()}.values():
         lines.append(f"method  {method_line(one, task.outputs(data))}")

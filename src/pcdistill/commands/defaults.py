@@ -189,7 +189,8 @@ def by_cache_alone(recipe: Recipe) -> Recipe:
     with suppress(OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, InputError):
         text = cache_folder(teacher.cache.replace("{seed}", str(recipe.train.seed))).text("cache.json")
         kept = json.loads(text)["recipe"]["teacher"]
-        known = {"name": kept["name"], "kwargs": kept["kwargs"]}
+        # Without its scheme an endpoint is a name alone: nobody is to ask it.
+        known = {"name": re.sub("^https?://", "", kept["name"]), "kwargs": kept["kwargs"]}
     return replace(recipe, teacher=TeacherConfig(cache=teacher.cache, **known))
 
 

@@ -12,7 +12,7 @@ from pcdistill.commands.tasks import task_of
 from pcdistill.distillation.objective import resolved_terms, short_name
 from pcdistill.engine.placement import PRECISIONS
 from pcdistill.models.names import is_user_code
-from pcdistill.recipe import ALONE, LOADERS, ModelConfig, Recipe
+from pcdistill.recipe import ALONE, LOADERS, ModelConfig, Recipe, TeacherConfig
 from pcdistill.report import count, term_text
 
 FEW_STEPS = 10  # an epoch of fewer updates teaches little
@@ -135,6 +135,8 @@ def starts_from(config: ModelConfig, task: str) -> str:
     """Which weights a model starts from, in words."""
     if config.weights is not None:
         return f"starts from the weights in {config.weights}"
+    if isinstance(config, TeacherConfig) and config.outside:
+        return "is asked for its logits"
     if not config.pretrained:
         return "starts from random weights"
     if is_user_code(config.name):

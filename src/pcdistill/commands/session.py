@@ -31,6 +31,7 @@ from pcdistill.commands.teachers import (
     teacher_folder,
     teacher_recipe,
     training_of,
+    without_model,
 )
 from pcdistill.distillation.cache_replay import replayed
 from pcdistill.distillation.objective import build_objective, fitted_terms, method_kind, resolved_terms
@@ -372,7 +373,7 @@ class Session:
             made = self._made_teacher(number, config)
             return Told("teacher", config.name, "your module", self.task.info(made, self.data))
         one = len(self.recipe.all_teachers) == 1
-        if one and self._trained_by(number) is None:
+        if config.outside or (one and self._trained_by(number) is None):
             facts = self.task.info(self._made_teacher(number, config), self.data)
             return Told("teacher", config.name, starts_from(config, self.recipe.task), facts)
         with torch.random.fork_rng(devices=[]):
@@ -600,7 +601,8 @@ def check_names(recipe: Recipe, task: Task, data: Any = None) -> None:
     data = open_data(task, recipe, make_accelerator(recipe.train)) if data is None else data
     task.check(recipe, data)
     for config in (recipe.student, *recipe.all_teachers):
-        bare_model(recipe, config, task, data)
+        if not without_model(config):
+            bare_model(recipe, config, task, data)
 
 
 def bare_model(recipe: Recipe, config: ModelConfig, task: Task, data: Any) -> nn.Module:

@@ -1,5 +1,7 @@
 """The teachers of a run: which are trained first, from what, and where their files lie."""
 
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from pcdistill.distillation.cache_store import read_state
 from pcdistill.errors import InputError
 from pcdistill.models.names import is_user_code
 from pcdistill.models.weights import STUDENT_FILE, TEACHER_FILE
-from pcdistill.recipe import ALONE, Recipe, TeacherConfig, make_recipe, scaled_milestones
+from pcdistill.recipe import ALONE, ModelConfig, Recipe, TeacherConfig, make_recipe, scaled_milestones
 
 
 def teacher_folder(number: int) -> str:
@@ -33,7 +35,8 @@ def teacher_file(folder: Path) -> Path:
 
 def comes_from_cache(config: TeacherConfig) -> bool:
     """Whether a teacher is there by its stored logits alone: nothing says where its weights are."""
-    return config.cache is not None and config.weights is None and config.epochs == 0 and not config.pretrained
+    named = config.weights is not None or config.epochs > 0 or config.pretrained or config.outside
+    return config.cache is not None and not named
 
 
 def cached_facts(config: TeacherConfig) -> dict[str, Any]:
@@ -42,6 +45,22 @@ def cached_facts(config: TeacherConfig) -> dict[str, Any]:
     state = read_state(config.cache)
     found = {"name": config.name, "val": None, "test": None, **(state.teacher or {})}
     return {**found, "fingerprint": state.info.teacher}
+
+
+def without_model(config: ModelConfig) -> bool:
+    """Whether a name is of a teacher that no model is built for: it is asked for logits, or they are in its cache."""
+    return isinstance(config, TeacherConfig) and (config.outside or comes_from_cache(config))
+
+
+def facts_without_model(config: TeacherConfig, seed: int) -> dict[str, Any]:
+    """What is known of the size of a teacher that no model is built for; a cache's folder may depend on the seed."""
+    if not comes_from_cache(config):
+        return {}
+    assert config.cache is not None
+    with suppress(InputError):  # whoever reads the logits says so
+        facts = cached_facts(replace(config, cache=config.cache.replace("{seed}", str(seed))))
+        return {key: facts[key] for key in ("parameters", "macs") if key in facts}
+    return {}
 
 
 def training_of(recipe: Recipe, number: int, task: Task, data: Any) -> Recipe | None:
@@ -67,12 +86,17 @@ def teacher_recipe(recipe: Recipe, number: int = 0) -> Recipe | None:
     if number >= len(recipe.all_teachers):
         return None
     config = recipe.all_teachers[number]
-    if config.weights is not None or comes_from_cache(config):
+    if config.weights is not None or config.outside or comes_from_cache(config):
         return None
     if config.epochs == 0:
         if config.pretrained:
             return None
-        own = ", or teacher.pretrained true if the function gives a trained model" if is_user_code(config.name) else ""
+        own = ""
+        if is_user_code(config.name):
+            own = (
+                ", or teacher.pretrained true if the function gives a trained model, or teacher.call true "
+                "(--teacher-call True) if it is called with images and gives logits"
+            )
         raise InputError(
             f"the teacher {config.name} has no weights: give teacher.weights (--teacher-weights FILE), or "
             f"teacher.epochs (--teacher-epochs N) to train it first{own}"

@@ -28,6 +28,8 @@ def resolve_name(name: str) -> str:
     """
     if is_user_code(name) or name.endswith(".py"):
         return name
+    if is_endpoint(name):
+        raise InputError(f"{name} is an endpoint, which can only be the teacher of a classifier")
     zoo, slash, inner = name.partition("/")
     if zoo == "hf" and inner:
         return name
@@ -63,7 +65,12 @@ def _architecture(zoo: str, name: str) -> str:
 
 def is_user_code(name: str) -> bool:
     """Whether a model or a loss is the user's own: `path/to/file.py:name`."""
-    return ".py:" in name
+    return ".py:" in name and not is_endpoint(name)
+
+
+def is_endpoint(name: str) -> bool:
+    """Whether a teacher is behind HTTP: `http://HOST/v2/models/NAME`."""
+    return name.startswith(("http://", "https://"))
 
 
 def has_zoo_weights(name: str, task: str = "classification") -> bool:
@@ -71,7 +78,7 @@ def has_zoo_weights(name: str, task: str = "classification") -> bool:
 
     Of a detector FAMILY/BACKBONE these are the backbone's, which a tiny one has not; hf/KIND has none.
     """
-    if is_user_code(name):
+    if is_user_code(name) or is_endpoint(name):
         return False
     zoo, _, rest = name.partition("/")
     if task != "detection" or zoo == "torchvision":

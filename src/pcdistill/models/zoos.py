@@ -276,25 +276,37 @@ def logits_only(model: "nn.Module") -> "nn.Module":
     return LogitsOnly(model)
 
 
+def user_object(name: str) -> Any:
+    """What `path/to/file.py:function` names, after its file was executed.
+
+    Raises:
+        InputError: there is no such file, or nothing callable of this name in it.
+        PcdistillError: the file fails.
+    """
+    path, _, attribute = name.rpartition(":")
+    if not path.endswith(".py"):
+        raise InputError(f'model "{name}" must be written path/to/file.py:function')
+    with user_code(path):
+        namespace = _execute(Path(path))
+    found = getattr(namespace, attribute, None)
+    if not callable(found):
+        public = [n for n, value in vars(namespace).items() if callable(value) and not n.startswith("_")]
+        raise InputError(f'{path} has no function or class "{attribute}"{nearest(attribute, public)}')
+    return found
+
+
 def _build_user(request: Request) -> Built:
     from torch import nn
 
-    path, _, attribute = request.name.rpartition(":")
-    if not path.endswith(".py"):
-        raise InputError(f'model "{request.name}" must be written path/to/file.py:function')
-    if request.pretrained:
+    path = request.name.rpartition(":")[0]
+    if request.pretrained and path.endswith(".py"):
         raise InputError(
             f'model "{request.name}" is your own: it has no pretrained weights; give a weights file instead'
         )
-    with _user_code(path):
-        namespace = _execute(Path(path))
-    make = getattr(namespace, attribute, None)
-    if not callable(make):
-        public = [n for n, value in vars(namespace).items() if callable(value) and not n.startswith("_")]
-        raise InputError(f'{path} has no function or class "{attribute}"{nearest(attribute, public)}')
+    make = user_object(request.name)
     offered = {k: getattr(request, k) for k in ("num_classes", "in_channels", "image_size")}
     kwargs = {k: v for k, v in offered.items() if v is not None and k in _parameters(make)}
-    with _user_code(path):
+    with user_code(path):
         model = make(**{**kwargs, **request.kwargs})
     if not isinstance(model, nn.Module):
         raise InputError(f"{request.name} must return a torch.nn.Module, got {type(model).__name__}")
@@ -321,7 +333,7 @@ def _execute(path: Path) -> ModuleType:
 
 
 @contextmanager
-def _user_code(path: str) -> Iterator[None]:
+def user_code(path: str) -> Iterator[None]:
     """Let a user's file import its neighbours, as a script may, and name the line where it fails."""
     folder = str(Path(path).resolve().parent)
     sys.path.insert(0, folder)
