@@ -42,6 +42,7 @@ GROUPS = {
         "performance.md",
         "scale.md",
         "clusters.md",
+        "teachers.md",
         "errors.md",
         "reliability.md",
     ),
