@@ -2,12 +2,9 @@
 
 python benchmarks/bench_cache.py --json benchmarks/results/cache--MACHINE.json
 
-<<<<<<< HEAD
 All take turns, an epoch each; "time ratio" is the median of those within a round. A figure is printed as it comes, and
 a benchmark that was stopped continues. The precision is bfloat16, or float32 where the processor would emulate it.
-=======
 With --shard-images an epoch's logits lie in several files, each opened by a thread while the one before is in use.
->>>>>>> cachescale
 """
 
 import argparse
@@ -23,7 +20,7 @@ import torch
 from _bench import Round, Rounds, in_turns, machine, report
 from _training import our_round, own_precision, write_data, write_teacher
 
-from pcdistill.commands.cache import make_cache
+from pcdistill.commands.cache import Storage, make_cache
 from pcdistill.distillation import cache_store
 from pcdistill.recipe import load_recipe
 
@@ -31,7 +28,9 @@ PAIRS = [("cifar/resnet56", "cifar/resnet20"), ("cifar/resnet32x4", "cifar/resne
 ALONE = "student alone"
 
 
-def cached_round(folder: Path, data: Path, teacher: tuple[str, Path], student: str, batch: int, **values: Any) -> Round:
+def cached_round(
+    folder: Path, storage: Storage, data: Path, teacher: tuple[str, Path], student: str, batch: int, **values: Any
+) -> Round:
     """A round from a cache of one epoch, which is made first, and repeated."""
     cache = folder / f"cache-{teacher[0].split('/')[1]}"
     made = {
@@ -44,7 +43,7 @@ def cached_round(folder: Path, data: Path, teacher: tuple[str, Path], student: s
         "allow": ["weak-teacher"],
     }
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # it warns of the untrained teacher
-        make_cache(load_recipe("cifar100", values=made), cache, epochs=1)
+        make_cache(load_recipe("cifar100", values=made), cache, epochs=1, storage=storage)
     return our_round(data, teacher, student, batch, **values, **{"teacher.cache": str(cache)})
 
 
@@ -53,26 +52,17 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--steps", type=int, default=None, help="of an epoch")
-<<<<<<< HEAD
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--pairs", type=int, nargs="+", choices=range(len(PAIRS)), default=[*range(len(PAIRS))])
     parser.add_argument("--precision", choices=("bfloat16", "float32"))
+    parser.add_argument("--storage", choices=("float16", "int8"), default="float16")
+    parser.add_argument("--shard-images", type=int, default=None, help="at most so many images in a file of the cache")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     steps = args.steps or (4 if args.device == "cpu" else 200)
     precision = args.precision or own_precision(args.device)
-=======
-    parser.add_argument("--epochs", type=int, default=4, help="that are timed")
-    parser.add_argument("--precision", default="bfloat16")
-    parser.add_argument("--storage", choices=["float16", "int8"], default="float16")
-    parser.add_argument("--shard-images", type=int, default=None, help="at most so many images in a file of the cache")
-    parser.add_argument("--pairs", type=int, default=len(PAIRS), help="of teacher and student, the first so many")
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
-    steps = args.steps or (16 if args.device == "cpu" else 200)
     if args.shard_images is not None:
         cache_store.SHARD_ROWS = args.shard_images
->>>>>>> cachescale
 
     info = {**machine(args.device), "precision": precision}
     rounds = Rounds(args.json, {**info, "batch": args.batch, "steps": steps}, args.rounds)
@@ -80,46 +70,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data = write_data(folder, steps, args.batch)
-<<<<<<< HEAD
         for teacher_name, student_name in (PAIRS[i] for i in args.pairs):
             weights = write_teacher(folder, teacher_name)
             shared = {"train.device": args.device, "train.precision": precision}
             of = (data, (teacher_name, weights), student_name, args.batch)
             contenders = {
                 ALONE: partial(our_round, *of, **shared, method="none"),
-                "PCD, from the cache": partial(cached_round, folder, *of, **shared, method="pcd"),
+                "PCD, from the cache": partial(cached_round, folder, args.storage, *of, **shared, method="pcd"),
                 "PCD, teacher live": partial(our_round, *of, **shared, method="pcd"),
             }
-=======
-        for teacher_name, student_name in PAIRS[: args.pairs]:
-            weights = write_teacher(folder, teacher_name)
-            shared = {"train.device": args.device, "train.precision": args.precision}
-            made = load_recipe(
-                "cifar100",
-                values={
-                    **shared,
-                    "data.name": str(data),
-                    "data.batch_size": args.batch,
-                    "teacher.name": teacher_name,
-                    "teacher.weights": str(weights),
-                    "allow": ["weak-teacher"],
-                },
-            )
-            cache = folder / f"cache-{teacher_name.split('/')[1]}"
-            make_cache(made, cache, epochs=args.epochs + 1, storage=args.storage)
-            found = {}
-            for kind, values in (
-                ("student alone", {"method": "none"}),
-                ("PCD, from the cache", {"method": "pcd", "teacher.cache": str(cache)}),
-                ("PCD, teacher live", {"method": "pcd"}),
-            ):
-                speeds = our_speed(
-                    data, (teacher_name, weights), student_name, args.batch, args.epochs, **{**shared, **values}
-                )
-                found[kind] = summary(speeds)
-                show({"pair": student_name, "epoch": kind, **found[kind]})
-            alone = found["student alone"]["images_per_second"]
->>>>>>> cachescale
             pair = f"{teacher_name.split('/')[1]} to {student_name.split('/')[1]}"
             found = rounds.run(pair, contenders)
             for kind in contenders:
