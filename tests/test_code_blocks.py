@@ -47,6 +47,7 @@ NOT_RUN = [
     (r"^pcdistill bench ", "seconds for each figure; tests/commands/test_bench.py runs short ones"),
     (r"-pretrained True", "needs the hub"),
     (r" cifar100( |$)", "needs CIFAR-100"),
+    (r" imagenet-", "needs ImageNet"),
     (r"--students ", "minutes; tests/commands/test_students.py runs a short one"),
     (r"compare patient ", "as the distillation before it; tests/test_beyond.py"),
     (r"(teacher-\d|docs/results/beyond/)", "a record of hours, of which one command needs the other"),
