@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision import transforms
 
+from pcdistill.commands.cache import Storage, make_cache
 from pcdistill.commands.session import Session
 from pcdistill.engine.placement import emulates_bfloat16
 from pcdistill.models import build_model, save_weights
@@ -82,6 +83,26 @@ def our_round(data: Path, teacher: tuple[str, Path], student: str, batch: int, *
 
     epoch(len(trainer.batches) - 1)
     return epoch
+
+
+def cached_round(
+    folder: Path, storage: Storage, data: Path, teacher: tuple[str, Path], student: str, batch: int, **values: Any
+) -> Round:
+    """A round from a cache of one epoch, which is made first, and repeated."""
+    cache = folder / f"cache-{teacher[0].split('/')[1]}"
+    made = {
+        **values,
+        "method": "kd",
+        "data.name": str(data),
+        "data.batch_size": batch,
+        "teacher.name": teacher[0],
+        "teacher.weights": str(teacher[1]),
+        "allow": ["weak-teacher"],
+    }
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # it warns of the untrained teacher
+        if not cache.exists():
+            make_cache(load_recipe("cifar100", values=made), cache, epochs=1, storage=storage)
+    return our_round(data, teacher, student, batch, **values, **{"teacher.cache": str(cache)})
 
 
 def wait(device: str) -> None:

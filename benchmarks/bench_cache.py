@@ -8,43 +8,19 @@ With --shard-images an epoch's logits lie in several files, each opened by a thr
 """
 
 import argparse
-import contextlib
-import os
 import sys
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from _bench import Round, Rounds, in_turns, machine, report
-from _training import our_round, own_precision, write_data, write_teacher
+from _bench import Rounds, in_turns, machine, report
+from _training import cached_round, our_round, own_precision, write_data, write_teacher
 
-from pcdistill.commands.cache import Storage, make_cache
 from pcdistill.distillation import cache_store
-from pcdistill.recipe import load_recipe
 
 PAIRS = [("cifar/resnet56", "cifar/resnet20"), ("cifar/resnet32x4", "cifar/resnet8x4")]
 ALONE = "student alone"
-
-
-def cached_round(
-    folder: Path, storage: Storage, data: Path, teacher: tuple[str, Path], student: str, batch: int, **values: Any
-) -> Round:
-    """A round from a cache of one epoch, which is made first, and repeated."""
-    cache = folder / f"cache-{teacher[0].split('/')[1]}"
-    made = {
-        **values,
-        "method": "kd",
-        "data.name": str(data),
-        "data.batch_size": batch,
-        "teacher.name": teacher[0],
-        "teacher.weights": str(teacher[1]),
-        "allow": ["weak-teacher"],
-    }
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # it warns of the untrained teacher
-        make_cache(load_recipe("cifar100", values=made), cache, epochs=1, storage=storage)
-    return our_round(data, teacher, student, batch, **values, **{"teacher.cache": str(cache)})
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ python benchmarks/bench_step.py --json benchmarks/results/step--MACHINE.json
 
 All take turns, a round of some steps each; the ratio is the median of those within a round. A figure is printed as it
 comes, and a benchmark that was stopped continues. bfloat16 is left out where the processor would emulate it.
+From the cache the teacher does not run; its answers were stored before.
 """
 
 import argparse
@@ -15,18 +16,30 @@ from typing import Any
 
 import torch
 from _bench import Rounds, in_turns, machine, report
-from _training import CLASSES, masked_pcd, our_round, own_precision, plain_round, write_data, write_teacher
+from _training import (
+    CLASSES,
+    cached_round,
+    masked_pcd,
+    our_round,
+    own_precision,
+    plain_round,
+    write_data,
+    write_teacher,
+)
 
 from pcdistill.losses import pcd_released_loss
 from pcdistill.models import build_model, load_weights
 
 PAIRS = [("cifar/resnet56", "cifar/resnet20"), ("cifar/resnet32x4", "cifar/resnet8x4")]
 PLAIN = "plain loop"
+CACHED = ", from the cache"
 OURS: dict[str, dict[str, Any]] = {  # those that compile come last: they take long to begin
     "ours, float32": {"train.precision": "float32"},
     "ours, bfloat16": {"train.precision": "bfloat16"},
+    f"ours, float32{CACHED}": {"train.precision": "float32"},
     "ours, float32, compiled": {"train.precision": "float32", "train.compile": True},
     "ours, bfloat16, compiled": {"train.precision": "bfloat16", "train.compile": True},
+    f"ours, float32, compiled{CACHED}": {"train.precision": "float32", "train.compile": True},
 }
 
 
@@ -65,7 +78,8 @@ def main() -> None:
             contenders = {PLAIN: partial(plain_round, data, big, small, args.batch, steps, args.device)}
             for name, values in ours.items():
                 whole = {"train.device": args.device, **values}
-                contenders[name] = partial(our_round, data, (teacher_name, weights), student_name, args.batch, **whole)
+                start = partial(cached_round, Path(folder), "float16") if name.endswith(CACHED) else our_round
+                contenders[name] = partial(start, data, (teacher_name, weights), student_name, args.batch, **whole)
             pair = f"{teacher_name.split('/')[1]} to {student_name.split('/')[1]}"
             found = rounds.run(pair, contenders)
             rows += [{"pair": pair, "loop": name, **in_turns(found[name], found[PLAIN])} for name in contenders]

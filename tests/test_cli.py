@@ -167,7 +167,7 @@ def test_a_killed_run_resumes_to_the_same_bits(teacher, tmp_path):
     """SIGKILL in mid-epoch, then the same command: the same weights as the run that was left alone."""
     base = [
         *(sys.executable, "-m", "pcdistill.cli", "distill", "--data", "digits", "--teacher", "cifar/resnet8"),
-        *("--teacher-weights", str(teacher), "--student", "cifar/resnet8", "--epochs", "8", "--seed", "3"),
+        *("--teacher-weights", str(teacher), "--student", "cifar/resnet8", "--epochs", "4", "--seed", "3"),
         *("--set", "train.checkpoint_seconds=0", "--set", "train.ema=0.9", "--quiet", "--device", "cpu"),
     ]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(cli.__file__).parents[1])}

@@ -169,7 +169,7 @@ def test_detectors_terms_are_measured_at_their_logits_and_levels(family, method,
         {
             **load_recipe("digits-detection").to_dict(),
             "losses": [{"method": "detector"}, {"method": method, "strength": 2.0}],
-            "data": {"name": "digits-detection", "limit": 16, "batch_size": 4},
+            "data": {"name": "digits-detection", "limit": 16, "batch_size": 4, "image_size": 64},
             "student": {"name": f"{family}/tiny4"},
             "teacher": {"name": f"{family}/tiny4", "epochs": 1},
             "train": {"epochs": 1, "device": "cpu"},

@@ -1,11 +1,7 @@
 """Runs with feature terms: what they learn and keep, exact resume with a memory, SimKD's new head from run to file."""
 
 import csv
-import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -25,6 +21,7 @@ from pcdistill.models.feature_maps import Headed
 from pcdistill.models.heads import with_head
 from pcdistill.recipe import TeacherConfig, make_recipe
 from tests.helpers import data_of, on_cpu
+from tests.processes import finished, program
 
 FEATURE_METHODS = ["fitnet", "at", "rkd", "sp", "pkt", "nst", "vid", "crd", "ofd", "reviewkd", "simkd", "srrl"]
 TRAINED_PARTS = {"fitnet", "vid", "crd", "ofd", "reviewkd", "simkd", "srrl"}
@@ -292,16 +289,16 @@ def test_two_processes_share_crds_memory(tmp_path):
     found = []
     for processes in (1, 2):
         out = tmp_path / str(processes)
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if processes > 1 else []
-        argv = [
-            *(sys.executable, *launch, "-m", "pcdistill.cli", "distill", "--data", "digits", "--limit", "256"),
+        arguments = [
+            *("distill", "--data", "digits", "--limit", "256"),
             *("--teacher", model, "--student", model, "--method", "crd", "--teacher-epochs", "1", "--epochs", "1"),
             *("--device", "cpu", "--quiet", "--allow", "weak-teacher", "--out", str(out)),
             *("--set", "losses.crd.negatives=64", "--set", "optim.clip_norm=null"),
         ]
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(cli.__file__).parents[1])}
-        done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=300)
-        assert done.returncode == 0, done.stderr[-3000:]
+        if processes == 1:
+            cli.main(arguments)
+        else:
+            finished(program(*arguments, processes=processes))
         with open(out / "metrics.csv") as file:
             losses = [float(row["train/crd"]) for row in csv.DictReader(file)]
         found.append((losses, load_checkpoint(out / "last.pt")["objective"]))

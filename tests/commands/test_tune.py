@@ -124,9 +124,9 @@ def test_the_search_never_evaluates_on_the_test_set_and_ends_in_a_recipe(monkeyp
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_a_search_side_by_side_is_stopped_and_goes_on(tmp_path, number):
+def test_a_search_side_by_side_is_stopped_and_goes_on(tmp_path, number, capsys):
     out = tmp_path / "out"
-    argv = command(tmp_path, "--trials", "5", "--methods", "kd,dist", "--jobs", "2", "--epochs", "6")
+    argv = command(tmp_path, "--trials", "3", "--methods", "kd,dist", "--jobs", "2", "--epochs", "4")
     argv = [sys.executable, "-m", "pcdistill", *argv]
     env = {**os.environ, "PYTHONPATH": SRC, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(argv, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -145,13 +145,12 @@ def test_a_search_side_by_side_is_stopped_and_goes_on(tmp_path, number):
     begun = {path.name for path in out.glob("trials/*")}
     assert begun
     assert not (out / "best.yaml").exists()
-    argv[argv.index("--jobs") + 1] = "1"  # as many threads for each run, and no processes to start
-    done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "[5/5] trial" in done.stderr
+    argv[argv.index("--jobs") + 1] = "1"  # no processes to start
+    cli.main(argv[3:])
+    assert "[3/3] trial" in capsys.readouterr().err
     with open(out / "trials.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["trial"] for row in rows] == ["0", "1", "2", "3", "4"]
+    assert [row["trial"] for row in rows] == ["0", "1", "2"]
     assert {row["state"] for row in rows} <= {"complete", "pruned"}
     assert begun <= {path.name for path in out.glob("trials/*")}
     load_recipe(out / "best.yaml")

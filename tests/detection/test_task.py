@@ -1,9 +1,6 @@
 """Detection on the command line: the main job on a folder of coloured squares, a kill and a resume, the mistakes."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from urllib.error import URLError
 
@@ -18,6 +15,7 @@ from pcdistill.detection.detectors.build import build_detector
 from pcdistill.engine.loop import Trainer
 from pcdistill.models import read_metadata, save_weights
 from tests.detection.families import HUB
+from tests.processes import finished, program
 
 COLORS = {3: (220, 40, 40), 7: (40, 200, 60), 12: (50, 60, 230)}  # category ids with gaps
 NAMES = {3: "red", 7: "green", 12: "blue"}
@@ -195,18 +193,8 @@ def test_a_killed_run_resumes_to_the_same_bits(squares, teacher, tmp_path, monke
 def test_two_processes_measure_what_one_does(squares, teacher, tmp_path, capsys):
     """Every process sees its share of the images; AP is of them all, and each image counts once."""
     out = tmp_path / "on-2"
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "pcdistill.cli")
     command = ("distill", *settings(squares, teacher), "--device", "cpu", "--set", PCD, "--out", out)
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(cli.__file__).parents[1])}
-    done = subprocess.run(
-        [sys.executable, *launch, *map(str, command)],
-        env=env,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    finished(program(*command, processes=2))
     result = json.loads((out / "result.json").read_text())
     alone = json.loads((teacher / "result.json").read_text())["best"]
     for split in ("val", "test"):

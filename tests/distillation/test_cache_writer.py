@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from pcdistill import cli
 from pcdistill.commands.cache import make_cache
 from pcdistill.distillation import cache_store as stored
 from pcdistill.distillation import cache_writer as writing
@@ -21,6 +19,7 @@ from pcdistill.distillation.cache_writer import share
 from pcdistill.errors import InputError
 from pcdistill.recipe import load_recipe
 from pcdistill.remote import place_of
+from tests.processes import environment, program
 
 MODEL = """
 import torch
@@ -79,11 +78,9 @@ def files(folder: Path) -> dict[str, bytes]:
 def launch(processes: int, folder: Path, out: Path, pause: float = 0.0) -> subprocess.Popen[bytes]:
     (folder / "program.py").write_text(PROGRAM)
     (folder / "recipe.yaml").write_text(recipe(folder).to_yaml())
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    argv = [sys.executable, *(launcher if processes > 1 else []), str(folder / "program.py")]
-    argv += [str(folder / "recipe.yaml"), str(out), str(pause)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(cli.__file__).parents[1])}
-    return subprocess.Popen(argv, env=env, stderr=subprocess.PIPE, start_new_session=True)
+    run = (str(folder / "program.py"),)
+    argv = program(folder / "recipe.yaml", out, pause, processes=processes, run=run)
+    return subprocess.Popen(argv, env=environment(), stderr=subprocess.PIPE, start_new_session=True)
 
 
 def finish(process: subprocess.Popen[bytes]) -> None:

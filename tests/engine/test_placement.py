@@ -1,9 +1,7 @@
 """Two processes (gloo, on the CPU) give the loss curve of one, at an equal global batch."""
 
 import csv
-import os
 import platform
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import torch
 from pcdistill import cli
 from pcdistill.engine import placement
 from pcdistill.engine.placement import emulates_bfloat16
+from tests.processes import finished, program
 
 # Without BatchNorm: its statistics are each process's own on a CPU, where PyTorch has no synchronised form.
 MODELS = """
@@ -28,16 +27,16 @@ def small(num_classes):
 
 def curve(tmp_path: Path, processes: int, *extra: str) -> list[dict[str, float]]:
     out = tmp_path / f"on-{processes}"
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
-    argv = [
-        *(sys.executable, *launch, "-m", "pcdistill.cli", "distill", "--data", "digits", "--limit", "512"),
+    arguments = [
+        *("distill", "--data", "digits", "--limit", "512"),
         *("--teacher", f"{tmp_path / 'mine.py'}:big", "--student", f"{tmp_path / 'mine.py'}:small"),
         *("--teacher-epochs", "3", "--epochs", "3", "--batch-size", "64", "--device", "cpu", "--out", str(out)),
         *("--set", "data.mixup=0", "--quiet", *extra),
     ]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(cli.__file__).parents[1])}
-    done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    if processes == 1:
+        cli.main(arguments)
+    else:
+        finished(program(*arguments, processes=processes))
     with open(out / "metrics.csv") as file:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
@@ -64,9 +63,7 @@ def test_accelerate_launch_without_gpus_says_that_it_started_one_process(tmp_pat
         *("train", "--data", "digits", "--limit", "64", "--epochs", "1", "--device", "cpu", "--quiet"),
         *("--out", str(tmp_path / "run")),
     ]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(cli.__file__).parents[1])}
-    done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = finished(argv)
     text = " ".join((done.stdout + done.stderr).split())
     assert "accelerate launch was given several processes and started one" in text
     assert "torchrun --nproc_per_node N -m pcdistill" in text

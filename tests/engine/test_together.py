@@ -1,15 +1,13 @@
 """Two processes (gloo, on the CPU) with passed modules and loaders: nothing twice, no hang, one sentence."""
 
 import json
-import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from pcdistill import cli
+from tests.processes import environment, program
 
 pytestmark = pytest.mark.slow
 
@@ -119,11 +117,9 @@ def launch(cases: list[str], folder: Path) -> tuple[dict[str, list], str, float]
         What both processes left of each case (None: nothing), what was printed, and how long it took.
     """
     (folder / "program.py").write_text(PROGRAM)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    argv = [sys.executable, *launcher, str(folder / "program.py"), ",".join(cases), str(folder)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    argv = program(",".join(cases), folder, processes=2, run=(str(folder / "program.py"),))
     started = time.monotonic()
-    done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(argv, env=environment(), capture_output=True, text=True, check=False, timeout=300)
     found = {}
     for case in cases:
         files = [folder / f"{case}-{rank}.json" for rank in (0, 1)]
