@@ -263,7 +263,7 @@ def names_of_the_text(document: str) -> dict:
     loader = batches(boxed=False)
     given = {"big": net(8), "small": net(4), "train_loader": loader, "val_loader": loader, "test_loader": loader}
     logits = {"student_logits": torch.randn(8, 8), "teacher_logits": torch.randn(8, 8), "target": torch.arange(8)}
-    return {**given, **logits, "cross_entropy": cross_entropy}
+    return {**given, **logits, "cross_entropy": cross_entropy, "my_program": net(8)}
 
 
 # own-trainer.md is run by tests/classification/test_own_trainer.py; adding-a-method.md's loss is a file of `place`.
@@ -287,4 +287,7 @@ def test_python_runs(document, tmp_path, monkeypatch):
     for block in blocks_of(document):
         if block.language == "python":
             exec(compile(block.text, f"{document}:{block.line}", "exec"), scope)
-    assert len(scope["history"]) == 1
+    if document == "docs/teachers.md":  # it defines a teacher, and trains nothing
+        assert scope["predict"](torch.rand(2, 3, 64, 64)).shape == (2, 8)
+    else:
+        assert len(scope["history"]) == 1
