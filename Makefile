@@ -1,4 +1,5 @@
-# Needs only python3 (3.11 or newer, with venv) and make: every target makes the virtual environment if it is not there.
+# Needs only python3 (3.11 or newer, with venv) and make: every target makes the virtual environment if it is not there,
+# with uv where that is installed, which is quicker.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -11,7 +12,8 @@ install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	if command -v uv >/dev/null; then uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[dev]"; \
+	else $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"; fi
 	touch $@
 
 demo: install

@@ -156,6 +156,7 @@ def test_two_views_feed_teacher_and_student_alike(teacher, loaders):
     torch.testing.assert_close(big_steps[0][32:], big_steps[0][:32] + 0.1)
 
 
+@pytest.mark.slow
 def test_a_run_in_a_folder_continues(teacher, loaders, tmp_path):
     whole = run(teacher, loaders, epochs=3, out=tmp_path / "a")
     again = run(teacher, loaders, epochs=3, out=tmp_path / "a")  # finished: nothing is trained
@@ -163,6 +164,7 @@ def test_a_run_in_a_folder_continues(teacher, loaders, tmp_path):
     assert (tmp_path / "a" / "metrics.csv").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_belongs_to_its_teacher_student_and_data(teacher, loaders, tmp_path):
     out, train, val = tmp_path / "run", *loaders
     first = run(teacher, loaders, out=out)
@@ -188,6 +190,7 @@ def test_a_folder_belongs_to_its_teacher_student_and_data(teacher, loaders, tmp_
         )
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_with_the_students_own_module(teacher, loaders, tmp_path):
     whole = run(teacher, loaders, epochs=3, out=tmp_path / "whole")
 
@@ -270,6 +273,7 @@ def test_without_a_folder_nothing_is_written_and_the_summary_is_there(teacher, l
         run(teacher, loaders, train_options={"trackers": ["tensorboard"]})
 
 
+@pytest.mark.slow
 def test_a_run_from_python_cannot_be_evaluated_by_a_command(teacher, loaders, tmp_path):
     run(teacher, loaders, epochs=1, out=tmp_path / "run")
     with pytest.raises(InputError, match="was made from Python, with modules and loaders"):

@@ -133,6 +133,7 @@ def test_a_run_with_unlabelled_images_is_repeated_and_resumed_to_the_bit(extra, 
     assert not torch.equal(whole.student.state_dict()[first], without.student.state_dict()[first])
 
 
+@pytest.mark.slow
 def test_training_accuracy_counts_labelled_images_alone(weights):
     made = recipe(method="kd", teacher__weights=weights, **UNLABELLED)
     session = Session(made)
@@ -142,6 +143,7 @@ def test_training_accuracy_counts_labelled_images_alone(weights):
     assert (len(batch), float(out["sum/counted"])) == (80, 32.0)
 
 
+@pytest.mark.slow
 def test_without_a_teacher_and_for_the_teacher_itself_unlabelled_images_play_no_part(tmp_path):
     alone = run(recipe(method="none", train__epochs=1), tmp_path / "alone")
     with_teacher = recipe(method="kd", teacher__epochs=1, train__epochs=1, **UNLABELLED)
@@ -166,6 +168,7 @@ def test_shares_of_the_unlabelled_batch_must_be_whole(tmp_path):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("views", [1, 2])
 def test_a_cache_covers_both_parts(views, weights, tmp_path):
     made = recipe(method="mlkd" if views == 2 else "kd", teacher__weights=weights, **UNLABELLED)
@@ -230,6 +233,7 @@ def test_several_teachers_with_caches_teach_as_they_do_live(weights, others, tmp
         run(two(weights, others, method="kd", caches=caches[:1]), tmp_path / "half")
 
 
+@pytest.mark.slow
 def test_what_needs_one_teacher_refuses_several(weights, others, tmp_path):
     with pytest.raises(InputError, match=r"losses.1: fitnet compares features with one teacher's, and there are 2"):
         run(two(weights, others, method="fitnet"), tmp_path / "run")
@@ -265,6 +269,7 @@ def both(num_classes):
 """
 
 
+@pytest.mark.slow
 def test_the_users_own_ensemble_teaches_by_its_path(weights, others, tmp_path):
     (tmp_path / "mine.py").write_text(ENSEMBLE.replace("{weights!r}", repr([weights, others])))
     stats = models.read_metadata(weights)  # a module of one's own does not say how its images were normalised
@@ -288,6 +293,7 @@ def test_the_users_own_ensemble_teaches_by_its_path(weights, others, tmp_path):
     torch.testing.assert_close(sessions[0].teacher(batch), sessions[1].teacher(batch), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_teachers_head_is_copied_and_a_resumed_run_keeps_to_the_bits(weights, tmp_path, monkeypatch):
     copied = {"method": "kd", "teacher__weights": weights, "student__kwargs": WIDE, "student__head": "teacher"}
     made = recipe(**copied, train__checkpoint_seconds=0.0)
@@ -306,6 +312,7 @@ def test_the_teachers_head_is_copied_and_a_resumed_run_keeps_to_the_bits(weights
     run(with_method(one, "none", 0), tmp_path / "none")  # no teacher, nothing to copy
 
 
+@pytest.mark.slow
 def test_the_console_says_which_weights_a_student_starts_from(weights, tmp_path):
     said = io.StringIO()
     console = Console("kd", stream=said)

@@ -91,6 +91,7 @@ def test_distill_leaves_a_complete_folder(teacher, tmp_path, capsys):
     assert found["top1"] == pytest.approx(summary[summary["kept"]]["test"]["top1"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_same_command_on_a_finished_run_changes_nothing(teacher, tmp_path):
     distill(teacher, tmp_path / "run")
     before = load_file(tmp_path / "run" / "student.safetensors")
@@ -99,6 +100,7 @@ def test_the_same_command_on_a_finished_run_changes_nothing(teacher, tmp_path):
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_command_give_the_same_weights(teacher, tmp_path):
     distill(teacher, tmp_path / "a")
     distill(teacher, tmp_path / "b")
@@ -247,6 +249,7 @@ def test_the_package_is_a_program():
     assert done.stdout.startswith("pcd ")
 
 
+@pytest.mark.slow
 def test_help_is_quick_and_imports_no_torch():
     env = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
     code = (
@@ -374,6 +377,7 @@ def test_class_counts_that_do_not_match(capsys, teacher, tmp_path):
     assert "fc.weight" in text
 
 
+@pytest.mark.slow
 def test_a_teacher_at_chance_stops_the_run_and_can_be_allowed(capsys, teacher, tmp_path):
     weights = load_file(teacher)
     weights["fc.weight"], weights["fc.bias"] = weights["fc.weight"] * 0, weights["fc.bias"] * 0
@@ -415,6 +419,7 @@ def test_a_teacher_with_nan_in_its_logits_stops_the_run(capsys, teacher, tmp_pat
     assert "the teacher's logits are NaN or infinite on held-out images" in text
 
 
+@pytest.mark.slow
 def test_another_recipe_in_the_same_folder_is_refused(capsys, teacher, tmp_path):
     distill(teacher, tmp_path / "run")
     text = error_of(
@@ -425,6 +430,7 @@ def test_another_recipe_in_the_same_folder_is_refused(capsys, teacher, tmp_path)
     assert f"(--out {tmp_path / 'run-2'})" in text
 
 
+@pytest.mark.slow
 def test_a_users_own_models_and_loss_from_a_file(tmp_path):
     (tmp_path / "mine.py").write_text(
         "from torch import nn\n"
@@ -520,6 +526,7 @@ def test_stages_too_high_for_the_classes_are_found_before_a_run(capsys):
     assert "#   pcd (strength 4, temperature 4, stages 3," in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_begins_with_what_it_is_going_to_do(teacher, tmp_path, capsys):
     call(
         *("distill", "digits", "--teacher", "cifar/resnet8", "--teacher-weights", teacher, "--epochs", "1"),

@@ -183,6 +183,7 @@ def test_every_block_says_what_it_is():
     assert not odd
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("document", with_commands())
 def test_every_command_is_read_to_its_last_flag(document, place, monkeypatch, capsys):
     monkeypatch.chdir(place)

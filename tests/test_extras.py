@@ -46,6 +46,7 @@ def imports() -> dict[str, set[str]]:
     return {name: where for name, where in found.items() if name not in sys.stdlib_module_names | {"pcdistill"}}
 
 
+@pytest.mark.slow
 def test_every_import_is_declared_in_the_core_or_as_an_extra():
     core = {distribution(requirement) for requirement in PROJECT["dependencies"]}
     brings = packages_distributions()
@@ -57,6 +58,7 @@ def test_every_import_is_declared_in_the_core_or_as_an_extra():
         assert {canonical(one) for one in brings[name]} & core, f"{name}, imported by {where}, is not declared"
 
 
+@pytest.mark.slow
 def test_nothing_is_declared_that_is_not_imported():
     brings = packages_distributions()
     used = {canonical(one) for name in imports() for one in brings.get(name, [])}

@@ -115,6 +115,7 @@ MAPPING = st.dictionaries(st.text(max_size=5).filter(lambda key: key != "checksu
 )
 
 
+@pytest.mark.slow
 @given(MAPPING)
 def test_sealed_json_comes_back_and_stays_json(content):
     text = sealed_json(content)
@@ -123,6 +124,7 @@ def test_sealed_json_comes_back_and_stays_json(content):
     assert unsealed_json(json.dumps(content), "f") == json.loads(json.dumps(content))  # an older one, without
 
 
+@pytest.mark.slow
 @given(MAPPING, st.data())
 def test_any_changed_byte_of_sealed_json_is_found_or_changes_nothing(content, data):
     raw = bytearray(sealed_json(content).encode())

@@ -26,6 +26,7 @@ PLAIN = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(PLAIN)
 def test_what_is_written_is_read_back(value):
     assert parse_yaml(write_yaml(value), "text") == value

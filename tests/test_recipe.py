@@ -224,6 +224,7 @@ def test_the_names_of_models_that_came_as_modules_change_no_digest():
     assert make_recipe(begun).digest() == "355b86028ba7"  # as runs have it that were begun before
 
 
+@pytest.mark.slow
 @given(st.text(max_size=12), st.text(max_size=12))
 def test_no_override_escapes_as_another_error(key, value):
     with contextlib.suppress(InputError):

@@ -141,6 +141,7 @@ def test_the_recipe_keeps_a_strength_that_is_not_followed():
     assert again.strength == 4.0
 
 
+@pytest.mark.slow
 def test_metrics_csv_shows_the_weight_and_an_interrupted_run_goes_on_with_it(tmp_path):
     recipe = make_recipe(
         {

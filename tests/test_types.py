@@ -81,6 +81,7 @@ def accepted(make, tally: Tally) -> None:
         tally.judge(lambda: works(recipe))
 
 
+@pytest.mark.slow
 def test_recipe_files(tmp_path):
     file = tmp_path / "mine.yaml"
 
@@ -98,10 +99,12 @@ def test_texts_that_are_no_plain_tree(text, tmp_path):
     Tally().judge(lambda: load_recipe(tmp_path / "mine.yaml"))
 
 
+@pytest.mark.slow
 def test_trees_from_python():
     throw(recipes.trees(), lambda tree, tally: accepted(lambda: make_recipe(tree), tally), QUICK)
 
 
+@pytest.mark.slow
 def test_overrides():
     def check(texts, tally):
         accepted(lambda: load_recipe("digits", texts), tally)
@@ -109,6 +112,7 @@ def test_overrides():
     throw(recipes.overrides(), check, QUICK)
 
 
+@pytest.mark.slow
 def test_command_lines(capsys):
     def check(argv, tally):
         code = None
@@ -169,6 +173,7 @@ def test_array_files(tmp_path):
         throw(files.archives(), check, QUICK)
 
 
+@pytest.mark.slow
 def test_cache_json(tmp_path):
     def check(raw, tally):
         (tmp_path / "cache.json").write_bytes(raw)
@@ -199,6 +204,7 @@ def at_a_runs_folder(count: int, tmp_path) -> Tally:
     return throw(files.json_texts(RESULT), check, count)
 
 
+@pytest.mark.slow
 def test_a_runs_folder(tmp_path):
     at_a_runs_folder(QUICK, tmp_path)
 
@@ -216,6 +222,7 @@ def at_what_bench_measured(count: int, tmp_path) -> Tally:
     return tally
 
 
+@pytest.mark.slow
 def test_what_bench_measured(tmp_path):
     at_what_bench_measured(QUICK, tmp_path)
 
@@ -246,6 +253,7 @@ def at_metadata_of_weights(count: int, tmp_path) -> Tally:
     return throw(files.json_texts(METADATA), check, count)
 
 
+@pytest.mark.slow
 def test_metadata_of_weights(tmp_path):
     at_metadata_of_weights(QUICK, tmp_path)
 

@@ -54,6 +54,7 @@ def test_the_registry_has_the_twelve():
     assert found == set(FEATURE_METHODS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", FEATURE_METHODS)
 def test_every_method_trains_and_keeps_its_parts_apart_from_the_student(method, weights, tmp_path):
     result = run(recipe(method, weights, epochs=1), tmp_path / "run")
@@ -146,6 +147,7 @@ def test_a_loader_that_tells_no_positions_is_refused_by_crd():
     assert student(x).shape == (32, 4)
 
 
+@pytest.mark.slow
 def test_simkd_ships_the_student_with_the_teachers_classifier(weights, tmp_path):
     chosen = recipe("simkd", weights, ema=0.5)
     result = run_with_report(chosen, tmp_path / "run", console=Console(quiet=True))
@@ -249,6 +251,7 @@ class Middle(nn.Module):
 """
 
 
+@pytest.mark.slow
 def test_a_feature_loss_from_outside_the_package_trains_by_its_path(weights, tmp_path):
     (tmp_path / "mine.py").write_text(MINE)
     tree = recipe("at", weights, epochs=1).to_dict()

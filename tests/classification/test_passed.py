@@ -132,6 +132,7 @@ STUDENTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.parametrize(
     "extra", [{}, *(pytest.param(one, marks=pytest.mark.slow) for one in ({"ema": 0.5}, {"keep": "last"}))], ids=str

@@ -86,6 +86,7 @@ def test_what_cannot_be_measured_is_one_sentence(what, plan, sentence):
         bench(what, plan, print)
 
 
+@pytest.mark.slow
 def test_a_damaged_bench_is_no_bench(tmp_path):
     run = make_run(tmp_path)
     (run / "bench.json").write_text('{"rows": ')

@@ -56,6 +56,7 @@ def cache(weights, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"data__views": 2}, {"data__mixup": 0.4, "data__cutmix": 1.0}], ids=str)
 def test_a_replay_has_the_images_to_the_bit_and_the_logits_to_float16(options, weights, tmp_path):
     made = recipe(method="kd", teacher__weights=weights, **options)
@@ -89,6 +90,7 @@ def test_processes_get_their_own_rows(weights, tmp_path):
         assert torch.equal(part.teacher_logits, whole.teacher_logits[rows])
 
 
+@pytest.mark.slow
 def test_training_from_the_cache_runs_no_teacher_and_learns_as_with_it(weights, cache, tmp_path, monkeypatch):
     """What is promised: no teacher in training, a first step as with it, and learning; rounding grows from there."""
     made = recipe(method="pcd", teacher__weights=weights, train__epochs=2)
@@ -154,6 +156,7 @@ def test_a_killed_build_continues_to_the_same_bytes(weights, cache, tmp_path, mo
     assert (out / "cache.json").read_text() == before
 
 
+@pytest.mark.slow
 def test_misfits_are_refused(weights, cache, tmp_path):
     def attempt(**values):
         run(
@@ -207,6 +210,7 @@ def test_damage_is_noticed(cache, weights, tmp_path):
         TeacherCache(tmp_path / "cache")
 
 
+@pytest.mark.slow
 def test_any_changed_byte_of_cache_json_is_refused_or_changes_nothing(cache, tmp_path):
     (tmp_path / "cache").mkdir()
     whole, known = (cache / "cache.json").read_bytes(), stored.read_state(cache)

@@ -91,6 +91,7 @@ def files(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != MARK}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -110,6 +111,7 @@ def test_data_that_changed_between_a_kill_and_a_resume_are_refused(npz, tmp_path
     assert run(recipe(npz), tmp_path / "run").summary["status"] == "done"
 
 
+@pytest.mark.slow
 def test_a_teacher_that_changed_is_refused_by_name(npz, tmp_path):
     teacher_file(tmp_path / "t.safetensors")
     one = with_teacher(npz, tmp_path)
@@ -130,6 +132,7 @@ def test_a_students_start_weights_that_changed_are_refused(npz, tmp_path):
         run(one, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_folder_of_before_fingerprints_is_resumed(npz, tmp_path):
     cut(recipe(npz), tmp_path / "run")
     whole = run(recipe(npz), tmp_path / "whole")
@@ -181,6 +184,7 @@ def test_another_best_checkpoint_is_not_continued_from(npz, tmp_path, damage):
         run(recipe(npz, train__epochs=3), tmp_path / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_no_student_is_made_of_another_best_checkpoint(npz, tmp_path, damage):
     run(recipe(npz), tmp_path / "run")
@@ -195,6 +199,7 @@ def test_no_student_is_made_of_another_best_checkpoint(npz, tmp_path, damage):
     assert not student.exists()
 
 
+@pytest.mark.slow
 def test_a_kill_between_best_and_last_loses_nothing(npz, tmp_path):
     whole = run(recipe(npz), tmp_path / "whole")
     best = whole.summary["best"]["epoch"]
@@ -211,6 +216,7 @@ def test_a_kill_between_best_and_last_loses_nothing(npz, tmp_path):
     assert again.summary["best"]["epoch"] == best
 
 
+@pytest.mark.slow
 def test_equal_runs_leave_equal_bytes_but_for_their_times(npz, tmp_path):
     teacher_file(tmp_path / "t.safetensors")
     one = with_teacher(npz, tmp_path)
@@ -233,6 +239,7 @@ def test_equal_runs_leave_equal_bytes_but_for_their_times(npz, tmp_path):
     assert results[0] == results[1]
 
 
+@pytest.mark.slow
 def test_parts_that_killed_runs_left_are_cleared_when_a_run_begins(npz, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".last.pt.999999999.part").write_bytes(b"x")
@@ -273,6 +280,7 @@ def test_a_search_goes_on_only_with_its_contents(npz, tmp_path):
         PresentContents().settle_study(tmp_path, study, one)
 
 
+@pytest.mark.slow
 def test_what_a_run_records_is_what_a_comparison_finds(npz, tmp_path):
     teacher_file(tmp_path / "t.safetensors")
     one = with_teacher(npz, tmp_path, train__seed=3, train__epochs=1)

@@ -101,6 +101,7 @@ def test_a_folder_of_an_earlier_version_is_found_again(tmp_path, monkeypatch):
 OWN_LOSS = st.from_regex(r"[a-z]{1,6}(/[a-z]{1,6})?\.py:[A-Z][a-z]{0,4}", fullmatch=True)
 
 
+@pytest.mark.slow
 @given(st.lists(OWN_LOSS, min_size=2, unique=True))
 def test_two_own_losses_of_one_class_name_have_two_folders(methods):
     by_folder = {}

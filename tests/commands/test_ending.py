@@ -82,6 +82,7 @@ def idle(monkeypatch):
     return arm
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"keep": "last", "ema": 0.5}], ids=["best", "last of an average"])
 def test_repeating_a_finished_run_gives_it_back_and_writes_nothing(tmp_path, idle, options):
     whole = run(tmp_path, **options)
@@ -97,6 +98,7 @@ def test_repeating_a_finished_run_gives_it_back_and_writes_nothing(tmp_path, idl
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"keep": "last", "ema": 0.5}], ids=["best", "last of an average"])
 @pytest.mark.parametrize("name", DERIVED)
 def test_what_is_missing_is_made_again_to_the_same_bits_and_nothing_else(tmp_path, idle, name, options):
@@ -110,6 +112,7 @@ def test_what_is_missing_is_made_again_to_the_same_bits_and_nothing_else(tmp_pat
     assert after == before
 
 
+@pytest.mark.slow
 def test_without_checkpoints_a_finished_run_is_given_back_from_its_other_files(tmp_path, idle):
     whole = run(tmp_path)
     for name in ("last.pt", "best.pt"):
@@ -121,6 +124,7 @@ def test_without_checkpoints_a_finished_run_is_given_back_from_its_other_files(t
     assert [row["epoch"] for row in again.history] == [row["epoch"] for row in whole.history]
 
 
+@pytest.mark.slow
 def test_a_finished_run_without_weights_says_so(tmp_path):
     run(tmp_path)
     for name in ("best.pt", "student.safetensors"):
@@ -131,6 +135,7 @@ def test_a_finished_run_without_weights_says_so(tmp_path):
     assert state(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_weights_of_another_run_are_not_given_back(tmp_path):
     run(tmp_path / "a")
     run(tmp_path / "b", seed=1, lr=0.07)
@@ -201,6 +206,7 @@ def test_a_stopped_run_says_so_again_and_what_to_do(tmp_path, monkeypatch):
     assert state(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_environment_of_a_run_that_goes_on_keeps_its_beginning(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         names = at_write(patch, 6, Killed())
@@ -217,6 +223,7 @@ def test_environment_of_a_run_that_goes_on_keeps_its_beginning(tmp_path, monkeyp
     assert later.keys() <= {"started", "platform"}
 
 
+@pytest.mark.slow
 def test_pages_come_before_the_result_and_show_it(tmp_path, monkeypatch):
     seen = []
 
@@ -256,6 +263,7 @@ def call(tmp_path, capsys, monkeypatch):
 COMPARE = ("--methods", "none,kd", "--seeds", "2", "--epochs", "1", "--jobs", "1", "--out", "out")
 
 
+@pytest.mark.slow
 def test_a_comparison_that_is_done_is_left_as_it_is(call, tmp_path, idle):
     assert call("compare", *COMPARE) == (0, "")
     before = state(tmp_path / "out")
@@ -276,6 +284,7 @@ def test_a_comparison_that_is_done_is_left_as_it_is(call, tmp_path, idle):
     assert (tmp_path / "out" / "table.md").read_bytes() != before["table.md"][0]
 
 
+@pytest.mark.slow
 def test_a_comparison_keeps_finished_runs_without_checkpoints(call, tmp_path, idle):
     assert call("compare", *COMPARE)[0] == 0
     for path in (tmp_path / "out").rglob("*.pt"):
@@ -286,6 +295,7 @@ def test_a_comparison_keeps_finished_runs_without_checkpoints(call, tmp_path, id
     assert state(tmp_path / "out") == before
 
 
+@pytest.mark.slow
 def test_another_recipe_of_a_comparison_is_refused_at_once_with_its_keys(call, tmp_path, idle):
     assert call("compare", *COMPARE)[0] == 0
     before = state(tmp_path / "out")
@@ -306,6 +316,7 @@ def test_another_recipe_of_a_comparison_is_refused_at_once_with_its_keys(call, t
     assert state(tmp_path / "out") == before
 
 
+@pytest.mark.slow
 def test_a_comparison_says_that_its_teacher_was_stopped(call, tmp_path):
     wild = ("--set", "optim.lr=1e30", "--set", "optim.clip_norm=null")
     assert call("compare", *COMPARE, *wild)[0] == 1
@@ -335,6 +346,7 @@ def test_a_run_says_that_its_teacher_was_stopped(call):
     assert "name another folder (--out run-2), or delete run/teacher" in said
 
 
+@pytest.mark.slow
 def test_a_mistyped_name_is_not_hidden_by_another_recipe(call):
     argv = ("--method", "kd", "--epochs", "1", "--out", "run")
     assert call("distill", *argv)[0] == 0
@@ -345,6 +357,7 @@ def test_a_mistyped_name_is_not_hidden_by_another_recipe(call):
         assert wrong[1].rpartition("=")[0].removeprefix("losses.kd.") in said
 
 
+@pytest.mark.slow
 def test_a_finished_run_does_not_need_its_teacher(call, tmp_path, idle):
     argv = ("--method", "kd", "--epochs", "1", "--out", "run")
     assert call("distill", *argv)[0] == 0
@@ -355,6 +368,7 @@ def test_a_finished_run_does_not_need_its_teacher(call, tmp_path, idle):
     assert state(tmp_path / "run") == before
 
 
+@pytest.mark.slow
 def test_a_cache_that_is_done_is_left_as_it_is_and_repaired(call, tmp_path, idle):
     assert call("distill", "--method", "none", "--student", "mine.py:big", "--epochs", "2", "--out", "big")[0] == 0
     argv = ("--teacher-weights", "big/student.safetensors", "--epochs", "2", "--out", "cache")
@@ -446,6 +460,7 @@ def test_whatever_the_system_says_is_one_sentence(capsys, monkeypatch, error, co
     assert len(said.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_metrics_that_a_kill_left_behind_are_complete_at_the_end(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         names = at_write(patch, 1000, Killed())
@@ -462,6 +477,7 @@ def test_metrics_that_a_kill_left_behind_are_complete_at_the_end(tmp_path, monke
         assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
 
 
+@pytest.mark.slow
 def test_a_session_in_steps_finds_the_end_too(tmp_path):
     values = {"data.name": "digits", "data.limit": 200, "student.name": "cifar/resnet8", "method": "none"}
     recipe = load_recipe(None, values={**values, "train.epochs": 1, "train.device": "cpu"})

@@ -116,6 +116,7 @@ def test_a_run_that_stops_itself_says_why(tmp_path):
     assert "not finite" in outcome.text
 
 
+@pytest.mark.slow
 def test_threads_are_as_before_afterwards(tmp_path):
     before = torch.get_num_threads()
     list(run_jobs([Job("one", recipe(), tmp_path)], [Share(before + 1)], console=Console(quiet=True)))

@@ -91,6 +91,7 @@ def test_a_wrong_scale_is_refused(wanted, words):
         planned(Wanted(**wanted, seconds=0.01))
 
 
+@pytest.mark.slow
 def test_the_command_prints_json(capsys):
     argv = ["plan", "--data", "digits", "--limit", "64", "--batch-size", "16", "--epochs", "1", "--device", "cpu"]
     models = ["--student", "cifar/resnet8", "--teacher", "cifar/resnet8", "--method", "kd"]

@@ -109,6 +109,7 @@ def test_a_detectors_boxes_are_those_of_evaluation_in_every_format(tmp_path):
     assert len(list(drawn.iterdir())) == 3
 
 
+@pytest.mark.slow
 def test_boxes_are_in_pixels_of_the_file_whatever_the_detector_reads(tmp_path):
     student, data = detector(tmp_path, box_score_thresh=0.0)
     folder = drawn_digits(tmp_path, data, count=1)

@@ -209,6 +209,7 @@ def test_opening_a_search_again_writes_nothing(tmp_path):
     assert (tmp_path / "study.log").read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [40, pytest.param(share(1000), marks=pytest.mark.faults)])
 def test_a_damaged_search_is_refused_or_read(tmp_path, count):
     sound = make_search(tmp_path / "sound", trials=4)

@@ -46,6 +46,7 @@ def teacher(tmp_path_factory):
     return str(out / "student.safetensors")
 
 
+@pytest.mark.slow
 def test_a_session_goes_step_by_step(teacher, tmp_path):
     whole = run(recipe(method="kd", teacher__weights=teacher, train__epochs=1), tmp_path / "whole")
     session = Session(recipe(method="kd", teacher__weights=teacher, train__epochs=1), tmp_path / "run")
@@ -86,6 +87,7 @@ def test_groups_of_methods_are_spelt_out_once():
         expand_methods(" , ", recipe())
 
 
+@pytest.mark.slow
 def test_mixup_cutmix_smoothing_average_and_tensorboard(teacher, tmp_path):
     smoothed = [{"method": "ce", "label_smoothing": 0.1}, {"method": "pcd", "weight_to": 0.5}]
     mixed = recipe(
@@ -139,6 +141,7 @@ def test_a_method_with_hard_labels_refuses_mixup_before_anything_is_trained(tmp_
     assert not (tmp_path / "run" / "teacher").exists()
 
 
+@pytest.mark.slow
 def test_a_method_of_two_views_gets_them(teacher, tmp_path):
     two = recipe(method="mlkd", teacher__weights=teacher, train__epochs=1)
     assert run(two, tmp_path / "run").summary["status"] == "done"
@@ -146,6 +149,7 @@ def test_a_method_of_two_views_gets_them(teacher, tmp_path):
         run(recipe(method="mlkd", teacher__weights=teacher, data__views=1), tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_the_average_of_the_weights_is_what_is_kept(teacher, tmp_path):
     kept = {}
     for ema in (0.0, 0.5):

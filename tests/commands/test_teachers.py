@@ -157,6 +157,7 @@ def asked(folder):
     return found
 
 
+@pytest.mark.slow
 def test_a_function_teaches_and_its_cache_is_asked_in_its_place(tmp_path, capsys):
     data = ["--data", str(photographs(tmp_path / "d.npz")), "--batch-size", "16", "--epochs", "1", "--device", "cpu"]
     file = tmp_path / "mine.py"

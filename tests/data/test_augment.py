@@ -49,6 +49,7 @@ def every_shift(padding):
     return u
 
 
+@pytest.mark.slow
 @given(rows=st.lists(st.integers(0, 39), min_size=1, max_size=12), seed=st.integers(0, 1000))
 @settings(max_examples=40, deadline=None)
 def test_a_row_does_not_depend_on_the_rest_of_the_batch(rows, seed):

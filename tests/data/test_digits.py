@@ -1,10 +1,12 @@
 """The digits in the package are scikit-learn's, in their order."""
 
 import numpy as np
+import pytest
 
 from pcdistill.data.digits import handwritten_digits
 
 
+@pytest.mark.slow
 def test_images_labels_and_order_are_scikit_learns():
     from sklearn.datasets import load_digits
 

@@ -53,6 +53,7 @@ def same(first, second):
     return len(first) == len(second) and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_workers_passes_and_resumption_change_nothing(files, count):
     expected = {epoch: images(splits(files, 0)[0], epoch) for epoch in (0, 1)}

@@ -104,6 +104,7 @@ class TestDigits:
         assert abs(float(images.mean())) < 1e-4
         assert abs(float(images.std()) - 1) < 1e-3
 
+    @pytest.mark.slow
     def test_is_the_data_of_scikit_learn(self):
         from sklearn.datasets import load_digits
 

@@ -39,6 +39,7 @@ def numbers(batches: LoaderBatches, epoch: int, start: int = 0) -> list[int]:
     return [int(batch.images[0, 0, 0, 0]) for batch in batches.epoch(epoch, start)]
 
 
+@pytest.mark.slow
 @given(st.integers(1, 7), st.integers(1, 7), st.integers(0, 3), st.data())
 def test_an_epoch_takes_the_next_batches_of_the_stream_resumed_or_not(count, steps, epochs, data):
     expected = [[(epoch * steps + i) % count for i in range(steps)] for epoch in range(epochs + 1)]

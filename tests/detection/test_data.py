@@ -125,6 +125,7 @@ def test_two_iterators_of_one_split_do_not_disturb_each_other():
     assert not torch.equal(next(a).index, first.index)
 
 
+@pytest.mark.slow
 def test_ranks_share_the_global_batch():
     one = detection_data("digits-detection", batch_size=8, limit=24)
     two = [detection_data("digits-detection", batch_size=8, limit=24, rank=r, world_size=2) for r in (0, 1)]

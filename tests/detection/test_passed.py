@@ -32,6 +32,7 @@ def run(student, teacher=None, **options):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("student", "teacher"), [("fasterrcnn", "rt_detr"), ("rt_detr", "fasterrcnn")])
 def test_student_and_history_come_back(student, teacher, tmp_path):
     model, held = detector(student), detector(teacher, seed=1)
@@ -140,6 +141,7 @@ def test_a_teacher_that_fails_is_named():
         run(detector("fcos"), teacher, method="pkd")
 
 
+@pytest.mark.slow
 def test_another_loader_is_not_the_finished_run(tmp_path):
     torch.manual_seed(0)
     start = detector("fcos").state_dict()

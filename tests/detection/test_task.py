@@ -83,6 +83,7 @@ def settings(squares, teacher=None, student="fasterrcnn/tiny4", epochs=2):
 PCD = "losses=[{method: detector}, {method: pcd, stages: 2, temperature: 1}]"
 
 
+@pytest.mark.slow
 def test_a_detector_learns_and_its_folder_is_complete(squares, teacher, monkeypatch):
     result = json.loads((teacher / "result.json").read_text())
     assert result["metric"] == "map"
@@ -385,6 +386,7 @@ def test_a_json_that_names_a_missing_file_is_refused(squares, teacher, tmp_path,
     assert "gone.png" in text
 
 
+@pytest.mark.slow
 def test_a_teacher_with_other_categories_is_refused_and_one_with_more_is_selected(squares, teacher, tmp_path, capsys):
     weights = load_file(teacher / "student.safetensors")
     other = tmp_path / "other.safetensors"
@@ -420,6 +422,7 @@ def test_boxes_are_no_data_for_a_classifier(tmp_path, capsys):
     assert "digits-detection holds boxes; set task: detection" in text
 
 
+@pytest.mark.slow
 def test_a_detection_loss_on_a_classifier_is_refused(tmp_path, capsys):
     text = error_of(
         *(capsys, "distill", "--data", "digits", "--teacher", "cifar/resnet8", "--student", "cifar/resnet8"),

@@ -78,6 +78,7 @@ def test_an_activation_in_place_does_not_hide_what_came_before_it():
     assert features.classifier is model.fc
 
 
+@pytest.mark.slow
 def test_gradients_flow_through_all_of_it():
     for model in (zoo(), torchvision.models.resnet18(num_classes=4)):
         features = Taps(model).run(images(4, 64))
@@ -151,6 +152,7 @@ def test_without_names_the_last_child_of_the_trunk_at_each_resolution(name, stag
     assert [x.shape[-1] for x in features.maps] == [16, 8, 4, 2]
 
 
+@pytest.mark.slow
 def test_the_batch_normalisation_may_be_a_module_of_its_own():
     model = torchvision.models.vgg11_bn(num_classes=4, init_weights=False).eval()
     features = Taps(model, ["features.6", "features.13"]).run(images())

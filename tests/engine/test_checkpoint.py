@@ -87,6 +87,7 @@ def test_any_damage_is_refused(sealed, tmp_path_factory, data):
         load_checkpoint(path)
 
 
+@pytest.mark.slow
 def test_damage_of_one_that_an_older_version_wrote_is_refused_or_changes_nothing(unsealed, tmp_path):
     path, refused = tmp_path / "last.pt", 0
     path.write_bytes(unsealed)

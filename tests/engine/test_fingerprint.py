@@ -23,6 +23,7 @@ def net(stride: int = 1) -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3, stride=stride, padding=1), nn.BatchNorm2d(4), nn.ReLU())
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.data())
 def test_any_changed_bit_of_any_tensor_changes_the_fingerprint(data):

@@ -73,6 +73,7 @@ def trainer(batches, out=None, *, optim=None, norm=True, student=None, terms=Non
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fail_at", [(0, 4), (1, 0), (2, 5)], ids=str)
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 def test_a_killed_and_resumed_run_ends_with_the_same_bits(tmp_path, fail_at, ema):
@@ -113,6 +114,7 @@ def as_written_before(run: Trainer) -> dict:
     }
 
 
+@pytest.mark.slow
 def test_a_checkpoint_written_before_resumes_and_keeps_its_keys(tmp_path):
     whole = trainer(Blobs(), tmp_path / "whole", ema=0.9).fit()
     cut = trainer(Blobs(fail_at=(1, 4)), tmp_path / "cut", ema=0.9)

@@ -287,6 +287,7 @@ def test_the_same_model_gives_the_same_bytes_and_the_mode_follows_the_umask(tmp_
     assert models.read_metadata(files[0]) == metadata
 
 
+@pytest.mark.slow
 def test_any_changed_byte_of_weights_of_ours_is_refused(tmp_path):
     path, model = tmp_path / "w.safetensors", tiny()
     models.save_weights(model, path, {"classes": ["a", "b", "c"]})
@@ -307,6 +308,7 @@ def test_any_changed_byte_of_weights_of_ours_is_refused(tmp_path):
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_changed_byte_of_a_foreign_torch_file_is_refused_or_changes_nothing(tmp_path):
     path, model, source = tmp_path / "w.pt", tiny(), tiny()
     torch.save(source.state_dict(), path)

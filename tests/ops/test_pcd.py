@@ -24,6 +24,7 @@ def name(value):
     return f"{value.kind}-{value.c}-{len(value.sizes)}" if isinstance(value, Case) else None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", HARD, ids=name)
 def test_hard_inputs(case):
     check("eager", case)

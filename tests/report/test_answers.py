@@ -57,6 +57,7 @@ def test_the_images_shown_are_those_that_the_teacher_would_have_got_right(found)
     ]
 
 
+@pytest.mark.slow
 @given(answers(), st.randoms())
 def test_two_students_are_compared_by_mcnemars_test(a, random):
     other = np.array([random.choice([x, y]) for x, y in zip(a.student, a.target, strict=True)])

@@ -36,6 +36,7 @@ def test_the_three_files_of_a_comparison_agree(tmp_path):
     assert f"{row.best.mean:.2f} ± {row.best.ci95:.2f}" in text
 
 
+@pytest.mark.slow
 def test_a_comparison_written_twice_is_the_same_bytes(tmp_path):
     results = make_comparison()
     first = [p.read_bytes() for p in write_compare_report(tmp_path / "a", results, curves_of(results), "x")]

@@ -2,6 +2,8 @@
 
 import re
 
+import pytest
+
 from pcdistill.report import compare_rows
 from pcdistill.report.plots import VARIABLES, cost_dots, learning_curves, method_curves, seed_dots, term_curves
 from tests.report.runs import make_comparison, make_rows
@@ -21,6 +23,7 @@ def charts():
     ]
 
 
+@pytest.mark.slow
 def test_every_colour_is_the_pages_own():
     for chart in charts():
         for panel in chart.panels:
@@ -28,6 +31,7 @@ def test_every_colour_is_the_pages_own():
             assert set(re.findall(r"var\((--[\w-]+)\)", panel)) <= set(VARIABLES.values())
 
 
+@pytest.mark.slow
 def test_every_chart_has_its_figures_as_a_table_and_not_too_many():
     for chart in charts():
         assert chart.rows

@@ -172,6 +172,7 @@ def test_an_interval_of_few_seeds_that_passes_what_the_metric_can_be_says_so():
     assert "past" not in format_table(compare_rows(many))
 
 
+@pytest.mark.slow
 def test_reports_need_no_torch():
     code = "import sys; from pcdistill import report; print({'torch', 'matplotlib.pyplot'} & set(sys.modules))"
     source = str(Path(__file__).parents[2] / "src")

@@ -2,10 +2,13 @@
 
 import math
 
+import pytest
+
 from pcdistill.report import write_compare_report, write_run_report
 from tests.report.runs import EVIL, make_result, make_rows, make_run, page_of, scores, stopped
 
 
+@pytest.mark.slow
 def test_a_finished_run_shows_teacher_best_and_last_on_validation_and_test(tmp_path):
     path = write_run_report(make_run(tmp_path / "run"))
     page = page_of(path)
@@ -28,6 +31,7 @@ def test_every_term_of_the_loss_has_a_curve_with_its_name(tmp_path):
         assert name in terms
 
 
+@pytest.mark.slow
 def test_the_page_is_the_same_bytes_when_it_is_written_again(tmp_path):
     run = make_run(tmp_path)
     assert write_run_report(run).read_bytes() == write_run_report(run).read_bytes()
@@ -79,6 +83,7 @@ def test_empty_missing_and_infinite_cells_break_no_chart(tmp_path):
     assert "averaged weights" in page.text
 
 
+@pytest.mark.slow
 def test_nan_in_the_result_is_a_dash(tmp_path):
     result = make_result()
     result["last"]["test"] = scores(math.nan)
@@ -87,6 +92,7 @@ def test_nan_in_the_result_is_a_dash(tmp_path):
     assert "–" in text
 
 
+@pytest.mark.slow
 def test_without_a_test_set_there_are_no_test_columns(tmp_path):
     result = make_result(notes=["no test set"])
     for who in ("teacher", "best", "last"):
@@ -97,6 +103,7 @@ def test_without_a_test_set_there_are_no_test_columns(tmp_path):
     assert "92.00" in text
 
 
+@pytest.mark.slow
 def test_a_student_trained_alone_has_no_teacher(tmp_path):
     text = page_of(write_run_report(make_run(tmp_path, result=make_result("none")))).text
     assert "cifar/resnet8, trained alone" in text
@@ -115,6 +122,7 @@ def test_a_detector_shows_ap_and_classes(tmp_path):
     assert "cat <b>" in page.text
 
 
+@pytest.mark.slow
 def test_everything_that_a_user_named_is_escaped(tmp_path):
     result = make_result(EVIL, data=EVIL, notes=[EVIL], status=EVIL, kept="best")
     result["student"]["name"] = result["teacher"]["name"] = EVIL

@@ -14,6 +14,7 @@ def page(path):
     return page_of(write_run_report(path)).text
 
 
+@pytest.mark.slow
 def test_without_a_baseline_the_page_says_how_to_ask(tmp_path):
     text = page(make_run(tmp_path))
     first = "The student reaches 91.00 % test top-1, 5.50 points below its teacher, with 1/3.49 of its parameters."
@@ -21,12 +22,14 @@ def test_without_a_baseline_the_page_says_how_to_ask(tmp_path):
     assert "only the same student trained alone can say. Ask for it: pcdistill distill --data digits --baseline" in text
 
 
+@pytest.mark.slow
 def test_a_run_of_a_comparison_points_to_its_page(tmp_path):
     run = make_run(tmp_path, environment={"command": "pcdistill compare --data digits"})
     assert "says the page of the comparison" in page(run)
     assert "--baseline" not in page(run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("alone", "first"),
     [
@@ -51,6 +54,7 @@ def test_with_a_baseline_the_verdict_stands_first(tmp_path, alone, first):
     assert "student alone" in text
 
 
+@pytest.mark.slow
 def test_a_baseline_without_answers_or_unfinished_is_no_proof(tmp_path):
     run = make_run(tmp_path / "run")
     make_run(run / "alone", result=make_result("none", best=90.0))
@@ -61,6 +65,7 @@ def test_a_baseline_without_answers_or_unfinished_is_no_proof(tmp_path):
     assert "Ask for it" in page(run)
 
 
+@pytest.mark.slow
 def test_a_student_alone_and_a_stopped_run(tmp_path):
     assert "Trained without a teacher, the student reaches 91.00 % test top-1." in page(
         make_run(tmp_path / "a", result=make_result("none"))

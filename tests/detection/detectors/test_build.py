@@ -70,6 +70,7 @@ def test_tiny_detectors_are_as_wide_as_their_name_says():
     assert sizes[0] < sizes[1]
 
 
+@pytest.mark.slow
 def test_options_have_their_effect():
     model = build_detector(
         "fasterrcnn/tiny4",
@@ -91,6 +92,7 @@ def test_options_have_their_effect():
         assert not any(isinstance(m, nn.BatchNorm2d) for m in frozen.backbone.modules())
 
 
+@pytest.mark.slow
 def test_pretrained_backbones_are_frozen_as_far_as_asked(monkeypatch):
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: {})
     monkeypatch.setattr(nn.Module, "load_state_dict", lambda *_, **__: None)
@@ -120,6 +122,7 @@ class Weights:
         return self.state
 
 
+@pytest.mark.slow
 def test_whole_detectors_keep_all_but_their_head_for_other_classes(monkeypatch):
     name = "torchvision/fasterrcnn_mobilenet_v3_large_320_fpn"
     torch.manual_seed(1)
@@ -161,6 +164,7 @@ def test_mistakes_are_named(name, arguments, sentence):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_every_listed_name_is_known():
     names = list_detectors()
     assert len(names) == len(set(names)) > 30

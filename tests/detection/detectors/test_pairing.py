@@ -36,6 +36,7 @@ def test_every_family_learns_from_every_other_as_the_document_says():
     assert set(rows) <= set(documented().splitlines())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("student", "teacher"), PAIRS)
 def test_some_pairs_of_families(student, teacher):
     for method in (LOGIT_METHOD, FEATURE_METHOD):

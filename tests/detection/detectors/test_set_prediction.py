@@ -33,6 +33,7 @@ def empty(batch, which):
     return batch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", HUB)
 @pytest.mark.parametrize("without", [(), (0,), (0, 1)], ids=str)
 def test_the_losses_are_the_librarys_own(family, without):
@@ -232,6 +233,7 @@ def test_a_model_of_transformers_is_taken_as_it_is():
     assert adapter.outputs == 4
 
 
+@pytest.mark.slow
 def test_torchvisions_interface():
     model = detector("rt_detr")
     batch = batch_of()

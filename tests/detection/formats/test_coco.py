@@ -18,6 +18,7 @@ def sound(tmp_path_factory):
     return annotations.write_coco(tmp_path_factory.mktemp("coco"))
 
 
+@pytest.mark.slow
 @FUZZ
 @given(data=annotations.coco_files())
 def test_a_damaged_file_is_read_or_refused(sound, data):

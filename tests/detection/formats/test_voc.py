@@ -20,6 +20,7 @@ def sound(tmp_path_factory):
     return annotations.write_voc(tmp_path_factory.mktemp("voc"))
 
 
+@pytest.mark.slow
 @FUZZ
 @given(data=annotations.voc_files())
 def test_a_damaged_file_is_read_or_refused(sound, data):
