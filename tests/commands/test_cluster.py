@@ -1,0 +1,235 @@
+"""Runs on a cluster of Ray: the results of one machine, a node that dies, and what is refused before training."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import pcdistill
+from pcdistill.cli import main
+from pcdistill.commands.claim import MARK, claimed, wait_until_free
+from pcdistill.commands.jobs import Job, Share, run_jobs
+from pcdistill.engine.console import Console
+from pcdistill.errors import InputError
+from pcdistill.recipe import load_recipe, make_recipe
+
+ray = pytest.importorskip("ray")
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+
+from ray.cluster_utils import Cluster as LocalCluster  # noqa: E402
+
+from pcdistill.commands import cluster as module  # noqa: E402
+from pcdistill.commands.cluster import Place, Wanted, connected  # noqa: E402
+
+SRC = str(Path(pcdistill.__file__).parents[1])
+NODE = {"num_cpus": 1, "object_store_memory": 80_000_000}
+SOON = {  # a node is found dead in two seconds
+    "health_check_initial_delay_ms": 1000,
+    "health_check_period_ms": 500,
+    "health_check_failure_threshold": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", SRC)
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        head = {**NODE, "num_cpus": 0, "include_dashboard": False, "_system_config": SOON}
+        made = LocalCluster(initialize_head=True, head_node_args=head)
+        made.add_node(**NODE)
+        yield made
+        made.shutdown()
+
+
+def recipe(seed: int = 0, epochs: int = 1, limit: int = 200, **keys):
+    base = load_recipe("digits").to_dict()
+    train = {**base["train"], "epochs": epochs, "seed": seed}
+    data = {**base["data"], "limit": limit, "batch_size": 50}
+    return make_recipe({**base, "method": "none", "losses": [], "teacher": None, "data": data, "train": train, **keys})
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    state = torch.load(folder / "last.pt", weights_only=True)["student"]
+    assert isinstance(state, dict)
+    return state
+
+
+class Told(Console):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.lines: list[str] = []
+        self.drawn: list[dict[str, tuple[float, str]]] = []
+
+    def _write(self, line: str) -> None:
+        self.lines.append(line)
+
+    def overall(self, fraction, text, going=None):
+        self.drawn.append(dict(going or {}))
+
+
+def on_cluster(cluster, todo: list[Job], out: Path, console: Console | None = None):
+    with connected(Wanted(cluster.address, threads=1), "cpu", out) as pool:
+        return {job.name: outcome for job, outcome in pool.run(todo, console=console or Told())}
+
+
+def equal(one: Path, other: Path) -> bool:
+    a, b = weights(one), weights(other)
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+# Without a cluster
+
+
+@pytest.mark.parametrize(
+    ("place", "resources", "expected"),
+    [
+        ((1, 0), {"CPU": 8.0}, 8),
+        ((3, 0), {"CPU": 8.0}, 2),
+        ((1, 0.5), {"CPU": 8.0, "GPU": 2.0}, 4),
+        ((1, 0.4), {"CPU": 8.0, "GPU": 2.0}, 4),
+        ((1, 0.1), {"CPU": 99.0, "GPU": 1.0}, 10),
+        ((4, 0.5), {"CPU": 8.0, "GPU": 2.0}, 2),
+        ((1, 2), {"CPU": 8.0, "GPU": 3.0}, 1),
+        ((1, 1), {"CPU": 8.0}, 0),
+        ((1, 0), {}, 0),
+    ],
+)
+def test_a_node_takes_the_runs_that_fit(place, resources, expected):
+    assert Place(*place, "0", Path(), Path()).fits(resources) == expected
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "expected"),
+    [
+        (Wanted("auto"), "cpu", (1, 0)),
+        (Wanted("auto"), "auto", (4, 1)),
+        (Wanted("auto", gpus=0.5), "auto", (2, 0.5)),
+        (Wanted("auto", threads=3, gpus=2), "cuda", (3, 2)),
+        (Wanted("auto", gpus=0), "auto", (1, 0)),
+    ],
+)
+def test_a_run_gets_its_part_of_a_node(wanted, device, expected, tmp_path):
+    nodes = [{"CPU": 2.0}, {"CPU": 8.0, "GPU": 2.0}, {"CPU": 64.0, "GPU": 8.0}]
+    place = module._place(wanted, device, nodes, tmp_path / "not" / "there")
+    assert (place.threads, place.gpus) == expected
+    assert place.root == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        (Wanted("nowhere"), "must be auto or HOST:PORT"),
+        (Wanted("ray://127.0.0.1:1"), "must be auto or HOST:PORT"),
+        (Wanted("127.0.0.1:1"), "nothing answers there"),
+        (Wanted("127.0.0.1:99999"), "nothing answers there"),
+        (Wanted("auto", gpus=1.5), "a part of 1, as 0.5, or a whole number"),
+        (Wanted("auto", gpus=-1), "a part of 1, as 0.5, or a whole number"),
+        (Wanted("auto", gpus=float("nan")), "a part of 1, as 0.5, or a whole number"),
+        (Wanted("auto", threads=0), "--threads must be at least 1"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_ray_is_asked(wanted, said, tmp_path):
+    with pytest.raises(InputError, match=said), connected(wanted, "cpu", tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("command", ["compare", "tune"])
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--cluster", "auto", "--jobs", "2"], "--jobs is of one machine"),
+        (["--gpus-per-run", "0.5"], "name one with --cluster"),
+    ],
+)
+def test_flags_that_exclude_each_other_are_one_sentence(command, flags, said, tmp_path, capsys):
+    assert main([command, "digits", *flags, "--out", str(tmp_path / "out")]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["compare", "tune"])
+def test_without_ray_its_extra_is_named(command, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert main([command, "digits", "--cluster", "auto", "--out", str(tmp_path / "out")]) == 2
+    assert "pip install 'pcdistill[cluster]'" in capsys.readouterr().err
+
+
+def test_the_lock_of_a_process_that_ends_is_waited_for(tmp_path):
+    assert wait_until_free(tmp_path / "none", 0)
+    hold = (
+        "import sys, time\nfrom pathlib import Path\nfrom pcdistill.commands.claim import claimed\n"
+        "with claimed(Path(sys.argv[1]), 'run'):\n    print('held', flush=True)\n    sys.stdin.read()\n"
+    )
+    argv, env = [sys.executable, "-c", hold, str(tmp_path / "out")], {**os.environ, "PYTHONPATH": SRC}
+    with subprocess.Popen(argv, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        assert not wait_until_free(tmp_path / "out", 0.1)
+        timer = threading.Timer(0.5, process.kill)
+        timer.start()
+        assert wait_until_free(tmp_path / "out", 60)
+        timer.join()
+    with claimed(tmp_path / "out", "run"):
+        assert (tmp_path / "out" / MARK).exists()
+
+
+# With one
+
+
+@pytest.mark.slow
+def test_runs_give_the_bits_of_one_machine_and_a_wrong_one_its_sentence(cluster, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where relative paths begin on the nodes too
+    wrong = recipe(student={"name": "cifar/resnet8", "kwargs": {"no_such": 1}})
+    todo = [Job("wrong", wrong, Path("there/wrong"))]
+    todo += [Job(f"seed {seed}", recipe(seed), Path(f"there/{seed}")) for seed in range(2)]
+    console = Told()
+    found = on_cluster(cluster, todo, Path("there"), console)
+    assert [found[job.name].status for job in todo] == ["failed", "done", "done"]
+    assert "no_such" in found["wrong"].text
+    assert not any("goes on" in line for line in console.lines)  # wrong input is not tried again
+    assert any("epoch 1/1" in text for going in console.drawn for _, text in going.values())
+    here = [Job(f"seed {seed}", recipe(seed), tmp_path / "here" / str(seed)) for seed in range(2)]
+    for job, outcome in run_jobs(here, [Share(1)], console=Console(quiet=True)):
+        same = ("best", "last", "digest", "contents", "threads")
+        assert {key: outcome.summary[key] for key in same} == {key: found[job.name].summary[key] for key in same}
+        assert equal(job.out, tmp_path / "there" / job.out.name)
+
+
+@pytest.mark.slow
+def test_a_run_whose_node_is_killed_goes_on_elsewhere_from_its_checkpoint(cluster, tmp_path):
+    dying = cluster.add_node(**NODE, resources={"dying": 1})
+    todo = [Job(f"seed {seed}", recipe(seed, epochs=30, limit=600), tmp_path / "there" / str(seed)) for seed in (0, 1)]
+    at_death = {}
+
+    def kill() -> None:
+        """When both runs have done an epoch, so that one of them is on the node."""
+        while len(list(tmp_path.glob("there/*/metrics.csv"))) < 2:
+            time.sleep(0.1)
+        at_death.update(
+            {path.parent.name: len(path.read_text().splitlines()) for path in tmp_path.rglob("metrics.csv")}
+        )
+        cluster.remove_node(dying, allow_graceful=False)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    console = Told()
+    found = on_cluster(cluster, todo, tmp_path / "there", console)
+    killer.join()
+    assert {outcome.status for outcome in found.values()} == {"done"}, found
+    (told,) = [line for line in console.lines if "it goes on from its last checkpoint" in line]
+    assert "its node died" in told
+    died = tmp_path / "there" / told.split("seed ")[1][0]
+    import json
+
+    sessions = json.loads((died / "environment.json").read_text())
+    assert len(sessions["continued"]) == 1
+    whole = recipe(int(died.name), epochs=30, limit=600)
+    list(run_jobs([Job("whole", whole, tmp_path / "here")], [Share(1)], console=Console(quiet=True)))
+    assert equal(tmp_path / "here", died)
