@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -46,6 +47,17 @@ def cluster():
         made.add_node(**NODE)
         yield made
         made.shutdown()
+
+
+MODELS = """
+from torch import nn
+
+def big(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, num_classes))
+
+def small(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, num_classes))
+"""
 
 
 def recipe(seed: int = 0, epochs: int = 1, limit: int = 200, **keys):
@@ -183,20 +195,111 @@ def test_the_lock_of_a_process_that_ends_is_waited_for(tmp_path):
         assert (tmp_path / "out" / MARK).exists()
 
 
+ANSWER = {"version": "1", "folder": True, "root": True}
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ({}, None),
+        ({"version": None}, "node n has no pcdistill; install version 1 "),
+        ({"version": "2"}, "node n has pcdistill 2, this machine 1; install the same version everywhere"),
+        ({"root": False}, "node n does not see /root; name an --out on a disk that all nodes share"),
+        ({"folder": False}, "node n does not see /folder; start the command in a folder that all nodes share"),
+    ],
+)
+def test_a_node_that_cannot_carry_out_a_run_says_why(answer, said):
+    found = module._fault("n", {**ANSWER, **answer}, Place(1, 0, "1", Path("/folder"), Path("/root")))
+    assert found == said or found.startswith(said)
+
+
+def test_a_node_looks_for_the_file_that_was_just_written(tmp_path):
+    look, token = module._look(), tmp_path / "token"
+    assert look(str(token), str(tmp_path)) == {"version": pcdistill.__version__, "folder": True, "root": False}
+    token.write_text("of another disk")
+    assert not look(str(token), str(tmp_path))["root"]
+    token.write_text("token")
+    assert look(str(token), str(tmp_path / "none")) == {"version": pcdistill.__version__, "folder": False, "root": True}
+
+
 # With one
 
 
 @pytest.mark.slow
-def test_runs_give_the_bits_of_one_machine_and_a_wrong_one_its_sentence(cluster, tmp_path, monkeypatch):
+def test_a_cluster_that_cannot_carry_out_the_runs_is_refused_before_training(cluster, tmp_path, monkeypatch):
+    for wanted, said in (
+        (Wanted(cluster.address, threads=64), "has 64 CPUs"),
+        (Wanted(cluster.address, gpus=1), "1 GPU"),
+    ):
+        with (
+            pytest.raises(InputError, match=f"no node of the Ray cluster .*{said}"),
+            connected(wanted, "cpu", tmp_path),
+        ):
+            pass
+    monkeypatch.setattr(module, "__version__", "9.9")
+    with (
+        pytest.raises(InputError, match=f"has pcdistill {pcdistill.__version__}, this machine 9.9"),
+        connected(Wanted(cluster.address), "cpu", tmp_path),
+    ):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_search_on_a_cluster_tries_and_finds_what_it_does_on_one_machine(cluster, tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(MODELS)
+    models = ["--teacher", f"{tmp_path / 'mine.py'}:big", "--student", f"{tmp_path / 'mine.py'}:small"]
+    size = ["--teacher-epochs", "4", "--epochs", "4", "--limit", "400", "--trials", "3", "--final-seeds", "2"]
+    keys = ["--methods", "kd,dist", "--threads", "1", "--set", "optim.warmup_epochs=0"]
+    printed = {}
+    for name, where in (("there", ["--cluster", cluster.address]), ("here", ["--jobs", "1"])):
+        main(["tune", "digits", *models, *size, *keys, *where, "--out", str(tmp_path / name)])
+        printed[name] = capsys.readouterr().out
+    assert printed["there"].replace(str(tmp_path / "there"), str(tmp_path / "here")) == printed["here"]
+    for file in ("trials.csv", "results.csv"):
+        there, here = ((tmp_path / name / file).read_text() for name in ("there", "here"))
+        assert there == here
+    teacher = json.loads((tmp_path / "there" / "teacher" / "result.json").read_text())
+    assert teacher["file"] == "teacher.safetensors"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_comparison_leaves_checkpoints_and_free_folders(cluster, tmp_path, number):
+    out = tmp_path / "out"
+    argv = [sys.executable, "-m", "pcdistill", "compare", "digits", "--methods", "none", "--seeds", "2"]
+    argv += ["--epochs", "60", "--limit", "600", "--cluster", cluster.address, "--out", str(out)]
+    env = {**os.environ, "PYTHONPATH": SRC}
+    process = subprocess.Popen(argv, env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    while not list(out.rglob("metrics.csv")) and process.poll() is None:
+        time.sleep(0.2)
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "the same command continues" in stderr
+    assert stdout == ""
+    (checkpoint,) = out.rglob("last.pt")
+    assert 0 < torch.load(checkpoint, weights_only=True)["epoch"] < 60
+    assert wait_until_free(checkpoint.parent, 0)
+
+
+@pytest.mark.slow
+def test_runs_give_the_bits_of_one_machine_and_others_their_sentences(cluster, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where relative paths begin on the nodes too
     wrong = recipe(student={"name": "cifar/resnet8", "kwargs": {"no_such": 1}})
-    todo = [Job("wrong", wrong, Path("there/wrong"))]
+    crash = tmp_path / "crash.py"
+    crash.write_text("import os, signal\ndef model(**kwargs):\n    os.kill(os.getpid(), signal.SIGKILL)\n")
+    dies = recipe(student={"name": f"{crash}:model"})
+    monkeypatch.setattr(module, "DEATHS", 1)
+    todo = [Job("wrong", wrong, Path("there/wrong")), Job("dies", dies, Path("there/dies"))]
     todo += [Job(f"seed {seed}", recipe(seed), Path(f"there/{seed}")) for seed in range(2)]
     console = Told()
     found = on_cluster(cluster, todo, Path("there"), console)
-    assert [found[job.name].status for job in todo] == ["failed", "done", "done"]
+    assert [found[job.name].status for job in todo] == ["failed", "failed", "done", "done"]
     assert "no_such" in found["wrong"].text
-    assert not any("goes on" in line for line in console.lines)  # wrong input is not tried again
+    assert "its process died, 2 times without progress" in found["dies"].text
+    (told,) = [line for line in console.lines if "goes on" in line]  # wrong input is not tried again
+    assert "dies: its process died; it goes on from its last checkpoint" in told
     assert any("epoch 1/1" in text for going in console.drawn for _, text in going.values())
     here = [Job(f"seed {seed}", recipe(seed), tmp_path / "here" / str(seed)) for seed in range(2)]
     for job, outcome in run_jobs(here, [Share(1)], console=Console(quiet=True)):
@@ -208,7 +311,7 @@ def test_runs_give_the_bits_of_one_machine_and_a_wrong_one_its_sentence(cluster,
 @pytest.mark.slow
 def test_a_run_whose_node_is_killed_goes_on_elsewhere_from_its_checkpoint(cluster, tmp_path):
     dying = cluster.add_node(**NODE, resources={"dying": 1})
-    todo = [Job(f"seed {seed}", recipe(seed, epochs=30, limit=600), tmp_path / "there" / str(seed)) for seed in (0, 1)]
+    todo = [Job(f"seed {seed}", recipe(seed, epochs=12, limit=300), tmp_path / "there" / str(seed)) for seed in (0, 1)]
 
     def kill() -> None:
         """When both runs have done an epoch, so that one of them is on the node."""
@@ -227,6 +330,6 @@ def test_a_run_whose_node_is_killed_goes_on_elsewhere_from_its_checkpoint(cluste
     died = tmp_path / "there" / told.split("seed ")[1][0]
     sessions = json.loads((died / "environment.json").read_text())
     assert len(sessions["continued"]) == 1
-    whole = recipe(int(died.name), epochs=30, limit=600)
+    whole = recipe(int(died.name), epochs=12, limit=300)
     list(run_jobs([Job("whole", whole, tmp_path / "here")], [Share(1)], console=Console(quiet=True)))
     assert equal(tmp_path / "here", died)

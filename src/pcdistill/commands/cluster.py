@@ -161,12 +161,13 @@ class Cluster:
         try:
             with sigterm_as_interrupt():
                 while waiting or tasks.going:
-                    while waiting and len(tasks.going) < sum(self._rooms()):
+                    if waiting and len(tasks.going) < sum(self._rooms()):
                         job = next(waiting, None)
                         if job is None:
                             waiting = None
                         else:
                             tasks.begin(_Run(job))
+                        continue
                     yield from tasks.ended()
         except KeyboardInterrupt as stop:
             number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
