@@ -259,22 +259,21 @@ def test_a_search_on_a_cluster_tries_and_finds_what_it_does_on_one_machine(clust
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_comparison_leaves_checkpoints_and_free_folders(cluster, tmp_path, number):
+def test_an_interrupted_comparison_leaves_checkpoints_and_free_folders(cluster, tmp_path):
     out = tmp_path / "out"
     argv = [sys.executable, "-m", "pcdistill", "compare", "digits", "--methods", "none", "--seeds", "2"]
-    argv += ["--epochs", "60", "--limit", "600", "--cluster", cluster.address, "--out", str(out)]
+    argv += ["--epochs", "200", "--limit", "200", "--cluster", cluster.address, "--out", str(out)]
     env = {**os.environ, "PYTHONPATH": SRC}
     process = subprocess.Popen(argv, env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     while not list(out.rglob("metrics.csv")) and process.poll() is None:
         time.sleep(0.2)
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=120)
     assert process.returncode != 0
     assert "the same command continues" in stderr
     assert stdout == ""
     (checkpoint,) = out.rglob("last.pt")
-    assert 0 < torch.load(checkpoint, weights_only=True)["epoch"] < 60
+    assert 0 < torch.load(checkpoint, weights_only=True)["epoch"] < 200
     assert wait_until_free(checkpoint.parent, 0)
 
 

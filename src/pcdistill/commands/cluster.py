@@ -198,7 +198,7 @@ class _Run:
         deaths: the last of these that made no progress.
         reached: the fraction of its length that any of them told of.
         before: as far as it was when the last one died.
-        node: where it is.
+        node: where it trains, once it has told.
     """
 
     job: Job
@@ -245,20 +245,23 @@ class _Tasks:
             yield run.job, outcome
 
     def end(self) -> None:
-        """Ask all that are under way for a checkpoint and an end; a second Ctrl-C while waiting ends them at once."""
+        """Ask all that are under way for a checkpoint and an end; a second Ctrl-C while waiting ends them at once.
+
+        One that trains finds the board closed. Others are cancelled, which raises KeyboardInterrupt in them: they
+        wait for a node, or have trained nothing yet.
+        """
         if not self.going:
             return
         with suppress(RayError):
             self.board.close.remote()
             try:
-                self._cancel(force=False)
+                for task, run in self.going.items():
+                    if not run.node:
+                        ray.cancel(task)
                 ray.wait(list(self.going), num_returns=len(self.going), timeout=END_SECONDS)
             except KeyboardInterrupt:
-                self._cancel(force=True)
-
-    def _cancel(self, *, force: bool) -> None:
-        for task in self.going:
-            ray.cancel(task, force=force)
+                for task in self.going:
+                    ray.cancel(task, force=True)
 
     def _hear(self, name: str, number: int, message: At | str | dict[str, float]) -> None:
         run = next((run for run in self.going.values() if (run.job.name, run.number) == (name, number)), None)
@@ -307,8 +310,10 @@ class _Board:
         self._asked: dict[tuple[str, int], asyncio.Future[bool]] = {}
         self._closed = False
 
-    async def tell(self, name: str, number: int, message: Any) -> None:
+    async def tell(self, name: str, number: int, message: Any) -> bool:
+        """Keep a message; whether the run is to end."""
         self._told.append((name, number, message))
+        return self._closed
 
     async def ask(self, name: str, number: int, row: dict[str, float]) -> bool:
         """Whether to go on after an epoch with this row."""
@@ -347,8 +352,13 @@ def _there(job: Job, number: int, place: Place, board: Any) -> Outcome | None:
     if number:
         wait_until_free(job.out, LOCK_SECONDS)
 
+    last: list[Any] = []  # the answer to what was told last
+
     def tell(at: At) -> None:
-        board.tell.remote(job.name, number, At(at.fraction, f"{at.text}, {node}"))
+        """Only training tells, so the signal finds its loop, which writes a checkpoint and ends."""
+        if last and ray.wait(last, timeout=0)[0] and ray.get(last.pop()):
+            signal.raise_signal(signal.SIGTERM)
+        last[:] = [board.tell.remote(job.name, number, At(at.fraction, f"{at.text}, {node}"))]
 
     def warn(text: str) -> None:
         ray.get(board.tell.remote(job.name, number, text))  # heard before the run ends
