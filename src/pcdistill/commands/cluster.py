@@ -52,6 +52,7 @@ from pcdistill.errors import InputError, PcdistillError
 from pcdistill.plain import one_line
 
 DEATHS = 3  # of a run's process, one after the other without progress, after which it has failed
+LEAST_GPU = 0.001  # that one run may get; Ray counts in steps of a tenth of it
 LOOK_SECONDS = 0.25  # between two looks at what the runs tell
 PROBE_SECONDS = 180.0  # in which a node must answer: it starts a process first
 LOCK_SECONDS = 120.0  # for which a shared disk may keep the lock of a dead node; NFS's lease is 90 s
@@ -65,7 +66,7 @@ class Wanted:
     Attributes:
         address: "auto", or HOST:PORT of the cluster's head.
         threads: CPUs of each run; None: a GPU's part of its node's, or 1.
-        gpus: of each run, a part of one or whole ones; None: 1 where there are any.
+        gpus: of each run, at most 1; None: 1 where there are any.
     """
 
     address: str
@@ -79,7 +80,7 @@ class Place:
 
     Attributes:
         threads: CPUs.
-        gpus: GPUs.
+        gpus: part of a GPU.
         version: of pcdistill.
         folder: where the command was started; relative paths begin there.
         root: a folder that holds the runs', and is there already.
@@ -96,9 +97,7 @@ class Place:
         by_cpu = int(resources.get("CPU", 0)) // self.threads
         if self.gpus == 0:
             return by_cpu
-        found = int(resources.get("GPU", 0))
-        by_gpu = found * math.floor(1 / self.gpus + 1e-9) if self.gpus < 1 else found // int(self.gpus)
-        return min(by_cpu, by_gpu)
+        return min(by_cpu, int(resources.get("GPU", 0)) * math.floor(1 / self.gpus + 1e-9))
 
 
 @contextmanager
@@ -426,9 +425,9 @@ def _check_address(address: str) -> None:
 
 
 def _check_gpus(gpus: float | None) -> None:
-    """Raise InputError unless Ray can give so many GPUs to a run."""
-    if gpus is not None and not (0 <= gpus < math.inf and (gpus <= 1 or gpus == int(gpus))):
-        raise InputError(f"--gpus-per-run must be a part of 1, as 0.5, or a whole number, got {gpus:g}")
+    """Raise InputError unless a run, which is one process, can use so many GPUs, and Ray can count them."""
+    if gpus is not None and gpus != 0 and not LEAST_GPU <= gpus <= 1:
+        raise InputError(f"--gpus-per-run must be 0, or from {LEAST_GPU:g} to 1 such as 0.5, got {gpus:g}")
 
 
 def _place(wanted: Wanted, device: str, resources: Sequence[Mapping[str, float]], out: Path) -> Place:
