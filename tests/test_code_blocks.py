@@ -41,13 +41,14 @@ PLACES = [
 ]
 # What is not run: a pattern of the command, and why. The first line that fits counts.
 NOT_RUN = [
-    (r"^(pip|uv|apt-get|make|conda|docker|hf) ", "installs, or is a target of the Makefile, which .ci/run makes"),
+    (r"^(pip|uv|apt-get|make|conda|docker|hf|ray) ", "installs, or is a target of the Makefile, which .ci/run makes"),
     (r"^pcdistill push ", "needs the hub; tests/commands/test_push.py has a stand-in"),
     (r"^pcdistill (tune|demo)( |$)", "minutes; tests/commands/test_tune.py and test_demo.py run short ones"),
     (r"^pcdistill bench ", "seconds for each figure; tests/commands/test_bench.py runs short ones"),
     (r"-pretrained True", "needs the hub"),
     (r" cifar100( |$)", "needs CIFAR-100"),
     (r" imagenet-", "needs ImageNet"),
+    (r" --cluster ", "needs a cluster; tests/commands/test_cluster.py makes one"),
     (r"--students ", "minutes; tests/commands/test_students.py runs a short one"),
     (r"compare patient ", "as the distillation before it; tests/test_beyond.py"),
     (r"(teacher-\d|docs/results/beyond/)", "a record of hours, of which one command needs the other"),

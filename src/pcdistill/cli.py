@@ -6,8 +6,8 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_type_hints
@@ -19,6 +19,7 @@ from pcdistill import __version__
 from pcdistill.errors import WORDS, InputError, PcdistillError, os_sentence
 
 if TYPE_CHECKING:
+    from pcdistill.commands.jobs import Pool
     from pcdistill.engine.console import Console
     from pcdistill.recipe import Recipe
 
@@ -360,7 +361,35 @@ class SideBySide:
 
 
 @dataclass(frozen=True)
-class Compare(Common, Pair, SideBySide):
+class OnCluster(SideBySide):
+    """Where the runs go."""
+
+    cluster: Annotated[str | None, flag("auto|ADDRESS")] = None
+    """Give the runs to the nodes of a Ray cluster; auto: the one that this machine belongs to."""
+    gpus_per_run: Annotated[float | None, flag("G")] = None
+    """GPUs of each run on a cluster, e.g. 0.5; by default 1 where it has GPUs. Its CPUs are --threads."""
+
+    @contextmanager
+    def pool(self, recipe: "Recipe", out: Path) -> "Iterator[Pool | None]":
+        """The cluster, checked, while its runs go on; without --cluster None."""
+        if self.cluster is None:
+            if self.gpus_per_run is not None:
+                raise InputError("--gpus-per-run is of runs on a cluster; name one with --cluster")
+            yield None
+            return
+        if self.jobs != "auto":
+            raise InputError("--jobs is of one machine; with --cluster leave it out, the nodes decide")
+        from pcdistill.extras import need
+
+        need("ray", what="--cluster")
+        from pcdistill.commands.cluster import Wanted, connected
+
+        with connected(Wanted(self.cluster, self.threads, self.gpus_per_run), recipe.train.device, out) as pool:
+            yield pool
+
+
+@dataclass(frozen=True)
+class Compare(Common, Pair, OnCluster):
     """One student under several methods and seeds: mean, 95 % interval, paired test against KD."""
 
     NAME = "compare"
@@ -403,14 +432,18 @@ class Compare(Common, Pair, SideBySide):
             from pcdistill.commands.students import compare_students, student_recipes
 
             students = student_recipes(self.students, lambda name: self.load(**{"student.name": name}))
-            text = compare_students(recipe, students, plan, out, console=self.console("compare"), command=command)
+            with self.pool(recipe, out) as pool:
+                made = replace(plan, pool=pool)
+                text = compare_students(recipe, students, made, out, console=self.console("compare"), command=command)
             return f"{text}\nwritten: {out / 'report.html'}"
-        table = compare(recipe, plan, out, console=self.console("compare"), command=command)
+        with self.pool(recipe, out) as pool:
+            made = replace(plan, pool=pool)
+            table = compare(recipe, made, out, console=self.console("compare"), command=command)
         return f"{table}\nwritten: {out / 'report.html'}, {out / 'table.md'}, {out / 'results.csv'}"
 
 
 @dataclass(frozen=True)
-class Tune(Common, Seeded, Pair, SideBySide):
+class Tune(Common, Seeded, Pair, OnCluster):
     """Search method, strength and learning rate on validation, then compare the winner with the recipe as it was."""
 
     NAME = "tune"
@@ -450,7 +483,8 @@ class Tune(Common, Seeded, Pair, SideBySide):
             jobs=self.at_a_time,
             threads=self.threads,
         )
-        return tune(recipe, plan, out, console=self.console("tune"), command=command)
+        with self.pool(recipe, out) as pool:
+            return tune(recipe, replace(plan, pool=pool), out, console=self.console("tune"), command=command)
 
 
 @dataclass(frozen=True)

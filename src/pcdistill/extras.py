@@ -18,6 +18,7 @@ EXTRA_OF = {
     "trackio": "trackio",
     "mlflow": "mlflow",
     "fsspec": "remote",
+    "ray": "cluster",
 }
 
 

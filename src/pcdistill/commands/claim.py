@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -64,6 +65,31 @@ def claimed(out: Path | None, kind: Kind, recipe: Recipe | None = None) -> Itera
         for folder in made:
             with suppress(OSError):
                 folder.rmdir()
+
+
+def wait_until_free(out: Path, seconds: float) -> bool:
+    """Wait while another process holds a folder, as a dead one may seem to on a disk of several machines.
+
+    Args:
+        out: the folder, which need not be there.
+        seconds: to wait at most.
+
+    Returns:
+        Whether it is free.
+    """
+    until = time.monotonic() + seconds
+    while (out / MARK).exists():
+        try:
+            file = _lock(out, out / MARK)
+        except PcdistillError:
+            if time.monotonic() > until:
+                return False
+            time.sleep(min(1.0, seconds))
+            continue
+        if file is not None:
+            os.close(file)
+        break
+    return True
 
 
 def check_folder(out: Path, kind: Kind, recipe: Recipe | None = None) -> None:

@@ -29,7 +29,7 @@ from pcdistill.commands.header import (
     starts_from,
     training_line,
 )
-from pcdistill.commands.jobs import Job, Share, check_numbers, run_jobs, shares
+from pcdistill.commands.jobs import Job, Pool, check_numbers, pool_of
 from pcdistill.commands.run import run_with_report
 from pcdistill.commands.session import bare_model, check_names, open_data, rehearse
 from pcdistill.commands.tasks import task_of
@@ -46,7 +46,7 @@ from pcdistill.distillation.cache_replay import resolve_cache
 from pcdistill.distillation.objective import at_strength
 from pcdistill.engine.console import Console, duration
 from pcdistill.engine.placement import make_accelerator
-from pcdistill.errors import InputError, PcdistillError, nearest
+from pcdistill.errors import InputError, PcdistillError, TrainingStopped, nearest
 from pcdistill.files import atomic_write, clear_parts, new_digest
 from pcdistill.methods import METHODS
 from pcdistill.models.names import is_user_code
@@ -119,6 +119,7 @@ class Plan:
         jobs: runs at a time (see :func:`pcdistill.commands.jobs.shares`).
         threads: of each run; None divides the cores among the runs.
         optional: those of the methods that are left out where they do not fit, as nobody asked for them by name.
+        pool: where the runs go, in the place of processes of this machine.
     """
 
     methods: Sequence[str]
@@ -128,6 +129,7 @@ class Plan:
     jobs: int | Literal["auto"] = "auto"
     threads: int | None = None
     optional: Sequence[str] = ()
+    pool: Pool | None = None
 
 
 class Key(NamedTuple):
@@ -183,10 +185,9 @@ def _compare(
     clear_parts(out)
     recipes = _fitting(recipe, recipes, plan, out, console)
     if not console.quiet and not all(recorded_summary(key.folder(out), one) for key, one in recipes.items()):
-        places = shares(plan.jobs, len(recipes), threads=plan.threads, device=recipe.train.device)
-        say_header(recipe, recipes, plan, places, out, console)
+        say_header(recipe, recipes, plan, out, console)
     if any(one.distils for one in recipes.values()):
-        recipes = with_teachers(recipe, recipes, out, console=console, command=command)
+        recipes = with_teachers(recipe, recipes, out, console=console, command=command, pool=plan.pool)
     results = carry_out(recipes, plan, out, console=console, command=command)
     done = [key for key in recipes if key in results]
     ordered = [results[key] for key in done]
@@ -204,9 +205,7 @@ def comparison_text(results: Sequence[dict[str, Any]], **options: Any) -> str:
     return make(results, **options)
 
 
-def say_header(
-    recipe: Recipe, recipes: Mapping[Key, Recipe], plan: Plan, places: Sequence[Share], out: Path, console: Console
-) -> None:
+def say_header(recipe: Recipe, recipes: Mapping[Key, Recipe], plan: Plan, out: Path, console: Console) -> None:
     """What a comparison is about to do, before anything is trained."""
     task, accelerator = task_of(recipe), make_accelerator(recipe.train)
     data = open_data(task, recipe, accelerator)
@@ -226,8 +225,8 @@ def say_header(
         lines.append(f"method  {method_line(one, task.outputs(data))}")
     steps = -(-len(data.train) // recipe.train.accumulate)
     lines.append(f"train   {training_line(recipe, steps)}; {device_line(accelerator)}")
-    at_a_time = f"{len(places)} at a time, {places[0].threads} thread{'s' if places[0].threads > 1 else ''} each"
-    lines += [f"runs    {len(recipes)}: {plan.seeds} seeds of each method; {at_a_time}", f"folder  {out}"]
+    pool = pool_of(plan, len(recipes), recipe.train.device)
+    lines += [f"runs    {len(recipes)}: {plan.seeds} seeds of each method; {pool.described}", f"folder  {out}"]
     for line in lines:
         console.say(line)
 
@@ -326,10 +325,10 @@ def carry_out(
         write_pages(key.folder(out), summary, missing_only=True)
         console.say(f"[{len(results)}/{len(recipes)}] {key}: {_value(summary)}, as it was found")
     jobs = [Job(name, recipes[key], key.folder(out), command) for name, key in waiting.items()]
-    places = shares(plan.jobs, len(jobs), threads=plan.threads, device=next(iter(recipes.values())).train.device)
+    pool = pool_of(plan, len(jobs), next(iter(recipes.values())).train.device)
     console.start()
     failed = refused = 0
-    for done, (job, outcome) in enumerate(run_jobs(jobs, places, console=console), start=1):
+    for done, (job, outcome) in enumerate(pool.run(jobs, console=console), start=1):
         key = waiting[job.name]
         if outcome.status in ("failed", "refused"):
             failed += 1
@@ -360,8 +359,12 @@ def with_teachers(
     *,
     console: Console,
     command: str | None,
+    pool: Pool | None = None,
 ) -> dict[K, Recipe]:
-    """The recipes, with teachers that are trained once, in `out`, where they have no weights for the classes."""
+    """The recipes, with teachers that are trained once, in `out`, where they have no weights for the classes.
+
+    They are trained here, or where `pool` trains them.
+    """
     for number in range(len(recipe.all_teachers)):
         trained = _trained_first(recipe, number)
         if trained is None:
@@ -376,11 +379,28 @@ def with_teachers(
         if summary is not None and (weights.exists() or gone):
             PresentContents().settle(out / name, trained, summary)
         else:
-            progress = console.labelled(name)
-            run_with_report(trained, out / name, console=progress, command=command, role="teacher")
+            _train_teacher(Job(name, trained, out / name, command, role="teacher"), pool, console)
         changes = {"weights": str(teacher_file(out / name)), "pretrained": False}
         recipes = {key: _with_teacher(one, number, changes) for key, one in recipes.items()}
     return recipes
+
+
+def _train_teacher(job: Job, pool: Pool | None, console: Console) -> None:
+    """Train a teacher, here or where the pool does.
+
+    Raises:
+        InputError: wrong input.
+        TrainingStopped: it was stopped.
+        PcdistillError: the operating system refused something that it needs.
+    """
+    if pool is None:
+        run_with_report(job.recipe, job.out, console=console.labelled(job.name), command=job.command, role=job.role)
+        return
+    errors = {"stopped": TrainingStopped, "failed": InputError, "refused": PcdistillError}
+    for _, outcome in pool.run([job], console=console):
+        if outcome.status in errors:
+            raise errors[outcome.status](outcome.text)
+        console.say(f"{job.name}: {_value(outcome.summary or {})}")
 
 
 def refuse_other_runs(runs: Mapping[Path, Recipe], root: Path) -> None:

@@ -16,7 +16,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TextIO
+from typing import Any, Literal, NamedTuple, Protocol, TextIO
 
 import torch
 
@@ -40,6 +40,7 @@ class Job:
         out: the run's folder.
         command: what the user typed, for the record.
         trial: only to be trained, and judged after every epoch; what it did is told by its history alone.
+        role: what the trained model is to be, as :class:`pcdistill.commands.session.Session` takes it.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Job:
     out: Path
     command: str | None = None
     trial: bool = False
+    role: Literal["student", "teacher"] = "student"
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,56 @@ def shares(jobs: int | Literal["auto"], runs: int, *, threads: int | None = None
 Judge = Callable[[Job, dict[str, float]], bool]
 
 
+class Pool(Protocol):
+    """Where the runs of a command are carried out."""
+
+    @property
+    def described(self) -> str:
+        """How many go at a time, in words."""
+        ...
+
+    def run(
+        self, jobs: Iterable[Job], *, console: Console, total: int | None = None, judge: Judge | None = None
+    ) -> Iterator[tuple[Job, Outcome]]:
+        """As :func:`run_jobs`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Machine:
+    """This machine, divided by :func:`shares`."""
+
+    places: Sequence[Share]
+
+    @property
+    def described(self) -> str:
+        """How many runs go at a time, in words."""
+        threads = self.places[0].threads
+        return f"{len(self.places)} at a time, {threads} thread{'s' if threads > 1 else ''} each"
+
+    def run(
+        self, jobs: Iterable[Job], *, console: Console, total: int | None = None, judge: Judge | None = None
+    ) -> Iterator[tuple[Job, Outcome]]:
+        """As :func:`run_jobs`."""
+        return run_jobs(jobs, self.places, console=console, total=total, judge=judge)
+
+
+class SideBySide(Protocol):
+    """What a plan says of how its runs are carried out."""
+
+    @property
+    def jobs(self) -> int | Literal["auto"]: ...
+    @property
+    def threads(self) -> int | None: ...
+    @property
+    def pool(self) -> Pool | None: ...
+
+
+def pool_of(plan: SideBySide, runs: int, device: str) -> Pool:
+    """The plan's own pool, else this machine, divided for so many runs."""
+    return plan.pool or Machine(shares(plan.jobs, runs, threads=plan.threads, device=device))
+
+
 def run_jobs(
     jobs: Iterable[Job],
     places: Sequence[Share],
@@ -128,14 +180,14 @@ def run_jobs(
     Raises:
         Interrupted: stopped by a signal; the same call continues.
     """
-    shown = _Progress(console, len(jobs) if isinstance(jobs, Sequence) else total or 1)
+    shown = Progress(console, len(jobs) if isinstance(jobs, Sequence) else total or 1)
     if len(places) == 1 and places[0].gpu is None:
         yield from _one_by_one(jobs, places[0], shown, judge)
         return
     waiting = iter(jobs)
     workers: list[_Worker] = []
     try:
-        with _sigterm_as_interrupt():
+        with sigterm_as_interrupt():
             for place in places:
                 workers.append(_Worker(place))
             for worker in workers:
@@ -157,7 +209,7 @@ def run_jobs(
                         yield job, message
                         worker.give(next(waiting, None))
     except KeyboardInterrupt as stop:
-        number = signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT
+        number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
         raise Interrupted(
             "interrupted; the runs under way have checkpoints: the same command continues", number
         ) from None
@@ -167,7 +219,7 @@ def run_jobs(
         console.close()
 
 
-class _Terminated(KeyboardInterrupt):
+class Terminated(KeyboardInterrupt):
     """SIGTERM, in the place of Ctrl-C."""
 
 
@@ -176,14 +228,14 @@ class Abandoned(Exception):
 
 
 def _one_by_one(
-    jobs: Iterable[Job], share: Share, shown: "_Progress", judge: Judge | None
+    jobs: Iterable[Job], share: Share, shown: "Progress", judge: Judge | None
 ) -> Iterator[tuple[Job, Outcome]]:
     """In this process: another would only cost its start."""
     threads = torch.get_num_threads()
     torch.set_num_threads(share.threads)
     try:
         for job in jobs:
-            outcome = _carry_out(job, _here_console(shown, job), partial(judge, job) if judge else lambda row: True)
+            outcome = carry_out_job(job, _here_console(shown, job), partial(judge, job) if judge else lambda row: True)
             shown.draw(job, 1.0)
             yield job, outcome
     finally:
@@ -191,7 +243,7 @@ def _one_by_one(
         shown.console.close()
 
 
-def _carry_out(job: Job, console: Console, go_on: Callable[[dict[str, float]], bool]) -> Outcome:
+def carry_out_job(job: Job, console: Console, go_on: Callable[[dict[str, float]], bool]) -> Outcome:
     """A run, and how it ended; `go_on` is asked after every epoch of a trial.
 
     Raises:
@@ -202,9 +254,8 @@ def _carry_out(job: Job, console: Console, go_on: Callable[[dict[str, float]], b
     try:
         if job.trial:
             return Outcome("done", summary={"history": _train_only(job, console, go_on)})
-        return Outcome(
-            "done", summary=run_with_report(job.recipe, job.out, console=console, command=job.command).summary
-        )
+        found = run_with_report(job.recipe, job.out, console=console, command=job.command, role=job.role)
+        return Outcome("done", summary=found.summary)
     except Abandoned:
         return Outcome("abandoned")
     except TrainingStopped as stop:
@@ -239,7 +290,7 @@ def _train_only(job: Job, console: Console, go_on: Callable[[dict[str, float]], 
     return session.fit.history
 
 
-class _Progress:
+class Progress:
     """The bar of all jobs; its console is the command's."""
 
     def __init__(self, console: Console, total: int) -> None:
@@ -318,7 +369,7 @@ def _work(pipe: Connection, threads: int) -> None:
     # A parent that is gone wants no result, and the run's checkpoint is kept.
     with suppress(EOFError, BrokenPipeError, ConnectionResetError, Interrupted):
         while (job := pipe.recv()) is not None:
-            pipe.send(_carry_out(job, _JobConsole(pipe.send, pipe.send), partial(_ask, pipe)))
+            pipe.send(carry_out_job(job, JobConsole(pipe.send, pipe.send), partial(_ask, pipe)))
 
 
 def _ask(pipe: Connection, row: dict[str, float]) -> bool:
@@ -334,7 +385,7 @@ class At(NamedTuple):
     text: str
 
 
-class _JobConsole(Console):
+class JobConsole(Console):
     """Tells where the run is, as one of many, and its warnings; shows nothing itself."""
 
     def __init__(self, tell: Callable[[At], None], warn: Callable[[str], None], stream: TextIO | None = None) -> None:
@@ -359,9 +410,9 @@ class _JobConsole(Console):
         self._warn(text)
 
 
-def _here_console(shown: _Progress, job: Job) -> Console:
+def _here_console(shown: Progress, job: Job) -> Console:
     """Of a run in this process."""
-    return _JobConsole(lambda at: shown.draw(job, *at), shown.console.warn, shown.console.stream)
+    return JobConsole(lambda at: shown.draw(job, *at), shown.console.warn, shown.console.stream)
 
 
 @contextmanager
@@ -384,9 +435,9 @@ def environment_of(share: Share) -> Iterator[None]:
 
 
 @contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
+def sigterm_as_interrupt() -> Iterator[None]:
     def ask(number: int, frame: Any) -> None:
-        raise _Terminated
+        raise Terminated
 
     try:
         old = signal.signal(signal.SIGTERM, ask)

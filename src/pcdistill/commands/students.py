@@ -64,7 +64,7 @@ def compare_students(
     with claimed(out, "students", recipe):
         taught = students
         if any(method != ALONE for method in plan.methods):
-            taught = with_teachers(recipe, students, out, console=console, command=command)
+            taught = with_teachers(recipe, students, out, console=console, command=command, pool=plan.pool)
         texts = []
         for name, one in taught.items():
             label = console.labelled(name)

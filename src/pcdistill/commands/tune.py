@@ -11,7 +11,7 @@ from pcdistill.commands.cache import make_cache
 from pcdistill.commands.claim import claimed
 from pcdistill.commands.compare import Key, Plan, carry_out, comparison_text, with_teachers, write_comparison
 from pcdistill.commands.contents import PresentContents
-from pcdistill.commands.jobs import check_numbers, run_jobs, shares
+from pcdistill.commands.jobs import Pool, check_numbers, pool_of
 from pcdistill.commands.session import check_names, open_data
 from pcdistill.commands.tasks import task_of
 from pcdistill.distillation.cache_replay import resolve_cache
@@ -45,6 +45,7 @@ class TunePlan:
         margin: points of the metric; a difference below it may pass for none.
         jobs: runs at a time (see :func:`pcdistill.commands.jobs.shares`).
         threads: of each run; None divides the cores among the runs.
+        pool: where the runs go, in the place of processes of this machine.
     """
 
     methods: Sequence[str]
@@ -54,6 +55,7 @@ class TunePlan:
     margin: float = MARGIN
     jobs: int | Literal["auto"] = "auto"
     threads: int | None = None
+    pool: Pool | None = None
 
 
 def tune(recipe: Recipe, plan: TunePlan, out: Path, *, console: Console, command: str | None = None) -> str:
@@ -101,7 +103,8 @@ def _tune(
         check_names(recipe, task_of(recipe), data)  # a mistyped name is not another recipe
         raise
     clear_parts(out)
-    (base,) = with_teachers(recipe, {DEFAULT: recipe}, out.resolve(), console=console, command=command).values()
+    how: dict[str, Any] = {"console": console, "command": command, "pool": plan.pool}
+    (base,) = with_teachers(recipe, {DEFAULT: recipe}, out.resolve(), **how).values()
     PresentContents().settle_study(out, study, base)
     cached = _with_cache(base, plan.methods, data, (out / "cache").resolve(), console=console)
     limits: dict[str, Any] = {"trials": plan.trials, "seconds": plan.seconds}
@@ -160,12 +163,10 @@ def _with_cache(recipe: Recipe, methods: Sequence[str], data: Any, folder: Path,
 
 def _search(search: "Search", plan: TunePlan, console: Console) -> None:
     """All trials; how many go at a time, and with how many threads, is the same in every session."""
-    places = shares(plan.jobs, plan.trials, threads=plan.threads, device=search.base.train.device)
+    pool = pool_of(plan, plan.trials, search.base.train.device)
     console.start()
     try:
-        for job, outcome in run_jobs(
-            search.jobs(), places, console=console, total=max(search.left, 1), judge=search.judge
-        ):
+        for job, outcome in pool.run(search.jobs(), console=console, total=max(search.left, 1), judge=search.judge):
             search.take(job, outcome)
     finally:
         search.write_table()
@@ -185,7 +186,7 @@ def _compare(
         for seed in range(first, first + plan.final_seeds)
         for name, one in recipes.items()
     }
-    made = Plan(list(recipes), plan.final_seeds, jobs=plan.jobs, threads=plan.threads)
+    made = Plan(list(recipes), plan.final_seeds, jobs=plan.jobs, threads=plan.threads, pool=plan.pool)
     found = carry_out(runs, made, out, console=console, command=command)
     named = {key: DEFAULT if key.method == DEFAULT else TUNED for key in runs if key in found}
     # The strength of one of them is no axis of the comparison.
