@@ -18,6 +18,8 @@ EXTRA_OF = {
     "trackio": "trackio",
     "mlflow": "mlflow",
     "fsspec": "remote",
+    "webdataset": "streams",
+    "datasets": "streams",
 }
 
 
