@@ -70,15 +70,16 @@ def build_data(config: DataConfig, stream: Stream) -> Data:
 
     Args:
         config: `name` is digits, cifar10, cifar100, imagenet, torchvision/NAME, an .npz file, a folder of class
-            folders, wds:PATTERN or hf:NAME[:SPLIT]. `batch_size` of training is over all processes, `eval_batch_size` for each. `image_size` None keeps
-            arrays as they are, and is 224 for folders. `augment` is one of pcdistill.data.augment.AUGMENTS. `mixup`
-            and `cutmix` are alphas of Beta distributions; with both, each batch has one or the other. `views` 2 gives
-            every image twice: with `augment`, then with RandAugment and cutout added; None is 1. `workers` are
-            processes that read files; None chooses by the cores and the number of images. `limit` keeps a stratified
-            sample of the training images, drawn after validation was taken out. `root` is the folder of downloads;
-            None is $PCDISTILL_DATA or a folder in the user's cache. `seed` is not looked at. `unlabelled` puts
-            `unlabelled_batch` images without labels (over all processes; None: `batch_size`) into each training batch,
-            behind the labelled ones of each view; an epoch is one pass over the labelled images all the same.
+            folders, wds:PATTERN or hf:NAME[:SPLIT]. `batch_size` of training is over all processes, `eval_batch_size`
+            for each. `image_size` None keeps arrays as they are, and is 224 for folders. `augment` is one of
+            pcdistill.data.augment.AUGMENTS. `mixup` and `cutmix` are alphas of Beta distributions; with both, each
+            batch has one or the other. `views` 2 gives every image twice: with `augment`, then with RandAugment and
+            cutout added; None is 1. `workers` are processes that read files; None chooses by the cores and the number
+            of images. `limit` keeps a stratified sample of the training images, drawn after validation was taken out.
+            `root` is the folder of downloads; None is $PCDISTILL_DATA or a folder in the user's cache. `seed` is not
+            looked at. `unlabelled` puts `unlabelled_batch` images without labels (over all processes; None:
+            `batch_size`) into each training batch, behind the labelled ones of each view; an epoch is one pass over the
+            labelled images all the same.
         stream: this process's part, with the seed.
 
     Raises:

@@ -105,10 +105,9 @@ def label_numbers(part: EncodedPart, classes: list[str], where: str) -> Tensor:
     Raises:
         InputError: a label that no class has, with the sample that has it.
     """
+    text = part.labels.dtype.kind == "U"
     numbers = as_numbers(part.labels)
-    if numbers is None or (
-        len(numbers) and part.labels.dtype.kind == "U" and set(part.labels.tolist()) <= set(classes)
-    ):
+    if numbers is None or (text and set(np.unique(part.labels).tolist()) <= set(classes)):
         number = {name: i for i, name in enumerate(classes)}
         names, first, inverse = np.unique(part.labels, return_index=True, return_inverse=True)
         for name, i in zip(names.tolist(), first.tolist(), strict=True):

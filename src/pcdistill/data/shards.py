@@ -10,6 +10,7 @@ import re
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path
@@ -229,10 +230,8 @@ def _index(place: Path | str, folder: Path, labelled: bool) -> ShardIndex:
     buffer = io.BytesIO()
     keys = np.array(list(index.keys), dtype=str)
     np.savez_compressed(buffer, keys=keys, offsets=index.offsets, sizes=index.sizes, labels=index.labels)
-    try:
+    with suppress(OSError):  # a folder that cannot be written to costs the next run the time, no more
         atomic_write(kept, buffer.getvalue())
-    except OSError:  # a folder that cannot be written to costs the next run the time, no more
-        pass
     return index
 
 

@@ -18,9 +18,8 @@ from pcdistill.extras import need
 
 PREFIX = "hf:"
 # The last colon begins a split, with slices and sums as `datasets` writes them: train[:80%]+validation
-NAMED = re.compile(
-    r"(?P<name>.+?)(?::(?P<split>[A-Za-z_][\w.-]*(?:\[[^\]]*\])?(?:\+[A-Za-z_][\w.-]*(?:\[[^\]]*\])?)*))?"
-)
+_SPLIT = r"[A-Za-z_][\w.-]*(?:\[[^\]]*\])?"
+NAMED = re.compile(rf"(?P<name>.+?)(?::(?P<split>{_SPLIT}(?:\+{_SPLIT})*))?")
 WORDS = {"train": ("train",), "val": ("validation", "valid", "val", "dev"), "test": ("test",)}
 FORMATS = ("parquet", "arrow", "imagefolder")  # those of `datasets` that hold images, and nothing but data
 CACHED = "cache"  # what a format of the hub was turned into: Arrow
@@ -49,7 +48,7 @@ class TableItems(EncodedItems):
     def content(self, i: int) -> bytes:
         try:
             cell = self.table[i][self.column]
-            held, path = cell["bytes"], cell["path"]
+            held, path = (None, None) if cell is None else (cell["bytes"], cell["path"])
             if held is None and path is not None:
                 held = Path(path).read_bytes()
         except (OSError, TypeError, KeyError, ValueError) as error:
@@ -153,12 +152,11 @@ def _open(place: str, download: bool) -> tuple[list[str], Callable[[str], Any]]:
             held = dict(found) if isinstance(found, datasets.DatasetDict) else {"train": found}
             return list(held), held.__getitem__
         builder = _builder(place, path, download)
-        modules = {
-            one.__module__.split(".")[2] for one in type(builder).__mro__ if "packaged_modules" in one.__module__
-        }
-        if not modules & {*FORMATS, CACHED}:
+        modules = [one.__module__ for one in type(builder).__mro__ if "packaged_modules" in one.__module__]
+        formats = {module.split(".")[2] for module in modules}
+        if not formats & {*FORMATS, CACHED}:
             raise InputError(
-                f"{PREFIX}{place} is of the format {', '.join(sorted(modules))}; {', '.join(FORMATS)} are read, and "
+                f"{PREFIX}{place} is of the format {', '.join(sorted(formats))}; {', '.join(FORMATS)} are read, and "
                 "tar shards by wds:"
             )
         builder.download_and_prepare()
@@ -216,12 +214,8 @@ def _images(table: Any, where: str) -> TableItems:
     found = typed or [name for name in IMAGES if name in features and _holds_bytes(features[name])]
     named = [name for name in found if name in IMAGES]
     if len(found) != 1 and len(named) != 1:
-        many = (
-            f"several columns of images ({', '.join(found)})"
-            if found
-            else f"no column of images: {', '.join(features)}"
-        )
-        raise InputError(f"{where} has {many}; one must be called {IMAGES[0]}")
+        many = f"several columns of images ({', '.join(found)})" if found else "no column of images"
+        raise InputError(f"{where} has {many}; of {', '.join(features)} one must be called {IMAGES[0]}")
     column = found[0] if len(found) == 1 else named[0]
     with _told(where):
         only = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
