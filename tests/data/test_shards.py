@@ -204,7 +204,7 @@ def test_an_index_is_made_once_and_anew_when_its_shard_has_changed(tmp_path, mon
 def test_a_folder_that_cannot_be_written_to_costs_no_more_than_time(tmp_path):
     (tmp_path / "root").write_text("a file where the folder should be")
     shard(tmp_path / "0.tar", range(6))
-    assert len(read_shards(f"{tmp_path}/0.tar", tmp_path / "root" / "indexes").parts["train"].items) == 6
+    assert len(read_shards(f"{tmp_path}/0.tar", tmp_path / "root").parts["train"].items) == 6
 
 
 def test_fingerprints_follow_the_contents_and_not_the_place(tmp_path):

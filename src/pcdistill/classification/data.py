@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from pcdistill.data.augment import Augment, make_augment
 from pcdistill.data.contents import NONE, dataset_contents, files_fingerprint, fingerprint_of
 from pcdistill.data.encoded import EncodedItems
 from pcdistill.data.files import DatasetItems, ImageFiles
-from pcdistill.data.loader import Batch, Batches, Feed, SplitBatches, Stream, digest_of, seed_of
+from pcdistill.data.loader import WINDOW, Batch, Batches, Feed, SplitBatches, Stream, digest_of, seed_of
 from pcdistill.data.passed import LoaderBatches
 from pcdistill.data.readers import ItemReader, MemoryReader
 from pcdistill.data.sources import Source, Split, open_source, stratified
@@ -139,7 +140,9 @@ class _Arrangement:
 
     def training(self, split: Split, rows: Tensor, feed: Feed) -> SplitBatches:
         """The rows of a split under the augmentation of each view."""
-        return SplitBatches(self.augmented(split, rows, feed), split.labels[rows], feed, self.fingerprint)
+        reader, groups = self.augmented(split, rows, feed), _groups(split)
+        own = None if groups is None else torch.from_numpy(groups)[rows]
+        return SplitBatches(reader, split.labels[rows], feed, self.fingerprint, own)
 
     def augmented(self, split: Split, rows: Tensor, feed: Feed) -> MemoryReader | ItemReader:
         """The pixels of rows of a split under the augmentation of each view."""
@@ -173,6 +176,11 @@ class _Arrangement:
         number = choose_workers(self.config.workers, max(count, self.count), stream.world_size)
         pin = torch.device(stream.device).type == "cuda"
         return self._workers.setdefault(number, Workers(number, pin=pin))
+
+
+def _groups(split: Split) -> np.ndarray | None:
+    """[N], what is read well together, such as a shard; None where any order is as good."""
+    return split.items.groups if isinstance(split.items, EncodedItems) else None
 
 
 def _unlabelled(
@@ -316,6 +324,8 @@ def _contents(source: Source, config: DataConfig, fingerprint: str) -> dict[str,
         found[f"data.{name}.labels"] = fingerprint_of(split.labels)
         array = split.images is not None
         found[f"data.{name}.images"] = fingerprint if array and name == "train" else _images_contents(split)
+    if isinstance(source.train.items, EncodedItems):
+        found["data.train.order"] = "all" if _groups(source.train) is None else f"by {WINDOW}"
     if config.unlabelled not in (None, REST):
         others = open_unlabelled(str(config.unlabelled), root=config.root, download=config.download)
         found["data.unlabelled.images"] = _images_contents(others)

@@ -11,17 +11,19 @@ from pcdistill.data.decoding import Plan, read_windows
 from pcdistill.errors import InputError
 from pcdistill.files import new_digest
 
-LOOKED_AT = 1_000  # images whose bytes go into a fingerprint, evenly spread
-
 
 class EncodedItems(ABC):
     """Images of which each is the bytes of an image file, found by number.
 
     Attributes:
         kind: what holds them, in words.
+        looked_at: images, evenly spread, whose bytes go into the fingerprint.
+        groups: [N] int64, ascending: what images are read well together; None where any order is as good.
     """
 
     kind: str
+    looked_at: int = 0
+    groups: np.ndarray | None = None
     _fingerprint: str | None = None
 
     @abstractmethod
@@ -47,11 +49,11 @@ class EncodedItems(ABC):
         return read_windows(self.name(i), plan, self.content(i))
 
     def fingerprint(self) -> str:
-        """Of the layout, and of the bytes of `LOOKED_AT` images."""
+        """Of the layout, and of the bytes of `looked_at` images."""
         if self._fingerprint is None:
             digest = new_digest()
             digest.update(f"{len(self)} {self.layout()}".encode())
-            for i in range(0, len(self), max(1, len(self) // LOOKED_AT)):
+            for i in range(0, len(self) if self.looked_at else 0, max(1, len(self) // max(1, self.looked_at))):
                 content = self.content(i)
                 digest.update(len(content).to_bytes(8, "little"))
                 digest.update(content)

@@ -17,8 +17,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from torch import Tensor
 
 from pcdistill.arrays import read_npz
+from pcdistill.data.copies import Copies, copies_in
+from pcdistill.data.decoding import Plan, read_windows
 from pcdistill.data.encoded import EncodedItems, EncodedPart, EncodedSet
 from pcdistill.data.files import EXTENSIONS, Names
 from pcdistill.errors import InputError
@@ -61,16 +64,19 @@ class ShardItems(EncodedItems):
     Args:
         places: of the shards: paths, or URLs that fsspec opens.
         indexes: of each.
+        copies: of the shards that lie elsewhere.
     """
 
     kind = "tar shards"
 
-    def __init__(self, places: list[Path | str], indexes: list[ShardIndex]) -> None:
-        self.places = places
+    def __init__(self, places: list[Path | str], indexes: list[ShardIndex], copies: Copies) -> None:
+        self.places, self.copies = places, copies
         self.keys = Names(key for index in indexes for key in index.keys)
         self.ends = np.cumsum([len(index.keys) for index in indexes])
         self.offsets = np.concatenate([index.offsets for index in indexes])
         self.sizes = np.concatenate([index.sizes for index in indexes])
+        if any(isinstance(place, str) for place in places):
+            self.groups = np.arange(len(places)).repeat(np.diff(self.ends, prepend=0))
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -80,12 +86,21 @@ class ShardItems(EncodedItems):
         return int(np.searchsorted(self.ends, i, side="right"))
 
     def content(self, i: int) -> bytes:
+        return self._bytes(i, copied=False)
+
+    def read(self, i: int, plan: Plan) -> list[Tensor]:
+        return read_windows(self.name(i), plan, self._bytes(i, copied=True))
+
+    def _bytes(self, i: int, *, copied: bool) -> bytes:
+        """Of image i; `copied` fetches a shard that lies elsewhere whole, as more will be read of it."""
         place, start, size = self.places[self.shard_of(i)], int(self.offsets[i]), int(self.sizes[i])
         try:
             if isinstance(place, Path):
                 with open(place, "rb") as file:
                     file.seek(start)
                     found = file.read(size)
+            elif copied:
+                found = self.copies.read(place, start, size)
             else:
                 system, path = file_system(place)  # fsspec keeps one for each process
                 found = system.cat_file(path, start=start, end=start + size)
@@ -106,12 +121,12 @@ class ShardItems(EncodedItems):
         return str(digest.hexdigest())
 
 
-def read_shards(pattern: str, indexes: Path, *, labelled: bool = True) -> EncodedSet:
+def read_shards(pattern: str, root: Path, *, labelled: bool = True) -> EncodedSet:
     """Find shards and index them.
 
     Args:
         pattern: paths or URLs with braces and globs, several joined by `::`, or a folder; without "wds:".
-        indexes: folder that indexes are kept in.
+        root: folder of downloads; indexes are kept in it, and copies of shards that lie elsewhere.
         labelled: every sample must have a label; else labels are not looked at.
 
     Returns:
@@ -120,14 +135,14 @@ def read_shards(pattern: str, indexes: Path, *, labelled: bool = True) -> Encode
     Raises:
         InputError: no shards, one that is damaged, or a sample without image or label; naming shard and sample.
     """
-    places = find_shards(pattern)
+    places, copies = find_shards(pattern), copies_in(root / "shards")
     with ThreadPoolExecutor(TOGETHER) as pool:
-        found = list(pool.map(lambda place: _index(place, indexes, labelled), places))
+        found = list(pool.map(lambda place: _index(place, root / "indexes", labelled), places))
     folder = os.path.commonpath([os.path.dirname(str(place)) for place in places]) if places else ""
     parts: dict[str, EncodedPart] = {}
     for split, numbers in _by_split(places, folder).items():
         chosen = [found[i] for i in numbers]
-        items = ShardItems([places[i] for i in numbers], chosen)
+        items = ShardItems([places[i] for i in numbers], chosen, copies)
         if len(items) == 0:
             raise InputError(f"{PREFIX}{pattern}: the {split} shards hold no samples")
         word = f" whose names say {split}" if len(numbers) < len(places) else ""

@@ -105,7 +105,7 @@ def open_encoded(name: str, root: Path, *, download: bool = False, labelled: boo
         InputError: as `read_shards` and `read_table` say.
     """
     if name.startswith(SHARDS):
-        return read_shards(name.removeprefix(SHARDS), root / "indexes", labelled=labelled)
+        return read_shards(name.removeprefix(SHARDS), root, labelled=labelled)
     return read_table(name.removeprefix(TABLE), download=download, labelled=labelled)
 
 

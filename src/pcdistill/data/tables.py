@@ -38,6 +38,7 @@ class TableItems(EncodedItems):
     """
 
     kind = "a table"
+    looked_at = 1_000
 
     def __init__(self, table: Any, column: str, source: str) -> None:
         self.table, self.column, self.source = table, column, source

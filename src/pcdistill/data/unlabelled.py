@@ -85,9 +85,10 @@ class UnlabelledBatches(SplitBatches):
             # The step stands for the epoch: an image that comes twice in one is augmented anew.
             yield Job(step, 0, size, index, slots, own, partner)
 
-    def _order(self, number: int) -> Tensor:
+    def _order(self, epoch: int) -> Tensor:
+        """The images of a pass, as which an epoch stands here."""
         seed = self.feed.stream.seed
-        return torch.randperm(len(self.labels), generator=generator_of("unlabelled order", seed, number))
+        return torch.randperm(len(self.labels), generator=generator_of("unlabelled order", seed, epoch))
 
     def _mixed_target(self, job: Job, labels: Tensor, share: float) -> Tensor:
         return torch.full((job.own, self.feed.num_classes), float(UNLABELLED))
