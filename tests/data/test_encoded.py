@@ -93,6 +93,7 @@ def test_an_epoch_is_split_over_ranks_and_workers_without_doubling_or_loss(name,
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker")
 @pytest.mark.parametrize("workers", [1, 3])
 def test_any_number_of_workers_gives_the_same_batches(name, workers):
     assert same(told(built(name, workers=workers).train), told(built(name).train))
@@ -174,4 +175,8 @@ def test_commands_take_them_from_check_to_student(kind, tmp_path, monkeypatch, c
     small = ["--epochs", "1", "--set", "data.image_size=8", "--batch-size", "12", "--workers", "0", "--device", "cpu"]
     cli.main(["distill", "--data", data, *models, *small, "--quiet", "--out", str(tmp_path / "run")])
     assert (tmp_path / "run" / "student.safetensors").is_file()
-    assert (tmp_path / "run" / "result.json").is_file()
+    weights = ["--teacher-weights", str(tmp_path / "run" / "teacher.safetensors")]
+    cli.main(["cache", "--data", data, *models[:2], *weights, *small, "--quiet", "--out", str(tmp_path / "cached")])
+    cached = ["--teacher-cache", str(tmp_path / "cached"), *models[4:]]
+    cli.main(["distill", "--data", data, *cached, *small, "--quiet", "--out", str(tmp_path / "again")])
+    assert (tmp_path / "again" / "student.safetensors").is_file()

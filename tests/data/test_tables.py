@@ -151,14 +151,18 @@ def test_columns_and_labels_that_are_wrong_are_refused_by_name(tmp_path):
 
 
 def test_an_empty_cell_and_a_lost_file_are_told_by_row(tmp_path):
-    cells = [{"bytes": picture(0), "path": None}, None, {"bytes": None, "path": "/no/file.png"}]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
-    made = datasets.Dataset.from_dict({"image": cells, "label": [0, 1, 2]}, features=features)
-    made.save_to_disk(tmp_path / "x")
-    items = read_table(f"{tmp_path}/x").parts["train"].items
+    content = {"image": [picture(0), None], "label": [0, 1]}
+    datasets.Dataset.from_dict(content, features=features).to_parquet(tmp_path / "x.parquet")
+    items = read_table(f"{tmp_path}/x.parquet").parts["train"].items
     with pytest.raises(InputError, match="image of row 1 of .*is empty"):
         items.content(1)
-    with pytest.raises(InputError, match="image of row 2 of .*cannot be read"):
+    for name in NAMES:
+        (tmp_path / "folder" / name).mkdir(parents=True)
+        (tmp_path / "folder" / name / "0.png").write_bytes(picture(0))
+    items = read_table(f"{tmp_path}/folder").parts["train"].items
+    (tmp_path / "folder" / NAMES[2] / "0.png").unlink()
+    with pytest.raises(InputError, match="image of row 2 of .*cannot be read: .*No such file"):
         items.content(2)
 
 

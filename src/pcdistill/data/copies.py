@@ -1,15 +1,12 @@
 """Local copies of shards that lie elsewhere: each is fetched whole when it is first read, and the oldest give way."""
 
-import fcntl
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from pcdistill.errors import InputError
-from pcdistill.files import atomic_file, new_digest
+from pcdistill.files import atomic_file, new_digest, only_one
 from pcdistill.remote import file_system
 
 LIMIT = "PCDISTILL_SHARDS_GIB"  # of the environment: what copies may take on the disk
@@ -53,7 +50,7 @@ class Copies:
         path = self.folder / f"{digest.hexdigest()}.tar"
         if self._noted(path):
             return path
-        with self._alone(path.stem):
+        with only_one(self.folder / "locks" / path.stem):
             if not self._noted(path):
                 system, there = file_system(url)
                 with system.open(there, "rb") as source, atomic_file(path) as file:
@@ -70,15 +67,6 @@ class Copies:
         except FileNotFoundError:
             return False
         return True
-
-    @contextmanager
-    def _alone(self, name: str) -> Iterator[None]:
-        """One process fetches a shard; the others wait for it."""
-        locks = self.folder / "locks"
-        locks.mkdir(parents=True, exist_ok=True)
-        with open(locks / name, "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
 
     def _make_room(self, kept: Path) -> None:
         """Delete those whose last use is longest ago."""

@@ -214,8 +214,10 @@ def _encoded(name: str, found: EncodedSet) -> Source:
     if classes is None:
         labels = parts["train"].labels
         numbers = as_numbers(labels)
-        named = numbers is None
-        classes = sorted(set(labels.tolist())) if named else _numbered_classes(numbers, f"{name}: the training labels")
+        if numbers is None:
+            classes = sorted(set(labels.tolist()))
+        else:
+            classes = _numbered_classes(numbers, f"{name}: the training labels")
     splits = {
         split: Split(None, part.items, label_numbers(part, classes, f"{name}: {split}"))
         for split, part in parts.items()
