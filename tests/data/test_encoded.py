@@ -175,7 +175,7 @@ def test_commands_take_them_from_check_to_student(kind, tmp_path, monkeypatch, c
     small = ["--epochs", "1", "--set", "data.image_size=8", "--batch-size", "12", "--workers", "0", "--device", "cpu"]
     cli.main(["distill", "--data", data, *models, *small, "--quiet", "--out", str(tmp_path / "run")])
     assert (tmp_path / "run" / "student.safetensors").is_file()
-    weights = ["--teacher-weights", str(tmp_path / "run" / "teacher.safetensors")]
+    weights = ["--teacher-weights", str(tmp_path / "run" / "teacher" / "teacher.safetensors")]
     cli.main(["cache", "--data", data, *models[:2], *weights, *small, "--quiet", "--out", str(tmp_path / "cached")])
     cached = ["--teacher-cache", str(tmp_path / "cached"), *models[4:]]
     cli.main(["distill", "--data", data, *cached, *small, "--quiet", "--out", str(tmp_path / "again")])

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from pcdistill.classification.data import build_data
 from pcdistill.data import shards as module
+from pcdistill.data.copies import copies_in
 from pcdistill.data.decoding import Window
 from pcdistill.data.loader import Stream
 from pcdistill.data.shards import find_shards, make_index, read_shards
@@ -169,7 +170,7 @@ def test_a_shard_that_is_cut_off_anywhere_is_refused(tmp_path, share):
     cut = tmp_path / "cut.tar"
     cut.write_bytes(content[: int(share * (end + 1))])
     with pytest.raises(InputError, match=r"cut\.tar"):
-        make_index(cut)
+        make_index(cut, copies_in(tmp_path))
 
 
 def test_a_damaged_header_is_not_taken_for_the_end(tmp_path):
@@ -180,12 +181,14 @@ def test_a_damaged_header_is_not_taken_for_the_end(tmp_path):
     content[offset + 5] ^= 0xFF
     path.write_bytes(content)
     with pytest.raises(InputError, match=f"damaged at byte {offset}"):
-        make_index(path)
+        make_index(path, copies_in(tmp_path))
 
 
 def test_an_index_is_made_once_and_anew_when_its_shard_has_changed(tmp_path, monkeypatch):
     made = []
-    monkeypatch.setattr(module, "make_index", lambda place, **k: made.append(place) or make_index(place, **k))
+    monkeypatch.setattr(
+        module, "make_index", lambda place, *rest, **k: made.append(place) or make_index(place, *rest, **k)
+    )
     path = shard(tmp_path / "d" / "0.tar", range(6))
     first = open_source(f"wds:{path}")
     again = open_source(f"wds:{path}")
@@ -295,6 +298,6 @@ def test_a_tar_of_other_formats_is_read(tmp_path):
                 info = tarfile.TarInfo(f"{name}.{kind}")
                 info.size = len(content)
                 archive.addfile(info, io.BytesIO(content))
-        index = make_index(tmp_path / "0.tar")
+        index = make_index(tmp_path / "0.tar", copies_in(tmp_path))
         assert list(index.keys) == [name]
         assert np.array_equal(index.sizes, [len(picture(0))])

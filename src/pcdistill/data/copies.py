@@ -4,6 +4,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from pcdistill.errors import InputError
 from pcdistill.files import atomic_file, new_digest, only_one
@@ -29,7 +30,13 @@ class Copies:
     limit: int
 
     def read(self, url: str, start: int, size: int) -> bytes:
-        """Bytes of a shard, out of its copy.
+        """Bytes of a shard, out of its copy; raises as `open` does."""
+        with self.open(url) as file:
+            file.seek(start)
+            return file.read(size)
+
+    def open(self, url: str) -> BinaryIO:
+        """The copy of a shard; what is opened stays readable when it gives way.
 
         Raises:
             OSError: the shard cannot be fetched, or the disk is full.
@@ -37,9 +44,7 @@ class Copies:
         for _ in range(TRIES):
             path = self._fetched(url)
             try:
-                with open(path, "rb") as file:
-                    file.seek(start)
-                    return file.read(size)
+                return path.open("rb")
             except FileNotFoundError:  # it gave way to another process's in between
                 continue
         raise OSError(f"copies of shards give way as fast as they come; {LIMIT} is too small for a window of shards")

@@ -137,7 +137,7 @@ def read_shards(pattern: str, root: Path, *, labelled: bool = True) -> EncodedSe
     """
     places, copies = find_shards(pattern), copies_in(root / "shards")
     with ThreadPoolExecutor(TOGETHER) as pool:
-        found = list(pool.map(lambda place: _index(place, root / "indexes", labelled), places))
+        found = list(pool.map(lambda place: _index(place, root / "indexes", copies, labelled), places))
     folder = os.path.commonpath([os.path.dirname(str(place)) for place in places]) if places else ""
     parts: dict[str, EncodedPart] = {}
     for split, numbers in _by_split(places, folder).items():
@@ -227,7 +227,7 @@ def _classes(places: list[Path | str], folder: str) -> list[str] | None:
     return None if lines is None else [line.strip() for line in lines if line.strip()]
 
 
-def _index(place: Path | str, folder: Path, labelled: bool) -> ShardIndex:
+def _index(place: Path | str, folder: Path, copies: Copies, labelled: bool) -> ShardIndex:
     """A shard's index: as it was kept, or made anew and kept."""
     try:
         kept = folder / f"{_shard_state(place, labelled)}.npz"
@@ -241,7 +241,7 @@ def _index(place: Path | str, folder: Path, labelled: bool) -> ShardIndex:
             )
         except (InputError, KeyError):
             pass  # made anew
-    index = make_index(place, labelled=labelled)
+    index = make_index(place, copies, labelled=labelled)
     buffer = io.BytesIO()
     keys = np.array(list(index.keys), dtype=str)
     np.savez_compressed(buffer, keys=keys, offsets=index.offsets, sizes=index.sizes, labels=index.labels)
@@ -265,15 +265,20 @@ def _shard_state(place: Path | str, labelled: bool) -> str:
     return str(digest.hexdigest())
 
 
-def make_index(place: Path | str, *, labelled: bool = True) -> ShardIndex:
+def make_index(place: Path | str, copies: Copies, *, labelled: bool = True) -> ShardIndex:
     """Read a shard's headers and its samples' labels.
+
+    Args:
+        place: of the shard.
+        copies: of the shards that lie elsewhere, such as this one may.
+        labelled: as of `read_shards`.
 
     Raises:
         InputError: it is damaged, cut off or compressed, or a sample has no image, or none or a wrong label.
     """
     keys, offsets, sizes, labels = [], [], [], []
     try:
-        with _opened(place) as file:
+        with copies.open(place) if isinstance(place, str) else place.open("rb") as file:
             for key, members in _samples(file, place):
                 image = _image(key, members, place)
                 keys.append(key)
@@ -287,13 +292,6 @@ def make_index(place: Path | str, *, labelled: bool = True) -> ShardIndex:
     except OSError as error:
         raise InputError(f"the shard {place} cannot be read: {said(error)}") from None
     return ShardIndex(Names(keys), np.array(offsets, np.int64), np.array(sizes, np.int64), np.array(labels, dtype=str))
-
-
-def _opened(place: Path | str) -> Any:
-    if isinstance(place, Path):
-        return open(place, "rb")
-    system, path = file_system(place)
-    return system.open(path, "rb")
 
 
 def _members(file: BinaryIO, place: Path | str) -> Iterator[tarfile.TarInfo]:
