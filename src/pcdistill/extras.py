@@ -19,6 +19,8 @@ EXTRA_OF = {
     "mlflow": "mlflow",
     "fsspec": "remote",
     "ray": "cluster",
+    "webdataset": "streams",
+    "datasets": "streams",
 }
 
 

@@ -82,6 +82,20 @@ def sync_folder(path: Path) -> None:
         os.close(folder)
 
 
+@contextmanager
+def only_one(path: Path) -> Iterator[None]:
+    """Lets one process of this machine in at a time, where the system has file locks; the file stays."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows, where two processes would do the same work
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def clear_parts(folder: Path) -> list[Path]:
     """Delete what killed writers left in a folder: their `.NAME.PID.part` files. Those of living processes stay.
 

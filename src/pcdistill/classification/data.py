@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pcdistill.data.augment import Augment, make_augment
 from pcdistill.data.contents import NONE, dataset_contents, files_fingerprint, fingerprint_of
+from pcdistill.data.encoded import EncodedItems
 from pcdistill.data.files import DatasetItems, ImageFiles
-from pcdistill.data.loader import Batch, Batches, Feed, SplitBatches, Stream, digest_of, seed_of
+from pcdistill.data.loader import WINDOW, Batch, Batches, Feed, SplitBatches, Stream, digest_of, seed_of
 from pcdistill.data.passed import LoaderBatches
 from pcdistill.data.readers import ItemReader, MemoryReader
 from pcdistill.data.sources import Source, Split, open_source, stratified
@@ -68,16 +70,17 @@ def build_data(config: DataConfig, stream: Stream) -> Data:
     training images: they do not depend on the seed. A `val/` without `test/`, as in ImageNet, is kept for the test.
 
     Args:
-        config: `name` is digits, cifar10, cifar100, imagenet, torchvision/NAME, an .npz file, or a folder of class
-            folders. `batch_size` of training is over all processes, `eval_batch_size` for each. `image_size` None keeps
-            arrays as they are, and is 224 for folders. `augment` is one of pcdistill.data.augment.AUGMENTS. `mixup`
-            and `cutmix` are alphas of Beta distributions; with both, each batch has one or the other. `views` 2 gives
-            every image twice: with `augment`, then with RandAugment and cutout added; None is 1. `workers` are
-            processes that read files; None chooses by the cores and the number of images. `limit` keeps a stratified
-            sample of the training images, drawn after validation was taken out. `root` is the folder of downloads;
-            None is $PCDISTILL_DATA or a folder in the user's cache. `seed` is not looked at. `unlabelled` puts
-            `unlabelled_batch` images without labels (over all processes; None: `batch_size`) into each training batch,
-            behind the labelled ones of each view; an epoch is one pass over the labelled images all the same.
+        config: `name` is digits, cifar10, cifar100, imagenet, torchvision/NAME, an .npz file, a folder of class
+            folders, wds:PATTERN or hf:NAME[:SPLIT]. `batch_size` of training is over all processes, `eval_batch_size`
+            for each. `image_size` None keeps arrays as they are, and is 224 for folders. `augment` is one of
+            pcdistill.data.augment.AUGMENTS. `mixup` and `cutmix` are alphas of Beta distributions; with both, each
+            batch has one or the other. `views` 2 gives every image twice: with `augment`, then with RandAugment and
+            cutout added; None is 1. `workers` are processes that read files; None chooses by the cores and the number
+            of images. `limit` keeps a stratified sample of the training images, drawn after validation was taken out.
+            `root` is the folder of downloads; None is $PCDISTILL_DATA or a folder in the user's cache. `seed` is not
+            looked at. `unlabelled` puts `unlabelled_batch` images without labels (over all processes; None:
+            `batch_size`) into each training batch, behind the labelled ones of each view; an epoch is one pass over the
+            labelled images all the same.
         stream: this process's part, with the seed.
 
     Raises:
@@ -117,7 +120,7 @@ def build_data(config: DataConfig, stream: Stream) -> Data:
         val=make.batches(val_split, val_rows, evaluation),
         test=None if source.test is None else make.batches(source.test, None, evaluation),
         fingerprint=make.fingerprint,
-        contents=_contents(source, config.unlabelled, make.fingerprint),
+        contents=_contents(source, config, make.fingerprint),
         origins=origins_of(source, config, len(rest)),
     )
 
@@ -137,7 +140,9 @@ class _Arrangement:
 
     def training(self, split: Split, rows: Tensor, feed: Feed) -> SplitBatches:
         """The rows of a split under the augmentation of each view."""
-        return SplitBatches(self.augmented(split, rows, feed), split.labels[rows], feed, self.fingerprint)
+        reader, groups = self.augmented(split, rows, feed), _groups(split)
+        own = None if groups is None else torch.from_numpy(groups)[rows]
+        return SplitBatches(reader, split.labels[rows], feed, self.fingerprint, own)
 
     def augmented(self, split: Split, rows: Tensor, feed: Feed) -> MemoryReader | ItemReader:
         """The pixels of rows of a split under the augmentation of each view."""
@@ -173,6 +178,11 @@ class _Arrangement:
         return self._workers.setdefault(number, Workers(number, pin=pin))
 
 
+def _groups(split: Split) -> np.ndarray | None:
+    """[N], what is read well together, such as a shard; None where any order is as good."""
+    return split.items.groups if isinstance(split.items, EncodedItems) else None
+
+
 def _unlabelled(
     config: DataConfig, source: Source, rest: Tensor, training: Feed, make: _Arrangement, *, steps: int
 ) -> UnlabelledBatches:
@@ -183,7 +193,7 @@ def _unlabelled(
             raise InputError("data.unlabelled: rest is what data.limit leaves out; set data.limit below all images")
         split, rows, fingerprint = source.train, rest, make.fingerprint
     else:
-        split = open_unlabelled(name)
+        split = open_unlabelled(name, root=config.root, download=config.download)
         rows = torch.arange(len(split.labels))
         fingerprint = _fingerprint(Source([], split), rows)
         channels, _ = _shape(Source([], split), f"data.unlabelled: {name}", config.image_size)
@@ -299,10 +309,12 @@ def _fingerprint(source: Source, rows: Tensor) -> str:
         common = os.path.commonpath({os.path.dirname(path) for path in paths})
         digest.update("\n".join(os.path.relpath(path, common) for path in paths).encode())
         digest.update(repr([os.path.getsize(path) for path in paths[:: max(1, len(paths) // 1000)]]).encode())
+    elif isinstance(source.train.items, EncodedItems):
+        digest.update(source.train.items.fingerprint().encode())
     return digest.hexdigest()
 
 
-def _contents(source: Source, unlabelled: str | None, fingerprint: str) -> dict[str, str]:
+def _contents(source: Source, config: DataConfig, fingerprint: str) -> dict[str, str]:
     """Fingerprints of each split; the data's own stands for training arrays, which are read but once."""
     found = {"data.classes": fingerprint_of(source.classes)}
     for name, split in (("train", source.train), ("val", source.val), ("test", source.test)):
@@ -312,8 +324,11 @@ def _contents(source: Source, unlabelled: str | None, fingerprint: str) -> dict[
         found[f"data.{name}.labels"] = fingerprint_of(split.labels)
         array = split.images is not None
         found[f"data.{name}.images"] = fingerprint if array and name == "train" else _images_contents(split)
-    if unlabelled is not None and unlabelled != REST:
-        found["data.unlabelled.images"] = _images_contents(open_unlabelled(unlabelled))
+    if isinstance(source.train.items, EncodedItems):
+        found["data.train.order"] = "all" if _groups(source.train) is None else f"by {WINDOW}"
+    if config.unlabelled not in (None, REST):
+        others = open_unlabelled(str(config.unlabelled), root=config.root, download=config.download)
+        found["data.unlabelled.images"] = _images_contents(others)
     return found
 
 
@@ -322,4 +337,6 @@ def _images_contents(split: Split) -> str:
         return fingerprint_of(split.images)
     if isinstance(split.items, ImageFiles):
         return files_fingerprint(split.items.paths)
+    if isinstance(split.items, EncodedItems):
+        return split.items.fingerprint()
     return dataset_contents(split.items.dataset)["images"] if isinstance(split.items, DatasetItems) else NONE

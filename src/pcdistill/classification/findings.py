@@ -1,5 +1,6 @@
 """What there is to say about a classification set: images and classes of its splits, and samples."""
 
+import io
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from pcdistill.classification.data import check_source, origins_of, split_rows
+from pcdistill.data.encoded import EncodedItems
 from pcdistill.data.findings import Findings, Sample, SplitFacts, equal_files, equal_rows, make_sample, spread
 from pcdistill.data.sources import Source, Split, open_source
 from pcdistill.errors import InputError
@@ -36,7 +38,8 @@ def classification_findings(config: DataConfig, samples: int) -> Findings:
     check_source(source, config.name)
     parts = _parts(source, config)
     facts = [_facts(name, part, source.classes) for name, part in parts.items()]
-    kind = "image files" if source.train.images is None else "arrays"
+    items = source.train.items
+    kind = "arrays" if items is None else items.kind if isinstance(items, EncodedItems) else "image files"
     findings = Findings(config.name, "classification", kind, list(source.classes), facts)
     if "test" not in parts:
         findings.warnings.append("there is no test split: results are those of validation, which also chose the epoch")
@@ -96,6 +99,13 @@ def _sample(name: str, part: _Part, row: int, classes: list[str]) -> Sample:
         image = Image.fromarray(array if array.shape[2] == 3 else array[..., 0])
         return make_sample(image, name, f"image {row}", label=label)
     paths = _paths(part.split)
+    if isinstance(part.split.items, EncodedItems):
+        shown = part.split.items.name(row)
+        try:
+            with Image.open(io.BytesIO(part.split.items.content(row))) as image:
+                return make_sample(image, name, shown, label=label)
+        except OSError as error:
+            raise InputError(f"the image {shown} cannot be read: {error}") from None
     if paths is None:
         items: Any = part.split.items  # a data set of torchvision's
         return make_sample(items.dataset[row][0], name, f"image {row}", label=label)

@@ -34,7 +34,7 @@ def data_argument(text: str | None) -> bool:
     """Whether what stands in the place of a recipe names data: a folder, an .npz file, or data with a name."""
     if text is None or text.endswith((".yaml", ".yml")) or (RECIPES / f"{text}.yaml").exists():
         return False
-    named = text in DATASETS or text.startswith(("coco:", "voc:", "yolo:", "torchvision/"))
+    named = text in DATASETS or text.startswith(("coco:", "voc:", "yolo:", "wds:", "hf:", "torchvision/"))
     return named or text.endswith(".npz") or Path(text).expanduser().is_dir()
 
 
@@ -56,6 +56,8 @@ def image_side(data: str) -> int | None:
     """The side in pixels that images of classification data have in a run; None where it is not known."""
     if data in SIDES:
         return SIDES[data]
+    if data.startswith(("wds:", "hf:")):
+        return FOLDER_SIDE
     if data.startswith("torchvision/"):
         return SIDES_TORCHVISION.get(data.removeprefix("torchvision/"), FOLDER_SIDE)
     path = Path(data).expanduser()

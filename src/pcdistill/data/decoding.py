@@ -62,6 +62,7 @@ class Picture:
 
     Args:
         path: of the file.
+        content: its bytes, where they do not lie in a file of their own; messages then call it `path`.
 
     Attributes:
         size: width and height as it is shown: upright, after EXIF's orientation.
@@ -70,11 +71,12 @@ class Picture:
         InputError: it cannot be read, or is too large (Pillow's limit, about 179 million pixels).
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, content: bytes | None = None) -> None:
         self.path = path
         with _named(path):
             # Out of memory rather than by Pillow's memory map, which a file that shrinks would turn into a crash.
-            self._image = Image.open(io.BytesIO(Path(path).read_bytes()), formats=_formats())
+            held = Path(path).read_bytes() if content is None else content
+            self._image = Image.open(io.BytesIO(held), formats=_formats())
             if not isinstance(self._image, _jpeg()):
                 self._image.load()  # TIFF turns itself then; PNG may tell its orientation at the end
             self._turn = _orientation(self._image)
@@ -152,12 +154,13 @@ class Decoded:
         )
 
 
-def read_windows(path: str | Path, plan: Plan) -> list[Tensor]:
+def read_windows(path: str | Path, plan: Plan, content: bytes | None = None) -> list[Tensor]:
     """What windows show of an image file, decoded once for all of them.
 
     Args:
         path: of the file.
         plan: gives the windows from the upright picture's width and height.
+        content: the file's bytes, as of a `Picture`.
 
     Returns:
         For each window [3, height, width] uint8.
@@ -165,7 +168,7 @@ def read_windows(path: str | Path, plan: Plan) -> list[Tensor]:
     Raises:
         InputError: the file cannot be read.
     """
-    picture = Picture(path)
+    picture = Picture(path, content)
     windows = plan(*picture.size)
     most = min(min(w.box[2] / w.size[0], w.box[3] / w.size[1]) for w in windows)
     decoded = picture.decode(most)

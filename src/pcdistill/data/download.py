@@ -1,13 +1,12 @@
 """CIFAR-10 and CIFAR-100 in torchvision's layout: fetched with a checksum, read without running what a pickle holds."""
 
-import contextlib
 import hashlib
 import os
 import pickle
 import tarfile
 import tempfile
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from pcdistill.errors import InputError, PcdistillError
+from pcdistill.files import only_one
 
 MIRRORS = "PCDISTILL_MIRRORS"  # environment: base URLs that hold the archives, tried before the built-in ones
 
@@ -86,7 +86,7 @@ def read_cifar(
             raise InputError(
                 f"{name} is not in {root} (no folder {cifar.folder}); allow the download, or give its root"
             )
-        with _only_one(root / f".{cifar.folder}.lock"):
+        with only_one(root / f".{cifar.folder}.lock"):
             if not folder.is_dir():
                 _install(cifar, root)
     names = _field(folder / cifar.meta, cifar.classes)
@@ -169,20 +169,6 @@ def _install(cifar: Cifar, root: Path) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def _only_one(path: Path) -> Iterator[None]:
-    """Lets one process of this machine in at a time, where the system has file locks."""
-    try:
-        import fcntl
-    except ImportError:  # not on Windows, where two processes would both download
-        yield
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _latin1(text: str, encoding: str) -> bytes:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from pcdistill.errors import InputError
 
 IN_CACHE = 2**17  # numbers
+WINDOW = 16  # groups of samples that are shuffled together, where samples are in groups
 UNLABELLED = -100  # the target of an image without a label: the class index, or every entry of its row
 
 
@@ -170,11 +171,16 @@ class SplitBatches(Batches):
         labels: [N] int64.
         feed: batch size, normalisation, mixing, and this process's place.
         fingerprint: of the data, for the signature.
+        groups: [N] int64, ascending, such as the shard that a sample is in. Training then takes the groups in an order
+            of (seed, epoch), and shuffles the samples of `WINDOW` of them at a time. None shuffles all.
     """
 
-    def __init__(self, reader: Reader, labels: Tensor, feed: Feed, fingerprint: str = "") -> None:
+    def __init__(
+        self, reader: Reader, labels: Tensor, feed: Feed, fingerprint: str = "", groups: Tensor | None = None
+    ) -> None:
         self.reader = reader
         self.labels = labels
+        self.groups = groups
         self.feed = feed
         self.num_samples = len(labels)
         processes = feed.stream.world_size
@@ -186,6 +192,8 @@ class SplitBatches(Batches):
             raise InputError(f"{len(labels)} training images are too few for {processes} processes")
         shared = (feed.num_classes, feed.mean, feed.std, feed.image_size, feed.batch_size)
         drawn = (feed.stream.seed, feed.mixup, feed.cutmix) if feed.train else ()
+        if feed.train and groups is not None:
+            drawn = (*drawn, WINDOW, groups)
         self.signature = digest_of(fingerprint, reader.signature, labels, *shared, *drawn)
         mean, std = (torch.tensor(stat, dtype=torch.float64).view(-1, 1, 1) for stat in (feed.mean, feed.std))
         self._scale, self._shift = (
@@ -225,12 +233,22 @@ class SplitBatches(Batches):
                 index = torch.arange(low, min(last, low + feed.batch_size))
                 yield Job(epoch, batch, len(index), index, torch.arange(len(index)), len(index), index[:0])
             return
-        order = torch.randperm(len(self.labels), generator=generator_of("order", feed.stream.seed, epoch))
+        order = self._order(epoch)
         size = min(feed.batch_size, len(order) - len(order) % feed.stream.world_size)
         for batch in range(start, len(self)):
             slots, own, partner = self._slots(size)
             index = order[batch * feed.batch_size + slots]
             yield Job(epoch, batch, size, index, slots, own, partner)
+
+    def _order(self, epoch: int) -> Tensor:
+        """The samples of a training epoch, [N] int64."""
+        generator = generator_of("order", self.feed.stream.seed, epoch)
+        order = torch.randperm(len(self.labels), generator=generator)
+        if self.groups is None:
+            return order
+        known, number = self.groups.unique(return_inverse=True)
+        window = torch.randperm(len(known), generator=generator)[number] // WINDOW
+        return order[window[order].argsort(stable=True)]
 
     def _slots(self, size: int) -> tuple[Tensor, int, Tensor]:
         """This process's places in a training batch of `size`, how many they are, and their partners: as in a Job."""

@@ -15,7 +15,12 @@ from pcdistill.arrays import read_npz
 from pcdistill.data import DATASETS
 from pcdistill.data.digits import handwritten_digits
 from pcdistill.data.download import CIFAR, read_cifar
+from pcdistill.data.encoded import EncodedSet, as_numbers, label_numbers
 from pcdistill.data.files import EXTENSIONS, DatasetItems, ImageFiles, Items, find_images
+from pcdistill.data.shards import PREFIX as SHARDS
+from pcdistill.data.shards import read_shards
+from pcdistill.data.tables import PREFIX as TABLE
+from pcdistill.data.tables import read_table
 from pcdistill.errors import InputError, nearest
 from pcdistill.plain import shown
 
@@ -55,8 +60,9 @@ def open_source(name: str, *, root: str | Path | None = None, download: bool = F
     Raises:
         InputError: an unknown name, a missing file or folder, or one that does not hold what it should.
     """
-    given = root or os.environ.get("PCDISTILL_DATA") or Path.home() / ".cache" / "pcdistill" / "data"
-    base = path_of(given, "data.root")
+    base = data_root(root)
+    if name.startswith((SHARDS, TABLE)):
+        return _encoded(name, open_encoded(name, base, download=download))
     if name == "digits":
         return _digits()
     if name in CIFAR:
@@ -83,6 +89,24 @@ def open_source(name: str, *, root: str | Path | None = None, download: bool = F
     raise InputError(
         f'data: unknown name "{name}"{nearest(name, known)}, and no such folder; known: {", ".join(DATASETS)}'
     )
+
+
+def data_root(root: str | Path | None = None) -> Path:
+    """The folder of downloads and indexes: the one given, $PCDISTILL_DATA, or one in the user's cache."""
+    return path_of(
+        root or os.environ.get("PCDISTILL_DATA") or Path.home() / ".cache" / "pcdistill" / "data", "data.root"
+    )
+
+
+def open_encoded(name: str, root: Path, *, download: bool = False, labelled: bool = True) -> EncodedSet:
+    """The splits of `wds:PATTERN` or `hf:NAME`.
+
+    Raises:
+        InputError: as `read_shards` and `read_table` say.
+    """
+    if name.startswith(SHARDS):
+        return read_shards(name.removeprefix(SHARDS), root, labelled=labelled)
+    return read_table(name.removeprefix(TABLE), download=download, labelled=labelled)
 
 
 def path_of(name: str | Path, key: str) -> Path:
@@ -177,6 +201,30 @@ def _npz(path: Path) -> Source:
             raise InputError(f"{path.name}: the images of x_{part} must be shaped like those of x_train")
     origins = {part: f"x_{part}" for part in splits}
     return Source(classes, splits["train"], splits.get("val"), splits.get("test"), origins=origins)
+
+
+def _encoded(name: str, found: EncodedSet) -> Source:
+    """Class names as the data have them, else as the training labels; a validation split alone is kept for the test."""
+    parts = dict(found.parts)
+    origins = {split: part.origin for split, part in parts.items()}
+    if "test" not in parts and "val" in parts:
+        parts["test"] = parts.pop("val")
+        origins = {"train": origins["train"], "test": f"{origins['val']}, as there is no test split"}
+    classes = found.classes
+    if classes is None:
+        labels = parts["train"].labels
+        numbers = as_numbers(labels)
+        if numbers is None:
+            classes = sorted(set(labels.tolist()))
+        else:
+            classes = _numbered_classes(numbers, f"{name}: the training labels")
+    splits = {
+        split: Split(None, part.items, label_numbers(part, classes, f"{name}: {split}"))
+        for split, part in parts.items()
+    }
+    return Source(
+        classes, splits["train"], splits.get("val"), splits.get("test"), stats=IMAGENET_STATS, origins=origins
+    )
 
 
 def _class_names(names: np.ndarray, path: Path) -> list[str]:

@@ -8,19 +8,30 @@ from torch import Tensor
 from pcdistill.arrays import read_npz
 from pcdistill.data.files import ImageFiles, find_images
 from pcdistill.data.loader import UNLABELLED, Batch, Batches, Feed, Job, Reader, SplitBatches, digest_of, generator_of
-from pcdistill.data.sources import Split, images_of, path_of
+from pcdistill.data.shards import PREFIX as SHARDS
+from pcdistill.data.sources import Split, data_root, images_of, open_encoded, path_of
+from pcdistill.data.tables import PREFIX as TABLE
 from pcdistill.errors import InputError
 
 REST = "rest"  # data.unlabelled: the training images that data.limit leaves out
 ARRAYS = ("x_unlabelled", "x", "x_train")  # of an .npz file, the first that is there
 
 
-def open_unlabelled(name: str) -> Split:
-    """All images of a folder, however deep, or of an .npz file ([N, H, W, C] or [N, H, W] uint8); labels are not read.
+def open_unlabelled(name: str, *, root: str | None = None, download: bool = False) -> Split:
+    """All images of a folder, however deep, or of an .npz file ([N, H, W, C] or [N, H, W] uint8); of `wds:PATTERN` and
+    `hf:NAME` those for training. Labels are not read.
+
+    Args:
+        name: of the images.
+        root: as of `open_source`.
+        download: as of `open_source`.
 
     Raises:
         InputError: there is no such folder or file, or no image in it.
     """
+    if name.startswith((SHARDS, TABLE)):
+        items = open_encoded(name, data_root(root), download=download, labelled=False).parts["train"].items
+        return Split(None, items, torch.full((len(items),), UNLABELLED))
     path = path_of(name, "data.unlabelled")
     if path.suffix == ".npz":
         arrays = read_npz(path)
@@ -74,9 +85,10 @@ class UnlabelledBatches(SplitBatches):
             # The step stands for the epoch: an image that comes twice in one is augmented anew.
             yield Job(step, 0, size, index, slots, own, partner)
 
-    def _order(self, number: int) -> Tensor:
+    def _order(self, epoch: int) -> Tensor:
+        """The images of a pass, as which an epoch stands here."""
         seed = self.feed.stream.seed
-        return torch.randperm(len(self.labels), generator=generator_of("unlabelled order", seed, number))
+        return torch.randperm(len(self.labels), generator=generator_of("unlabelled order", seed, epoch))
 
     def _mixed_target(self, job: Job, labels: Tensor, share: float) -> Tensor:
         return torch.full((job.own, self.feed.num_classes), float(UNLABELLED))
