@@ -184,7 +184,7 @@ def check_several_teachers(recipe: Recipe) -> None:
 
 
 def check_logits_alone(recipe: Recipe) -> None:
-    """Raise InputError for what needs more than logits of a teacher that is asked for them, or whose weights are split."""
+    """Raise InputError for what needs more than logits of a teacher that is asked for them, or is in parts."""
     for teacher in recipe.all_teachers:
         if not teacher.outside and not teacher.shard:
             continue

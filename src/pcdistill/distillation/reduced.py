@@ -26,11 +26,11 @@ class FromFloat8(nn.Module):
 
     def forward(self, stored: Tensor) -> Tensor:
         """The weight [D, ...] that the model computes with."""
-        return stored.to(self.scale.dtype) * self.scale
+        return stored.view(STORED).to(self.scale.dtype) * self.scale
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor]:
-        """What is stored: float8, [D, ...]; in a tuple, whose dtype may be another."""
-        return ((weight.float() / self.scale.float()).clamp(-LARGEST, LARGEST).to(STORED),)
+        """What is stored, [D, ...], in a tuple: float8 as bytes, which no cast changes and every backend exchanges."""
+        return ((weight.float() / self.scale.float()).clamp(-LARGEST, LARGEST).to(STORED).view(torch.uint8),)
 
 
 @torch.no_grad()

@@ -127,7 +127,7 @@ class Teacher(nn.Module):
         """Without autocast where the weights' precision was chosen: it would mix another into theirs."""
         return torch.autocast(images.device.type, enabled=False) if self.precision in COMPUTED else nullcontext()
 
-    # Not inference_mode: it was no faster (benchmarks/teacher_modes.py), and losses cannot save its tensors for backward.
+    # Not inference_mode: no faster (benchmarks/teacher_modes.py), and losses cannot save its tensors for backward.
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Logits [N, C] over the student's classes, without a graph."""
