@@ -32,12 +32,12 @@ MODELS = {
     "cnn": lambda: build_model("cifar/resnet8", num_classes=10, in_channels=3),
     "vit": lambda: timm.create_model("vit_tiny_patch16_224", img_size=32, depth=3, num_classes=10),
 }
-for name, build in MODELS.items():
-    for precision in ("float32", "bfloat16", "float8"):
+for name, precisions in {"cnn": ("float32", "float8"), "vit": ("bfloat16",)}.items():
+    for precision in precisions:
         teachers = []
         for _ in range(2):
             torch.manual_seed(0)
-            teachers.append(Teacher(build(), precision=precision, batch_size=4))
+            teachers.append(Teacher(MODELS[name](), precision=precision, batch_size=4))
         whole, split = teachers
         images = torch.randn(10, 3, 32, 32, generator=torch.Generator().manual_seed(rank))
         wanted = whole(images)
@@ -65,7 +65,7 @@ def test_two_processes_give_the_same_logits_each_with_half_of_the_weights(tmp_pa
     assert done.returncode == 0, done.stderr[-3000:]
     for rank in range(2):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
-        assert len(found) == 6
+        assert len(found) == 3
         for name, one in found.items():
             own, whole, block = one["held"]
             assert one["same"], name
