@@ -450,3 +450,33 @@ def test_feature_methods_on_data_of_ones_own_pull_as_hard_as_the_labels():
     assert pyramids
     for name in pyramids:
         assert with_method(recipe, name, 0).strength == 1.0
+
+
+def test_keys_of_big_teachers_are_told_where_they_mean_nothing():
+    for values, says in {
+        ("teacher", "batch_size", 0): "teacher.batch_size: input should be greater than or equal to 1, got 0",
+        ("teacher", "precision", "int4"): "teacher.precision",
+    }.items():
+        group, key, value = values
+        with pytest.raises(InputError, match=says):
+            make_recipe({group: {key: value}})
+    for key, value in {"precision": "bfloat16", "batch_size": 4, "shard": True}.items():
+        with pytest.raises(InputError, match=rf"teacher.{key}: is of classifiers, and the task is detection"):
+            make_recipe({"task": "detection", "method": "none", "teacher": {key: value}})
+        with pytest.raises(InputError, match=rf"teacher.{key}: has no effect on a module that is passed in"):
+            make_recipe({"data": {"name": "loaders"}, "teacher": {key: value}})
+        served = {"teacher": {"name": "http://localhost/v2/models/big", key: value}}
+        if key == "batch_size":
+            make_recipe(served)
+        else:
+            with pytest.raises(InputError, match=rf"teacher.{key}: has no effect on http://.*weights are elsewhere"):
+                make_recipe(served)
+    with pytest.raises(InputError, match=r"teachers.1.shard: is of one teacher, and there are several"):
+        make_recipe({"teachers": [{"name": "cifar/resnet8"}, {"name": "cifar/resnet8", "shard": True}]})
+
+
+def test_only_the_precision_of_a_big_teacher_makes_another_run():
+    plain = make_recipe({"method": "kd"})
+    assert make_recipe({"method": "kd", "teacher": {"batch_size": 4, "shard": True}}).digest() == plain.digest()
+    assert make_recipe({"method": "kd", "teacher": {"precision": "float32"}}).digest() == plain.digest()
+    assert make_recipe({"method": "kd", "teacher": {"precision": "bfloat16"}}).digest() != plain.digest()

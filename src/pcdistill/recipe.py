@@ -99,6 +99,8 @@ class TeacherConfig(ModelConfig):
     a folder that `pcdistill cache` made, whose logits stand in for the teacher's in training; `weight` is its share
     among several. `pretrained` of `file.py:function` says that the function gives a trained model; `call` says that it
     is the teacher itself: called with images [N, C, H, W] it gives logits [N, K], as a name `http://...` does.
+    `precision` is of its weights: float32 leaves them as they are, float8 stores large ones in 8 bits; `batch_size` is
+    the most images in one pass of it; `shard` splits its weights over the processes of the run.
     """
 
     name: Name = "cifar/resnet20"
@@ -110,6 +112,9 @@ class TeacherConfig(ModelConfig):
     cache: str | None = None
     weight: Positive = 1.0
     call: bool = False
+    precision: Literal["float32", "bfloat16", "float16", "float8"] = "float32"
+    batch_size: Count | None = None
+    shard: bool = False
 
     @property
     def outside(self) -> bool:
@@ -265,6 +270,9 @@ class Recipe:
         plain = self.to_dict()
         for key in ("checkpoint_seconds", "trackers", "device"):
             plain["train"].pop(key)
+        for teacher in [plain["teacher"], *plain.get("teachers", ())]:
+            for key in ("batch_size", "shard") if teacher is not None else ():  # the same logits, up to rounding
+                teacher.pop(key, None)
         plain.pop("methods")
         if self.task != "detection":
             plain.pop("detection")
@@ -524,6 +532,7 @@ def _check_together(recipe: Recipe, asked: Iterable[str], mistakes: _Mistakes) -
         elif teacher.mean is not None and teacher.std is not None and len(teacher.mean) != len(teacher.std):
             mistakes.add_of(f"{owner}.std", f"must have as many numbers as mean, {len(teacher.mean)}")
         _check_outside(recipe, teacher, owner, mistakes)
+        _check_big(recipe, teacher, owner, mistakes)
     if recipe.optim.nesterov and recipe.optim.name == "sgd" and recipe.optim.momentum == 0:
         mistakes.add_of("optim.nesterov", "needs optim.momentum above 0")
 
@@ -539,6 +548,20 @@ def _check_outside(recipe: Recipe, teacher: TeacherConfig, owner: str, mistakes:
     for key in ("weights", "features"):
         if getattr(teacher, key) is not None:
             mistakes.add_of(f"{owner}.{key}", f"has no effect on {teacher.name}, which is asked for logits")
+
+
+def _check_big(recipe: Recipe, teacher: TeacherConfig, owner: str, mistakes: _Mistakes) -> None:
+    """What can be said of a teacher in fewer bits, in micro-batches or in parts."""
+    asked = [key for key, default in BIG.items() if getattr(teacher, key) != default]
+    for key in asked:
+        if recipe.task != "classification":
+            mistakes.add_of(f"{owner}.{key}", f"is of classifiers, and the task is {recipe.task}; leave it out")
+        elif recipe.data.name == LOADERS:
+            mistakes.add_of(f"{owner}.{key}", "has no effect on a module that is passed in; change the module itself")
+        elif teacher.outside and key != "batch_size":
+            mistakes.add_of(f"{owner}.{key}", f"has no effect on {teacher.name}, whose weights are elsewhere")
+    if teacher.shard and recipe.teachers:
+        mistakes.add_of(f"{owner}.shard", "is of one teacher, and there are several; leave it out, or name one teacher")
 
 
 def _named_methods(named: Any, mistakes: _Mistakes) -> dict[str, Any]:
@@ -758,12 +781,15 @@ IDLE: dict[str, tuple[str, Callable[[Recipe], bool], str]] = {
 }
 
 
+# Keys of big teachers, with their defaults.
+BIG: dict[str, Any] = {"precision": "float32", "batch_size": None, "shard": False}
+
 # Keys that came later, by group, with their defaults: recipes without them keep their digests.
 LATER: dict[str, dict[str, Any]] = {
     "": {"teachers": [], "teachers_combine": "probabilities"},
     "data": {"unlabelled": None, "unlabelled_batch": None},
     "student": {"head": "own"},
-    "teacher": {"weight": 1.0, "call": False},
+    "teacher": {"weight": 1.0, "call": False, **BIG},
     "detection": {"pairing": "auto", "boxes": "none", "boxes_weight": 1.0, "adapters": []},
 }
 

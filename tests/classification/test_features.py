@@ -9,7 +9,7 @@ from torch import nn
 
 from pcdistill import cli, models
 from pcdistill.classification.features import select_rows, tap
-from pcdistill.classification.task import build_distiller, build_student, build_teacher, wrap_teacher
+from pcdistill.classification.task import Classification, build_distiller, build_student, build_teacher, wrap_teacher
 from pcdistill.commands.evaluate import evaluate_model
 from pcdistill.commands.run import run_with_report
 from pcdistill.commands.session import run
@@ -113,6 +113,33 @@ def test_crd_gets_positions_and_labels(weights):
     labels = data.train.labels
     assert (labels[drawn[:, 1:]] != labels[drawn[:, :1]]).all()
     assert torch.equal(labels[batch.index], batch.target)
+
+
+def loss_of(method: str, weights: str, **teacher) -> float:
+    """Of the first batch, by a distiller from one seed."""
+    data = data_of("digits", batch_size=32, limit=128)
+    chosen = recipe(method, weights, teacher=teacher)
+    torch.manual_seed(0)
+    student = build_student(chosen.student, classes=data.classes, data=data)
+    made = build_teacher(chosen.teacher, data=data)
+    distiller = build_distiller(chosen, student, made, data=data, placement=on_cpu())
+    loss = distiller(next(iter(data.train.epoch(0))))["loss"]
+    loss.backward()
+    return float(loss)
+
+
+@pytest.mark.parametrize("method", ["ofd", "reviewkd", "simkd", "srrl"])
+def test_features_of_micro_batches_and_of_fewer_bits(method, weights):
+    whole = loss_of(method, weights)
+    assert loss_of(method, weights, batch_size=5) == pytest.approx(whole, rel=1e-4)
+    for precision in ("bfloat16", "float8"):
+        assert loss_of(method, weights, precision=precision) == pytest.approx(whole, rel=0.1)
+
+
+def test_a_teacher_in_parts_gives_logits_alone(weights):
+    data = data_of("digits", batch_size=32, limit=128)
+    with pytest.raises(InputError, match="split by teacher.shard, gives logits alone"):
+        Classification().check(recipe("fitnet", weights, teacher={"shard": True}), data)
 
 
 def test_positions_are_repeated_for_two_views(weights):

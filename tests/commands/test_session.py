@@ -178,7 +178,7 @@ def test_a_student_that_breaks_in_channels_last_is_named_before_the_teacher_is_t
 
 
 def test_an_emulated_bfloat16_is_told_once(teacher, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("pcdistill.commands.session.emulates_bfloat16", lambda: True)
+    monkeypatch.setattr("pcdistill.commands.big_teachers.emulates_bfloat16", lambda: True)
     monkeypatch.setattr("pcdistill.engine.console.TOLD", set())
     for name in ("one", "two"):
         session = Session(recipe(method="kd", teacher__weights=teacher, train__precision="bfloat16"), tmp_path / name)

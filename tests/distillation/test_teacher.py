@@ -128,3 +128,20 @@ def test_teachers_that_are_certain_or_wrong_give_finite_logits():
     z = torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0]])
     both = TeacherEnsemble([Teacher(noisy_net()), Teacher(noisy_net())], [1.0, 1.0])
     assert bool(both.together([z, z.flip(1)]).isfinite().all())
+
+
+@pytest.mark.parametrize("size", [1, 3, 8, 20])
+def test_micro_batches_give_the_whole_batchs_logits(size):
+    net, images = noisy_net(), torch.randn(8, 3, 8, 8)
+    most = []
+    net.register_forward_pre_hook(lambda _, args: most.append(len(args[0])))
+    whole = Teacher(net, image_size=16)(images)
+    parts = Teacher(net, image_size=16, batch_size=size)(images)
+    torch.testing.assert_close(parts, whole)
+    assert max(most[1:]) == min(size, 8)
+    assert sum(most[1:]) == 8
+
+
+def test_a_micro_batch_has_an_image_at_least():
+    with pytest.raises(ValueError, match="batch_size must be 1 or more, got 0"):
+        Teacher(noisy_net(), batch_size=0)

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from pcdistill.distillation.objective import Objective, build_loss, term_needs
 from pcdistill.distillation.taps import Taps
@@ -95,13 +96,26 @@ def _run_teacher(teacher: Teacher, taps: Taps) -> Callable[[Tensor], Features]:
     """images -> the teacher's Features, its outputs in the order of the data's classes."""
 
     def run(images: Tensor) -> Features:
-        with torch.no_grad():
-            features = taps.run(teacher.prepare(images))
+        with torch.no_grad(), teacher.autocast(images):
+            features = _joined([taps.run(teacher.prepare(part)) for part in teacher.parts(images)])
         classifier = select_rows(features.classifier, teacher.class_map)
         features = features._replace(logits=teacher.select(features.logits), classifier=classifier)
         return features if teacher.dtype == torch.float32 else _in_float32(features)
 
     return run
+
+
+def _joined(parts: list[Features]) -> Features:
+    """The teacher's Features of a batch from those of its parts, in order."""
+    if len(parts) == 1:
+        return parts[0]
+    before = [part.pre_activations for part in parts]
+    return parts[0]._replace(
+        maps=[torch.cat(maps) for maps in zip(*(part.maps for part in parts), strict=True)],
+        pre_activations=[torch.cat(maps) for maps in zip(*(one for one in before if one is not None), strict=True)],
+        pooled=torch.cat([part.pooled for part in parts]),
+        logits=torch.cat([part.logits for part in parts]),
+    )
 
 
 def _in_float32(features: Features) -> Features:
@@ -148,11 +162,13 @@ def _with_new_head(student: nn.Module, taps: Taps, loss: GivesHead) -> tuple[nn.
 
 
 def select_rows(classifier: nn.Module | None, class_map: Tensor | None) -> nn.Module | None:
-    """The rows of a linear classifier that belong to the data's classes, in their order."""
-    if class_map is None or not isinstance(classifier, nn.Linear):
+    """The rows of a linear classifier that belong to the data's classes, in their order; of float8 weights a copy."""
+    if not isinstance(classifier, nn.Linear) or (class_map is None and not is_parametrized(classifier)):
         return classifier
-    own = nn.Linear(classifier.in_features, len(class_map), bias=classifier.bias is not None, device="meta")
-    own.weight = nn.Parameter(classifier.weight.detach()[class_map], requires_grad=False)
+    rows = slice(None) if class_map is None else class_map
+    weight = classifier.weight.detach()[rows]
+    own = nn.Linear(classifier.in_features, len(weight), bias=classifier.bias is not None, device="meta")
+    own.weight = nn.Parameter(weight, requires_grad=False)
     if classifier.bias is not None:
-        own.bias = nn.Parameter(classifier.bias.detach()[class_map], requires_grad=False)
+        own.bias = nn.Parameter(classifier.bias.detach()[rows], requires_grad=False)
     return own

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pcdistill.data.loader import Batch
-from pcdistill.distillation.teacher import logits_of
+from pcdistill.distillation.teacher import Teacher, logits_of
 from pcdistill.engine.loop import Metric
 from pcdistill.engine.modes import evaluating
 from pcdistill.engine.placement import Placement
@@ -95,6 +95,8 @@ def evaluate(
             seen += len(batch)
             if limit is not None and seen >= limit:
                 break
+    if isinstance(model, Teacher):
+        model.finish()
     if sums is not None:
         totals = sums.double().cpu()
     if accelerator.num_processes > 1:

@@ -81,7 +81,7 @@ class Classification:
         if recipe.distils and len(recipe.all_teachers) > 1:
             check_several_teachers(recipe)
         if recipe.distils:
-            check_outside_teachers(recipe)
+            check_logits_alone(recipe)
 
     def train_config(self, recipe: Recipe) -> TrainConfig:
         return recipe.train
@@ -183,21 +183,21 @@ def check_several_teachers(recipe: Recipe) -> None:
         raise InputError("student.head: there are several teachers, so there is no one head to copy; set it to own")
 
 
-def check_outside_teachers(recipe: Recipe) -> None:
-    """Raise InputError for what needs more than logits of a teacher that is asked for them."""
+def check_logits_alone(recipe: Recipe) -> None:
+    """Raise InputError for what needs more than logits of a teacher that is asked for them, or is in parts."""
     for teacher in recipe.all_teachers:
-        if not teacher.outside:
+        if not teacher.outside and not teacher.shard:
             continue
+        name = f"{teacher.name}, split by teacher.shard," if teacher.shard else teacher.name
         for i, term in enumerate(recipe.losses):
             if (kind := method_kind(term.method, f"losses.{i}")) != "logits":
                 raise InputError(
-                    f"losses.{i}: {term.method} compares {kind}, and the teacher {teacher.name} gives logits alone; "
+                    f"losses.{i}: {term.method} compares {kind}, and the teacher {name} gives logits alone; "
                     "take a method on logits (kd, dist or pcd, for example)"
                 )
         if recipe.student.head == "teacher":
             raise InputError(
-                f"student.head: the teacher {teacher.name} gives logits alone, so there is no head to copy; set it to "
-                "own"
+                f"student.head: the teacher {name} gives logits alone, so there is no head to copy; set it to own"
             )
 
 
@@ -340,6 +340,8 @@ def wrap_teacher(
         student_stats=(data.mean, data.std),
         teacher_stats=stats,
         image_size=image_size,
+        precision=config.precision,
+        batch_size=config.batch_size,
     )
 
 
@@ -473,9 +475,11 @@ def speed_up(teacher: Teacher | TeacherEnsemble, recipe: Recipe, placement: Plac
     """Fold and compile the teacher, as far as the recipe allows; its logits stay the same up to rounding."""
     teacher.to(placement.device)
     for member in members_of(teacher):
+        if member.rounds is not None:  # its weights are in parts
+            continue
         size = member.image_size or data.image_size
         example = torch.randn(2, data.in_channels, size, size, device=placement.device)
-        if recipe.train.fold_teacher:
+        if recipe.train.fold_teacher and member.precision == "float32":  # folded, few bits would lose more
             member.model = fold_batchnorm(member.model, example)
         placement.frozen.module(member.model)
         if recipe.train.compile and not isinstance(member.model, OutsideModel):

@@ -13,6 +13,7 @@ from accelerate.utils import broadcast_object_list, set_seed
 from torch import Tensor
 
 from pcdistill.classification import task as prepare
+from pcdistill.commands.big_teachers import check_big_teachers, split_teacher
 from pcdistill.commands.claim import claimed
 from pcdistill.commands.folder import changes, differing, suggestion
 from pcdistill.distillation.cache_files import CacheFolder, cache_folder
@@ -96,6 +97,7 @@ def _make_cache(
 ) -> CacheInfo:
     """As :func:`make_cache`, in a folder that is held."""
     placement, accelerator = _placement(recipe)
+    check_big_teachers(recipe, accelerator, console)
     folder = cache_folder(place)
     set_seed(recipe.train.seed)
     data = prepare.Classification().data(recipe, placement.accelerator)
@@ -120,12 +122,16 @@ def _make_cache(
     writer, work = _begin(folder, info, recipe, accelerator, console)
     if not work and writer.state is not None and len(writer.known) == len(writer.layout):
         return info
+    assert recipe.teacher is not None
+    facts = {"name": recipe.teacher.name, **prepare.Classification().info(teacher, data)}
+    split = recipe.teacher.shard
+    if split:
+        split_teacher(teacher, accelerator, (data.in_channels, data.image_size), console)
     prepare.check_teacher(teacher, None, data.val, placement, num_classes=classes, allow=recipe.allow, console=console)
-    known = None
-    if accelerator.is_main_process:
-        if writer.state is None:
-            writer.save([], recipe.to_dict(), None)
-        known = _known(teacher, recipe, data, placement)
+    if accelerator.is_main_process and writer.state is None:
+        writer.save([], recipe.to_dict(), None)
+    # A teacher that is split answers when all processes ask.
+    known = {**facts, **_measured(teacher, data, placement)} if split or accelerator.is_main_process else None
     prepare.speed_up(teacher, recipe, placement, data)
 
     def logits(epoch: int, start: int) -> Iterator[Tensor]:
@@ -135,6 +141,7 @@ def _make_cache(
 
     console.start(1 - len(work) / len(writer.layout))
     writer.write(share(work, accelerator.process_index, accelerator.num_processes), logits)
+    teacher.finish()
     if accelerator.is_main_process:
         writer.save(writer.complete(work), recipe.to_dict(), known)
     return info
@@ -197,11 +204,9 @@ def _differences(state: CacheState, info: CacheInfo, recipe: Recipe) -> list[str
     return named
 
 
-def _known(teacher: Teacher, recipe: Recipe, data: Any, placement: Placement) -> dict[str, Any]:
-    """What a run that has the cache alone says of the teacher: name, size, and its metrics by split."""
-    assert recipe.teacher is not None
-    task = prepare.Classification()
-    known: dict[str, Any] = {"name": recipe.teacher.name, **task.info(teacher, data)}
+def _measured(teacher: Teacher, data: Any, placement: Placement) -> dict[str, Any]:
+    """The teacher's metrics by split, for a run that has the cache alone."""
+    task, known = prepare.Classification(), {}
     for split, batches in (("val", data.val), ("test", data.test)):
         found = None if batches is None else task.evaluate(teacher, batches, data, placement)
         known[split] = found and {key: value for key, value in found.items() if key != "samples"}
@@ -229,4 +234,5 @@ def _teacher(recipe: Recipe, data: Any, placement: Placement) -> Teacher:
     assert config is not None
     if config.weights is None and not prepare.knows_classes(config, data):
         raise InputError(f"the teacher {config.name} has no weights for these classes: give --teacher-weights FILE")
-    return prepare.build_teacher(config, data=data, allow=recipe.allow).to(placement.device)
+    teacher = prepare.build_teacher(config, data=data, allow=recipe.allow)
+    return teacher if config.shard else teacher.to(placement.device)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pcdistill import report
 from pcdistill.commands.bench import cpu
+from pcdistill.commands.big_teachers import warn_of_precision
 from pcdistill.commands.costs import (
     ALONE,
     DECODING,
@@ -32,7 +33,7 @@ from pcdistill.commands.costs import (
     ways,
     workers_needed,
 )
-from pcdistill.commands.session import bare_model, open_data, warn_of_precision
+from pcdistill.commands.session import bare_model, open_data
 from pcdistill.commands.tasks import task_of
 from pcdistill.commands.teachers import training_of
 from pcdistill.data.readers import MemoryReader

@@ -12,6 +12,7 @@ from accelerate.utils import broadcast_object_list, set_seed
 from torch import nn
 
 from pcdistill import models
+from pcdistill.commands.big_teachers import check_big_teachers, split_teacher, warn_of_precision
 from pcdistill.commands.claim import check_folder, claimed
 from pcdistill.commands.ending import METRICS, load_student, repair, stored_history, write_pages
 from pcdistill.commands.environment import continued, environment
@@ -35,7 +36,7 @@ from pcdistill.commands.teachers import (
 )
 from pcdistill.distillation.cache_replay import replayed
 from pcdistill.distillation.objective import build_objective, fitted_terms, method_kind, resolved_terms
-from pcdistill.distillation.teacher import TeacherEnsemble
+from pcdistill.distillation.teacher import Teacher, TeacherEnsemble
 from pcdistill.distillation.unused import unused_parameters
 from pcdistill.engine.checkpoint import atomic_write, load_state
 from pcdistill.engine.console import Console, duration
@@ -43,7 +44,6 @@ from pcdistill.engine.fingerprint import KEPT, Contents, student_contents, teach
 from pcdistill.engine.loop import Fit, Interrupted, Record, Trainer, write_history
 from pcdistill.engine.placement import (
     Placement,
-    emulates_bfloat16,
     launched_alone,
     make_accelerator,
     make_placement,
@@ -168,6 +168,7 @@ class Session:
             self.console.warn(ALONE_ON_CPU)
         if self.stored is None:
             warn_of_precision(self.accelerator, self.console)
+            check_big_teachers(recipe, self.accelerator, self.console)
         if not self.accelerator.is_main_process:
             self.console = Console(quiet=True)
         set_seed(recipe.train.seed)
@@ -306,9 +307,12 @@ class Session:
             return None, cached
         config = self._with_weights(number)
         teacher = self._made_teacher(number, config)
-        teacher.to(self.accelerator.device)
+        if not config.shard:
+            teacher.to(self.accelerator.device)
         self.contents |= teacher_contents(teacher, teacher_folder(number))
         facts = {"name": config.name, **self.task.info(teacher, self.data)}
+        if config.shard:
+            split_teacher(teacher, self.accelerator, (self.data.in_channels, self.data.image_size), self.console)
         if self.stored is not None:
             return teacher, facts
         weighted = self.student if self.recipe.student.weights is not None else None
@@ -390,6 +394,8 @@ class Session:
         for number, config in enumerate(self.recipe.all_teachers if self.recipe.distils else ()):
             if self._is_cached(number):
                 continue
+            if config.shard:  # there may be fewer processes now, and no need of it
+                return False
             own = teacher_file(self.out / teacher_folder(number))
             trained = self._trained_by(number) is not None
             if (trained and not own.is_file()) or (config.weights is not None and not Path(config.weights).is_file()):
@@ -483,6 +489,8 @@ class Session:
         if self.out is not None and self.accelerator.is_main_process:
             self._save_weights()
             self.task.finish(self.out, self.distiller, self.student, self.data, self.placement)
+        if isinstance(self.teacher, Teacher):
+            self.teacher.finish()  # of a sharded one the main process asked alone
 
     def _save_weights(self) -> None:
         assert self.out is not None
@@ -564,16 +572,6 @@ class Session:
 def run(recipe: Recipe, out: Path, *, console: Console | None = None, command: str | None = None) -> RunResult:
     """Carry out a recipe in a folder, as :class:`Session` does."""
     return Session(recipe, out, console=console, command=command).run()
-
-
-def warn_of_precision(accelerator: Accelerator, console: Console) -> None:
-    """Say it where bfloat16 was asked for and costs time instead of saving it."""
-    emulated = accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16" and emulates_bfloat16()
-    if emulated and accelerator.is_main_process:
-        console.warn_once(
-            "train.precision bfloat16: this processor has no bfloat16 instructions and emulates them, which can take "
-            "many times as long as float32; use --precision float32"
-        )
 
 
 def open_data(task: Task, recipe: Recipe, accelerator: Accelerator) -> Any:

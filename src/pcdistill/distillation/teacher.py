@@ -1,12 +1,15 @@
 """The teacher: frozen, always in eval mode, with its own normalisation, resolution and order of classes."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pcdistill.distillation.reduced import COMPUTED, reduce_weights
+from pcdistill.distillation.sharding import Rounds
 from pcdistill.errors import InputError, nearest
 
 Stats = tuple[Sequence[float], Sequence[float]]
@@ -48,6 +51,12 @@ class Teacher(nn.Module):
         student_stats: mean and std with which the incoming images were normalised.
         teacher_stats: mean and std that the teacher expects; None means the student's.
         image_size: the teacher's resolution in pixels, or None for the student's.
+        precision: of the weights: "float32" leaves the model as it is; "bfloat16", "float16" and "float8" change it in
+            place. A reduced teacher computes without autocast.
+        batch_size: the most images in one pass; None: all that come.
+
+    Attributes:
+        rounds: keeps the processes in step that a sharded teacher is split over; None: it is whole.
     """
 
     def __init__(
@@ -58,10 +67,16 @@ class Teacher(nn.Module):
         student_stats: Stats | None = None,
         teacher_stats: Stats | None = None,
         image_size: int | None = None,
+        precision: str = "float32",
+        batch_size: int | None = None,
     ) -> None:
         super().__init__()
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
         self.model = model.eval().requires_grad_(False)
-        self.image_size = image_size
+        reduce_weights(self.model, precision)
+        self.image_size, self.precision, self.batch_size = image_size, precision, batch_size
+        self.rounds: Rounds | None = None
         whole = class_map is None
         self.register_buffer("class_map", None if whole else torch.tensor(class_map), persistent=False)
         scale = shift = None
@@ -94,7 +109,9 @@ class Teacher(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the model's first floating-point parameter; float32 if it has none."""
+        """What the model computes in: by its first floating-point parameter; float32 if it has none."""
+        if self.precision in COMPUTED:
+            return COMPUTED[self.precision]
         return next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
 
     def select(self, logits: Tensor) -> Tensor:
@@ -102,10 +119,29 @@ class Teacher(nn.Module):
         logits = logits if self.class_map is None else logits[:, self.class_map]
         return logits if self.dtype == torch.float32 else logits.float()
 
+    def parts(self, images: Tensor) -> Sequence[Tensor]:
+        """The images [N, C, H, W] in parts for one pass each."""
+        return (images,) if self.batch_size is None else images.split(self.batch_size)
+
+    def autocast(self, images: Tensor) -> AbstractContextManager[Any]:
+        """Without autocast where the weights' precision was chosen: it would mix another into theirs."""
+        return torch.autocast(images.device.type, enabled=False) if self.precision in COMPUTED else nullcontext()
+
+    # Not inference_mode: no faster (benchmarks/teacher_modes.py), and losses cannot save its tensors for backward.
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Logits [N, C] over the student's classes, without a graph."""
-        return self.select(logits_of(self.model(self.prepare(images))))
+        with self.autocast(images):
+            found = [self.select(logits_of(self.model(self.prepare(part)))) for part in self.parts(images)]
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def finish(self) -> None:
+        """To be called by every process that a sharded teacher is split over, after what they may do unequally often.
+
+        It computes on for the others until all of them are here.
+        """
+        if self.rounds is not None:
+            self.rounds.finish()
 
 
 class TeacherEnsemble(nn.Module):

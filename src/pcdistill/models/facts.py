@@ -22,7 +22,8 @@ def model_info(model: "nn.Module", image_size: int, *, in_channels: int = 3) -> 
     model = getattr(model, "_orig_mod", model)
     modes = {module: module.training for module in model.modules()}
     reference = next(model.parameters())
-    images = torch.zeros(1, in_channels, image_size, image_size, device=reference.device, dtype=reference.dtype)
+    dtype = torch.bfloat16 if reference.dtype.itemsize == 1 else reference.dtype  # float8 is only stored
+    images = torch.zeros(1, in_channels, image_size, image_size, device=reference.device, dtype=dtype)
     counter = FlopCounterMode(display=False)
     fused = torch.backends.mha.get_fastpath_enabled()
     model.eval()
