@@ -125,7 +125,7 @@ def loss_of(method: str, weights: str, **teacher) -> float:
     distiller = build_distiller(chosen, student, made, data=data, placement=on_cpu())
     loss = distiller(next(iter(data.train.epoch(0))))["loss"]
     loss.backward()
-    return float(loss)
+    return float(loss.detach())
 
 
 @pytest.mark.parametrize("method", ["ofd", "reviewkd", "simkd", "srrl"])

@@ -135,8 +135,8 @@ def test_micro_batches_give_the_whole_batchs_logits(size):
     net, images = noisy_net(), torch.randn(8, 3, 8, 8)
     most = []
     net.register_forward_pre_hook(lambda _, args: most.append(len(args[0])))
-    whole = Teacher(net, image_size=16)(images)
-    parts = Teacher(net, image_size=16, batch_size=size)(images)
+    whole = Teacher(net)(images)
+    parts = Teacher(net, batch_size=size)(images)
     torch.testing.assert_close(parts, whole)
     assert max(most[1:]) == min(size, 8)
     assert sum(most[1:]) == 8
