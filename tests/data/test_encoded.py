@@ -150,6 +150,7 @@ def test_a_broken_sample_ends_the_epoch_in_one_sentence(tmp_path, monkeypatch):
         next(islice(data.train.epoch(0), 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["wds", "hf"])
 def test_commands_take_them_from_check_to_student(kind, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PCDISTILL_DATA", str(tmp_path / "root"))
@@ -175,8 +176,11 @@ def test_commands_take_them_from_check_to_student(kind, tmp_path, monkeypatch, c
     small = ["--epochs", "1", "--set", "data.image_size=8", "--batch-size", "12", "--workers", "0", "--device", "cpu"]
     cli.main(["distill", "--data", data, *models, *small, "--quiet", "--out", str(tmp_path / "run")])
     assert (tmp_path / "run" / "student.safetensors").is_file()
+    allow = ["--allow", "weak-teacher"]
     weights = ["--teacher-weights", str(tmp_path / "run" / "teacher" / "teacher.safetensors")]
-    cli.main(["cache", "--data", data, *models[:2], *weights, *small, "--quiet", "--out", str(tmp_path / "cached")])
+    cli.main(
+        ["cache", "--data", data, *models[:2], *weights, *allow, *small, "--quiet", "--out", str(tmp_path / "cached")]
+    )
     cached = ["--teacher-cache", str(tmp_path / "cached"), *models[4:]]
     cli.main(["distill", "--data", data, *cached, *small, "--quiet", "--out", str(tmp_path / "again")])
     assert (tmp_path / "again" / "student.safetensors").is_file()
