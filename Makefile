@@ -5,8 +5,9 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 # One thread a process: the tests' tensors are tiny, and two processes share the cores better than two thread pools.
 TEST_ENV = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+COVERED = --cov --cov-report=term:skip-covered --cov-report=html:build/coverage --cov-fail-under=90
 
-.PHONY: install demo newcomer test test-all test-faults coverage lint types bench check-release check-lowest site clean
+.PHONY: install demo newcomer test test-slow test-all test-faults lint types bench check-release check-lowest site clean
 
 install: $(VENV)/.installed
 
@@ -22,8 +23,13 @@ demo: install
 newcomer: install
 	scripts/newcomer.sh "$(abspath $(BIN))/python"
 
+# With COVER=1 the branch coverage of the package is measured too, and under 90 % fails.
 test: install
-	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not faults" tests
+	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not faults" $(if $(COVER),$(COVERED)) tests
+
+# PCDISTILL_SLOW=0.5 runs half of them, at the next commit another half.
+test-slow: install
+	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "slow and not faults" tests
 
 test-all: install
 	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not faults" tests
@@ -32,11 +38,6 @@ test-all: install
 test-faults: install
 	rm -rf build/faults
 	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 --dist loadfile -m faults tests
-
-# Branch coverage of everything that test-all runs, the processes that it starts included.
-coverage: install
-	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not faults" \
-		--cov --cov-report=term:skip-covered --cov-report=html:build/coverage --cov-fail-under=90 tests
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
