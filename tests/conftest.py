@@ -13,6 +13,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+ASKED = ("git", "rev-parse", "HEAD")
+
+
 def share_of_slow(name: str) -> float:
     """A number from 0 to 1 for a test, another one at every commit, so that all have their turn.
 
@@ -24,9 +27,7 @@ def share_of_slow(name: str) -> float:
 def commit() -> str:
     """Of this checkout; empty where there is none."""
     try:
-        said = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-        )
+        said = subprocess.run(ASKED, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
     except OSError:
         return ""
     return said.stdout.strip()
