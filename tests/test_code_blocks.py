@@ -22,6 +22,7 @@ from pcdistill import cli, models
 from pcdistill.recipe import make_recipe
 from tests.blocks import DOCUMENTS, ROOT, Block, blocks_of, commands_of
 from tests.commands.folders import class_folders
+from tests.data.packing import shard
 
 LANGUAGES = {"shell", "python", "yaml", "text", "formula"}
 # What stands in capitals is the reader's to fill in: by a pattern, in the order of this list.
@@ -85,7 +86,7 @@ def shortened(argv: list[str]) -> list[str]:
         return argv
     argv = [re.sub(r"^timm/.*", "timm/test_resnet", word) for word in argv]
     short = ["--epochs", "1", "--limit", "48", "--batch-size", "16", "--allow", "weak-teacher", "--device", "cpu"]
-    if {"Meine Fotos", "photos"} & set(argv):
+    if {"Meine Fotos", "photos", "wds:shards"} & set(argv):
         short += ["--image-size", "32", "--workers", "0", "--teacher-pretrained", "False"]
         short += [] if "--student-weights" in argv else ["--student-pretrained", "False"]
     if argv[0] in ("distill", "compare") and "--teacher-weights" not in argv:
@@ -151,6 +152,8 @@ def place(tmp_path_factory):
     shutil.copytree(folder / "photos" / "pear", folder / "Ohne Namen")
     shutil.copy(folder / "photos" / "pear" / "1.jpg", folder / "one.jpg")
     boxes(folder / "Meine Kisten")
+    for split, first, size in (("train", 0, 30), ("val", 30, 12)):
+        shard(folder / "shards" / f"photos-{split}-0000.tar", range(first, first + size))
     own_loss = next(block for block in blocks_of("docs/adding-a-method.md") if block.language == "python")
     (folder / "my_losses.py").write_text(own_loss.text, encoding="utf-8")
     return folder

@@ -421,6 +421,11 @@ def _weakness(result: dict[str, float], num_classes: int) -> str | None:
     error = 100 * (chance / 100 * (1 - chance / 100) / result["samples"]) ** 0.5
     if result["top1"] >= max(1.5 * chance, chance + 3 * error):
         return None
+    if result["top1"] >= 2 * chance:
+        return (
+            f"the teacher has {result['top1']:.1f} % top-1 on held-out images, but they are {result['samples']:g}, too "
+            f"few to tell it from chance ({chance:.1f} %)"
+        )
     return f"the teacher has {result['top1']:.1f} % top-1 on held-out images, near chance ({chance:.1f} %)"
 
 

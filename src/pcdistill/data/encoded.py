@@ -116,7 +116,7 @@ def label_numbers(part: EncodedPart, classes: list[str], where: str) -> Tensor:
             if name not in number:
                 raise InputError(
                     f'{where}: {part.items.name(i)} has the label "{name}", which is none of the {len(classes)} '
-                    f"classes: {', '.join(classes[:3])} ..."
+                    f"classes, such as {', '.join(classes[:3])}"
                 )
         found = np.array([number[name] for name in names.tolist()], np.int64)[inverse.reshape(-1)]
         return torch.from_numpy(found)
