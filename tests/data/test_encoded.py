@@ -70,7 +70,7 @@ def same(first, second):
     return all(a[:2] == b[:2] and torch.equal(a[2], b[2]) for a, b in pairs)
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("workers", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 3))])
 def test_an_epoch_is_split_over_ranks_and_workers_without_doubling_or_loss(name, workers):
     whole = built(name)
     count = whole.train.num_samples
