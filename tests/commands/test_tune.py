@@ -140,6 +140,8 @@ def test_a_search_side_by_side_is_stopped_and_goes_on(tmp_path, number, capsys):
         os.killpg(process.pid, number)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode != 0
+    assert "methods kd, dist" in stderr
+    assert "trials  3, then 2 fresh seeds" in stderr
     if number == signal.SIGINT:
         assert "the same command continues" in stderr
     begun = {path.name for path in out.glob("trials/*")}

@@ -209,9 +209,23 @@ def say_header(recipe: Recipe, recipes: Mapping[Key, Recipe], plan: Plan, out: P
     """What a comparison is about to do, before anything is trained."""
     task, accelerator = task_of(recipe), make_accelerator(recipe.train)
     data = open_data(task, recipe, accelerator)
+    lines = pair_lines(recipe, data, taught=any(one.distils for one in recipes.values()))
+    for one in {key.method: one for key, one in recipes.items()}.values():
+        lines.append(f"method  {method_line(one, task.outputs(data))}")
+    steps = -(-len(data.train) // recipe.train.accumulate)
+    lines.append(f"train   {training_line(recipe, steps)}; {device_line(accelerator)}")
+    pool = pool_of(plan, len(recipes), recipe.train.device)
+    lines += [f"runs    {len(recipes)}: {plan.seeds} seeds of each method; {pool.described}", f"folder  {out}"]
+    for line in lines:
+        console.say(line)
+
+
+def pair_lines(recipe: Recipe, data: Any, *, taught: bool) -> list[str]:
+    """Of a header of several runs: the data, the teachers if anything is `taught`, and the student."""
+    task = task_of(recipe)
     lines = data_lines(recipe, data, -(-len(data.train) // recipe.train.accumulate))
     told: list[tuple[str, ModelConfig, str]] = [("student", recipe.student, starts_from(recipe.student, recipe.task))]
-    for number, config in enumerate(recipe.all_teachers if any(one.distils for one in recipes.values()) else ()):
+    for number, config in enumerate(recipe.all_teachers if taught else ()):
         trained = _trained_first(recipe, number)
         first = "" if trained is None else f", and is trained first ({trained.train.epochs} epochs)"
         told.insert(number, ("teacher", config, starts_from(config, recipe.task) + first))
@@ -221,14 +235,7 @@ def say_header(recipe: Recipe, recipes: Mapping[Key, Recipe], plan: Plan, out: P
         else:
             facts = task.info(bare_model(recipe, model, task, data), data)
         lines.append(model_line(Told(role, model.name, starts, facts)))
-    for one in {key.method: one for key, one in recipes.items()}.values():
-        lines.append(f"method  {method_line(one, task.outputs(data))}")
-    steps = -(-len(data.train) // recipe.train.accumulate)
-    lines.append(f"train   {training_line(recipe, steps)}; {device_line(accelerator)}")
-    pool = pool_of(plan, len(recipes), recipe.train.device)
-    lines += [f"runs    {len(recipes)}: {plan.seeds} seeds of each method; {pool.described}", f"folder  {out}"]
-    for line in lines:
-        console.say(line)
+    return lines
 
 
 def write_comparison(

@@ -9,8 +9,17 @@ from typing import TYPE_CHECKING, Any, Literal
 from pcdistill import report
 from pcdistill.commands.cache import make_cache
 from pcdistill.commands.claim import claimed
-from pcdistill.commands.compare import Key, Plan, carry_out, comparison_text, with_teachers, write_comparison
+from pcdistill.commands.compare import (
+    Key,
+    Plan,
+    carry_out,
+    comparison_text,
+    pair_lines,
+    with_teachers,
+    write_comparison,
+)
 from pcdistill.commands.contents import PresentContents
+from pcdistill.commands.header import device_line, training_line
 from pcdistill.commands.jobs import Pool, check_numbers, pool_of
 from pcdistill.commands.session import check_names, open_data
 from pcdistill.commands.tasks import task_of
@@ -103,6 +112,7 @@ def _tune(
         check_names(recipe, task_of(recipe), data)  # a mistyped name is not another recipe
         raise
     clear_parts(out)
+    _say_header(recipe, plan, data, out, console)
     how: dict[str, Any] = {"console": console, "command": command, "pool": plan.pool}
     (base,) = with_teachers(recipe, {DEFAULT: recipe}, out.resolve(), **how).values()
     PresentContents().settle_study(out, study, base)
@@ -136,6 +146,21 @@ def _lines(text: str) -> list[str]:
 
 def _without_command(file: Path) -> list[str]:
     return _lines(file.read_text(encoding="utf-8", errors="replace")) if file.exists() else []
+
+
+def _say_header(recipe: Recipe, plan: TunePlan, data: Any, out: Path, console: Console) -> None:
+    """What a search is about to do, before anything is trained."""
+    steps = -(-len(data.train) // recipe.train.accumulate)
+    pool = pool_of(plan, plan.trials, recipe.train.device)
+    for line in (
+        *pair_lines(recipe, data, taught=True),
+        f"methods {', '.join(plan.methods)}",
+        f"train   {training_line(recipe, steps)}; {device_line(make_accelerator(recipe.train))}",
+        f"trials  {plan.trials}, then {plan.final_seeds} fresh seeds of the best and of the recipe as it is; "
+        f"{pool.described}",
+        f"folder  {out}",
+    ):
+        console.say(line)
 
 
 def _with_cache(recipe: Recipe, methods: Sequence[str], data: Any, folder: Path, *, console: Console) -> Recipe:
