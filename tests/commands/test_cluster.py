@@ -42,6 +42,7 @@ def cluster():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", SRC)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_worker_niceness", "0")  # else whatever tests run beside these takes the processor
         head = {**NODE, "num_cpus": 0, "include_dashboard": False, "_system_config": SOON}
         made = LocalCluster(initialize_head=True, head_node_args=head)
         made.add_node(**NODE)
