@@ -107,6 +107,14 @@ def test_an_untrained_teacher_is_refused_and_can_be_allowed(loaders):
     assert len(run(blank, loaders, allow=["weak-teacher"]).history) == 2
 
 
+def test_a_teacher_that_is_right_on_too_few_images_is_not_called_near_chance(teacher, loaders):
+    few = DataLoader(images(2, 1), 2)
+    with pytest.raises(
+        InputError, match=r"has 100\.0 % top-1 .*they are 2, too few to tell it from chance \(25\.0 %\)"
+    ):
+        run(teacher, (loaders[0], few))
+
+
 def test_options_that_do_not_exist_are_named(teacher, loaders):
     with pytest.raises(InputError, match='unknown key "optim.weight_decai"; did you mean "weight_decay"'):
         run(teacher, loaders, optim={"weight_decai": 0})

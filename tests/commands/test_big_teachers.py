@@ -1,15 +1,11 @@
 """Big teachers in a run: warnings and refusals before anything is built, and a teacher in parts under torchrun."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from pcdistill import cli
 from pcdistill.commands.big_teachers import check_big_teachers
 from pcdistill.commands.cache import make_cache
 from pcdistill.commands.session import Session
@@ -17,6 +13,7 @@ from pcdistill.engine.console import Console
 from pcdistill.errors import InputError
 from pcdistill.plain import parse_yaml
 from pcdistill.recipe import load_recipe
+from tests.processes import finished, program
 
 MODEL = """
 import torch
@@ -110,11 +107,7 @@ def test_a_teacher_in_parts_teaches_and_fills_a_cache_as_the_whole_one(tmp_path)
     (tmp_path / "program.py").write_text(PROGRAM)
     for name in ("split", "whole"):
         (tmp_path / f"{name}.yaml").write_text(recipe(tmp_path, teacher__shard=name == "split").to_yaml())
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    argv = [sys.executable, *launcher, str(tmp_path / "program.py"), str(tmp_path)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(cli.__file__).parents[1])}
-    done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    finished(program(tmp_path, processes=2, run=(str(tmp_path / "program.py"),)))
     caches = [tmp_path / f"cache-{name}" for name in ("split", "whole")]
     split, whole = ({file.name: file.read_bytes() for file in cache.glob("*.bin")} for cache in caches)
     assert len(split) == 2

@@ -1,18 +1,14 @@
 """A teacher whose weights two processes share (gloo, on the CPU): the same logits, and nobody waits for ever."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from pcdistill import cli
 from pcdistill.distillation.sharding import blocks, check_processes, processes, shard_model
 from pcdistill.errors import InputError
+from tests.processes import finished, program
 
 PROGRAM = """
 import json, sys
@@ -58,11 +54,7 @@ dist.destroy_process_group()
 @pytest.mark.slow
 def test_two_processes_give_the_same_logits_each_with_half_of_the_weights(tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(cli.__file__).parents[1])}
-    argv = [sys.executable, *launcher, str(tmp_path / "program.py"), str(tmp_path)]
-    done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    finished(program(tmp_path, processes=2, run=(str(tmp_path / "program.py"),)))
     for rank in range(2):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
         assert len(found) == 3

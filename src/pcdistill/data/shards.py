@@ -298,7 +298,7 @@ def _members(file: BinaryIO, place: Path | str) -> Iterator[tarfile.TarInfo]:
     """The files of a tar archive; after the last, that it ends as an archive does."""
     with tarfile.open(fileobj=file, mode="r:") as archive:
         while (member := archive.next()) is not None:
-            archive.members = []  # type: ignore[attr-defined]  # it would keep them all
+            archive.members = []  # type: ignore[attr-defined]  # not in its types; it would keep them all
             if member.isfile() and not member.issparse():
                 yield member
         # A header that is damaged ends the archive for Python without a word, as does the end of the file.

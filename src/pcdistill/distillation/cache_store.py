@@ -24,7 +24,8 @@ from pcdistill.files import new_digest, unsealed_json
 from pcdistill.plain import checked_json
 
 FORMAT = "pcdistill-cache-1"  # a file for each epoch, in float16: earlier versions read no other
-FORMATS = (FORMAT, "pcdistill-cache-2")
+Format = Literal["pcdistill-cache-1", "pcdistill-cache-2"]
+FORMATS: tuple[Format, Format] = (FORMAT, "pcdistill-cache-2")
 MANIFEST = "cache.json"
 SHARD_BYTES, SHARD_ROWS = 1 << 26, 1 << 16  # at most so much in a file, unless a batch is more
 STEPS = 255  # of int8: from a row's smallest logit to its largest
@@ -128,7 +129,7 @@ class CacheState:
     """
 
     __pydantic_config__ = ConfigDict(strict=True, extra="ignore")
-    format: Literal["pcdistill-cache-1", "pcdistill-cache-2"]
+    format: Format
     info: CacheInfo
     checksums: list[str]
     rows: Annotated[int, Field(ge=0)]

@@ -111,8 +111,8 @@ class CacheWriter:
     ) -> CacheState:
         info, shard = self.layout.info, self.layout.shard
         plain = shard is None and info.storage == "float16"
-        told = None if recipe is None else dict(recipe), None if teacher is None else dict(teacher)
-        return CacheState(FORMATS[0] if plain else FORMATS[1], info, list(checksums), 0, *told, shard)  # type: ignore[arg-type]
+        made_by, known = None if recipe is None else dict(recipe), None if teacher is None else dict(teacher)
+        return CacheState(FORMATS[0] if plain else FORMATS[1], info, list(checksums), 0, made_by, known, shard)
 
     def _write(self, number: int, done: int, logits: Logits) -> None:
         """A file, of which `done` batches are there."""

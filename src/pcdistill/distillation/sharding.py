@@ -4,9 +4,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
 
 from pcdistill.errors import InputError
 
@@ -79,6 +76,10 @@ def shard_model(model: nn.Module, example: Tensor, device: torch.device) -> Roun
         InputError: there is one process alone.
     """
     check_processes(processes())
+    # Not above: builds of torch without torch.distributed have neither.
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     mesh = init_device_mesh(device.type, (processes(),))
     for block in [*blocks(model), model]:
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
@@ -108,6 +109,8 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 
 def held(model: nn.Module) -> tuple[int, int, int]:
     """Bytes of a sharded model's weights: in this process, in all, and of the largest block that a pass gathers."""
+    from torch.distributed.tensor import DTensor
+
     sizes: dict[nn.Module, int] = {}
     parts = [*blocks(model), model]
     counted: set[nn.Parameter] = set()

@@ -7,6 +7,7 @@ normalisation). Its numbers are therefore not to be expected from it.
 """
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -112,13 +113,13 @@ class DFMSDLoss(PyramidLoss):
         if self.needs.labels:
             targets = check_targets(targets, len(student.levels[0]))
         adapting = self.stages and len(self.align) == 1 and self.progress < 1 / 3
-        masked = self.masked[self.teacher_index]
+        masked = cast(nn.ModuleList, self.masked[self.teacher_index])
         with no_autocast(student):
             losses = []
             for k, (own, wanted) in enumerate(self.align[self.teacher_index](student, teacher)):
                 made = own
                 if self.masking != "none":
-                    made = masked[k](own, *self._attention(wanted, targets, student.image_size))  # type: ignore[index]
+                    made = masked[k](own, *self._attention(wanted, targets, student.image_size))
                 own, wanted, made = (self._normalized(x) for x in (own, wanted, made))
                 if adapting:
                     wanted = (wanted + own.detach()) / 2
@@ -130,10 +131,10 @@ class DFMSDLoss(PyramidLoss):
         """What the current masks keep: per compared level 0 or 1 for places [N, H, W] and channels [N, D]."""
         if self.masking == "none":
             raise ValueError('masking is "none": there are no masks')
-        found = []
+        found, masked = [], cast(nn.ModuleList, self.masked[self.teacher_index])
         for k, (_, wanted) in enumerate(self.align[self.teacher_index](student, teacher)):
             attention = self._attention(wanted, targets, student.image_size)
-            found.append(self.masked[self.teacher_index][k].masks(*attention))  # type: ignore[index]
+            found.append(cast(Any, masked[k]).masks(*attention))
         return found
 
     def kept(

@@ -37,7 +37,7 @@ class OutsideModel(nn.Module):
     def ask(self, images: Tensor) -> Any:
         """What is to be logits [N, K], for images [N, C, H, W] in float32."""
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch gives it no types
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Logits [N, K] in float32 on the images' device.
