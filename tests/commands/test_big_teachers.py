@@ -93,6 +93,10 @@ def test_one_process_has_nobody_to_share_with(tmp_path):
     with pytest.raises(InputError, match=r"there is one; start with torchrun --nproc_per_node N"):
         make_cache(split, tmp_path / "cache", epochs=1)
     assert not (tmp_path / "run").exists()
+    with pytest.raises(InputError, match=r"there is one; start with torchrun --nproc_per_node N"):
+        check_big_teachers(split, accelerator("cpu"), Console(quiet=True))  # before a teacher is built
+    with pytest.raises(InputError, match=r"teacher.shard: Apple's GPUs exchange nothing"):
+        check_big_teachers(split, accelerator("mps", processes=2), Console(quiet=True))
 
 
 def test_a_cache_is_of_one_precision_and_of_any_batch_size(tmp_path):

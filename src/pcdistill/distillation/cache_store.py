@@ -23,8 +23,8 @@ from pcdistill.errors import InputError
 from pcdistill.files import new_digest, unsealed_json
 from pcdistill.plain import checked_json
 
-FORMAT = "pcdistill-cache-1"  # a file for each epoch, in float16: earlier versions read no other
 Format = Literal["pcdistill-cache-1", "pcdistill-cache-2"]
+FORMAT: Format = "pcdistill-cache-1"  # a file for each epoch, in float16: earlier versions read no other
 FORMATS: tuple[Format, Format] = (FORMAT, "pcdistill-cache-2")
 MANIFEST = "cache.json"
 SHARD_BYTES, SHARD_ROWS = 1 << 26, 1 << 16  # at most so much in a file, unless a batch is more
