@@ -21,7 +21,6 @@ PROSE = (
 
 MOST_LINES, MOST_PARAMETERS, MOST_WORDS = 60, 8, 25
 LARGER = {  # function: why it may be larger
-    "api.py:distill": "every option is a keyword of the one public call",
     "ops/pcd_triton.py:_kernel": "Triton compiles one function, and a call of it is one launch",
     "ops/pcd_tiled.py:_bracket": "as _kernel",
     "ops/pcd_tiled.py:_select": "as _kernel",
@@ -31,6 +30,7 @@ LARGER = {  # function: why it may be larger
     "ops/pcd_tiled.py:_slope": "as _kernel",
     "ops/pcd_tiled.py:_add": "Triton reduces nine sums at once with a function of eighteen numbers",
 }
+MANY_PARAMETERS = {"api.py:distill": "every option is a keyword of the one public call"}
 LONG_SENTENCES = {"docs/methods.md": 47}  # that are left; the number may only fall
 OF_THE_WHOLE = {
     "test_beyond",
@@ -73,7 +73,9 @@ def test_functions_fit_a_screen_and_take_few_parameters():
     assert len(FOUND) > 500
     long = {name for name, function in FOUND if body_lines(function) > MOST_LINES}
     many = {name for name, function in FOUND if parameters(function) > MOST_PARAMETERS}
-    assert long | {name for name in many if not name.startswith("losses/")} == set(LARGER)
+    many = {name for name in many if not name.startswith("losses/")}
+    assert long | many == {*LARGER, *MANY_PARAMETERS}
+    assert not long & set(MANY_PARAMETERS)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

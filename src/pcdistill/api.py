@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -243,25 +243,21 @@ def distill(
     if task != "detection" and (classes or teacher_classes or detection):
         raise InputError('classes, teacher_classes and detection are for detectors; give task="detection"')
     train, val, test = with_lengths(train, val, test, steps_per_epoch)
-    default = load_recipe("detection" if task == "detection" else "default").to_dict()
-    tree: dict[str, Any] = {
-        "task": task,
-        "detection": dict(detection or {}),
-        "method": method or default["method"] if teacher is not None or losses else ALONE,
-        "methods": default["methods"],
-        "losses": [dict(term) for term in losses or ()],
-        "teacher": None if teacher is None else {"name": type(teacher).__name__},
-        "student": {"name": type(student).__name__},
-        "data": {"name": LOADERS, "views": None if task == "detection" else views},
-        "optim": {"lr": lr, **(optim or {})},
-        "train": {"epochs": epochs, "seed": seed, **(train_options or {})},
-        "allow": list(allow),
-    }
-    try:
-        recipe = make_recipe(tree, "distill()")
-    except InputError as error:
-        error.args = (in_python(str(error)),)
-        raise
+    with _words_of_python():
+        recipe = _recipe(
+            {
+                "task": task,
+                "detection": dict(detection or {}),
+                "method": method,
+                "losses": [dict(term) for term in losses or ()],
+                "teacher": None if teacher is None else {"name": type(teacher).__name__},
+                "student": {"name": type(student).__name__},
+                "data": {"name": LOADERS, "views": None if task == "detection" else views},
+                "optim": {"lr": lr, **(optim or {})},
+                "train": {"epochs": epochs, "seed": seed, **(train_options or {})},
+                "allow": list(allow),
+            }
+        )
     if out is None and recipe.train.trackers:
         raise InputError("train.trackers need a folder; give out")
     check_modules(student, teacher)
@@ -283,22 +279,37 @@ def distill(
                 teacher_image_size=teacher_image_size,
             )
         else:
-            wrapped = None
+            frozen = None
             if teacher is not None:
-                wrapped = Teacher(
+                frozen = Teacher(
                     teacher,
                     class_map=class_map,
                     student_stats=student_stats,
                     teacher_stats=teacher_stats,
                     image_size=teacher_image_size,
                 )
-            passed = _Passed(student, wrapped, (train, val, test), views, student_stats, console)
-        try:
-            result = run_with_report(recipe, None if out is None else Path(out), console=console, task=passed)
-        except PcdistillError as error:
-            error.args = (in_python(str(error)), *error.args[1:])
-            raise
+            passed = _Passed(student, frozen, (train, val, test), views, student_stats, console)
+        stack.enter_context(_words_of_python())
+        result = run_with_report(recipe, None if out is None else Path(out), console=console, task=passed)
     return Distilled(result.student.eval(), result.history, result.summary)
+
+
+def _recipe(tree: dict[str, Any]) -> Recipe:
+    """The recipe of a call: where it names no method, the one that the task's own recipe names."""
+    default = load_recipe("detection" if tree["task"] == "detection" else "default").to_dict()
+    taught = tree["teacher"] is not None or tree["losses"]
+    method = (tree["method"] or default["method"]) if taught else ALONE
+    return make_recipe({**tree, "method": method, "methods": default["methods"]}, "distill()")
+
+
+@contextmanager
+def _words_of_python() -> Iterator[None]:
+    """Errors from inside speak of flags and keys; from here they speak of arguments."""
+    try:
+        yield
+    except PcdistillError as error:
+        error.args = (in_python(str(error)), *error.args[1:])
+        raise
 
 
 def in_python(text: str) -> str:
