@@ -125,6 +125,7 @@ def test_boxes_are_in_pixels_of_the_file_whatever_the_detector_reads(tmp_path):
     assert found[0]["bbox"][:2] == pytest.approx(wanted[0, :2].tolist(), abs=1e-2)
 
 
+@pytest.mark.slow
 def test_the_datas_own_category_ids_are_written(tmp_path):
     from pcdistill import models
 

@@ -245,7 +245,7 @@ class TestModes:
 
 class TestScale:
     @pytest.mark.parametrize("size", [(1100, 800), (1101, 803), (650, 1203)])
-    @pytest.mark.parametrize("seed", range(4))
+    @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))])
     def test_a_reduced_decoding_shows_what_a_full_one_does(self, tmp_path, size, seed):
         image = photograph(*size, seed=seed).filter(ImageFilter.GaussianBlur(2))
         reduced, full = saved(image, tmp_path / "image.jpg", quality=95), tmp_path / "full.png"

@@ -116,6 +116,7 @@ def test_batches_follow_from_seed_epoch_and_index_alone():
     assert sorted(torch.cat([b.index for b in whole]).tolist()) == list(range(40))
 
 
+@pytest.mark.slow
 def test_two_iterators_of_one_split_do_not_disturb_each_other():
     data = detection_data("digits-detection", batch_size=8, limit=16)
     a, b = data.train.epoch(0), data.train.epoch(1)

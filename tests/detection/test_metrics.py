@@ -225,7 +225,7 @@ def own_forward(family, model, images):
     return found
 
 
-@pytest.mark.parametrize("batch_size", [1, 8])
+@pytest.mark.parametrize("batch_size", [pytest.param(1, marks=pytest.mark.slow), 8])
 @pytest.mark.parametrize("family", EVALUATED)
 def test_evaluation_is_that_of_an_own_forward_and_pycocotools(family, batch_size):
     """The truth is what the fresh model finds, moved a little: so its AP is neither 0 nor 100."""

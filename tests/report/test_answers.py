@@ -101,9 +101,9 @@ def test_a_student_without_a_teacher_shows_what_it_gets_wrong(tmp_path):
     assert "What the student gets wrong" in page_of(write_run_report(make_run(tmp_path))).text
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"nonsense"])
-def test_damaged_answers_are_left_out(tmp_path, content):
+def test_damaged_answers_are_left_out(tmp_path):
     run = make_run(tmp_path)
-    (run / "answers.npz").write_bytes(content)
-    assert read_answers(run) is None
+    for content in (b"", b"PK\x03\x04", b"nonsense"):
+        (run / "answers.npz").write_bytes(content)
+        assert read_answers(run) is None
     assert "Classes" not in page_of(write_run_report(run)).text

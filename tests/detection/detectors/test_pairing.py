@@ -59,7 +59,7 @@ def pair_of(student_family, teacher_family, num_classes=3, classes=None, **optio
     return Pairer(adapter_of(student), teacher, PairingOptions(**options))(seen, found), seen, found, teacher
 
 
-@pytest.mark.parametrize("where", ["auto", "student", "teacher"])
+@pytest.mark.parametrize("where", ["auto", *(pytest.param(w, marks=pytest.mark.slow) for w in ("student", "teacher"))])
 @pytest.mark.parametrize(("student", "teacher"), [*PAIRS, ("fasterrcnn", "fasterrcnn"), ("rt_detr", "rt_detr")])
 def test_both_are_read_at_the_same_regions(student, teacher, where):
     pairing, seen, _, _ = pair_of(student, teacher, where=where, top_k=15, boxes=True)
