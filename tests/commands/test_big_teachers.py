@@ -1,5 +1,6 @@
 """Big teachers in a run: warnings and refusals before anything is built, and a teacher in parts under torchrun."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -51,6 +52,26 @@ for name in ("split", "whole"):
     recipe = load_recipe(folder / f"{name}.yaml")
     make_cache(recipe, folder / f"cache-{name}", epochs=2)
     run(recipe, folder / f"run-{name}")
+"""
+TURNS = """
+import json, sys, time
+from pathlib import Path
+
+from accelerate import Accelerator
+from pcdistill.commands.big_teachers import in_turns
+
+accelerator, spans = Accelerator(cpu=True), []
+for fails in (False, True, False):
+    try:
+        with in_turns(accelerator):
+            begin = time.monotonic()
+            time.sleep(0.1)
+            spans.append((begin, time.monotonic()))
+            if fails:
+                raise ValueError
+    except ValueError:
+        pass
+(Path(sys.argv[1]) / f"{accelerator.process_index}.json").write_text(json.dumps(spans))
 """
 
 
@@ -122,3 +143,12 @@ def test_a_teacher_in_parts_teaches_and_fills_a_cache_as_the_whole_one(tmp_path)
     # A run that is done is read by one process too.
     stored = Session(recipe(tmp_path, teacher__shard=True), tmp_path / "run-split").run()
     assert stored.summary["best"] == results[0]["best"]
+
+
+@pytest.mark.slow
+def test_processes_of_a_machine_take_turns_also_when_one_fails(tmp_path):
+    (tmp_path / "turns.py").write_text(TURNS)
+    finished(program(tmp_path, processes=3, run=(str(tmp_path / "turns.py"),)))
+    found = [json.loads((tmp_path / f"{process}.json").read_text()) for process in range(3)]
+    for first, second, third in zip(*found, strict=True):
+        assert first[0] < first[1] <= second[0] < second[1] <= third[0] < third[1]

@@ -1,9 +1,12 @@
 """What is done for big teachers before they are used: checks of precision and processes, and splitting the weights."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from accelerate import Accelerator
 
-from pcdistill.distillation.sharding import check_processes, held, shard_model
+from pcdistill.distillation.sharding import check_processes, held, mesh_of, shard_model
 from pcdistill.distillation.teacher import Teacher
 from pcdistill.engine.console import Console
 from pcdistill.engine.placement import emulates_bfloat16
@@ -49,6 +52,24 @@ def _warn_of(asked: str, accelerator: Accelerator, console: Console, instead: st
             f"{asked}: this processor has no bfloat16 instructions and emulates them, which can take "
             f"many times as long as float32; use {instead}"
         )
+
+
+@contextmanager
+def in_turns(accelerator: Accelerator) -> Iterator[None]:
+    """The processes of a machine do the block one after another, and leave it together; machines do not wait.
+
+    So a machine holds one whole model at a time, and the parts of those before. All processes must come here.
+    """
+    mesh_of(accelerator.device.type)
+    mine = accelerator.local_process_index
+    turns = int(accelerator.gather(torch.tensor([mine], device=accelerator.device)).max().item()) + 1
+    for _ in range(mine):
+        accelerator.wait_for_everyone()
+    try:
+        yield
+    finally:  # also after an error: the others find it too, and must not wait for this process
+        for _ in range(mine, turns):
+            accelerator.wait_for_everyone()
 
 
 def split_teacher(teacher: Teacher, accelerator: Accelerator, example: tuple[int, int], console: Console) -> None:

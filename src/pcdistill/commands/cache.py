@@ -13,7 +13,7 @@ from accelerate.utils import broadcast_object_list, set_seed
 from torch import Tensor
 
 from pcdistill.classification import task as prepare
-from pcdistill.commands.big_teachers import check_big_teachers, split_teacher
+from pcdistill.commands.big_teachers import check_big_teachers, in_turns, split_teacher
 from pcdistill.commands.claim import claimed
 from pcdistill.commands.folder import changes, differing, suggestion
 from pcdistill.distillation.cache_files import CacheFolder, cache_folder
@@ -103,9 +103,18 @@ def _make_cache(
     data = prepare.Classification().data(recipe, placement.accelerator)
     classes = len(data.classes)
     _check_form(classes, top_k, temperature, storage)
-    teacher = _teacher(recipe, data, placement)
+    if not accelerator.is_main_process:
+        console = Console(quiet=True)
+    assert recipe.teacher is not None
+    split = recipe.teacher.shard
+    with in_turns(accelerator) if split else nullcontext():
+        teacher = _teacher(recipe, data, placement)
+        whole = fingerprint(teacher)
+        facts = {"name": recipe.teacher.name, **prepare.Classification().info(teacher, data)}
+        if split:
+            split_teacher(teacher, accelerator, (data.in_channels, data.image_size), console)
     info = CacheInfo(
-        teacher=fingerprint(teacher),
+        teacher=whole,
         stream=data.train.signature,
         seed=prepare.stream_seed(recipe),
         epochs=epochs,
@@ -117,16 +126,9 @@ def _make_cache(
         temperature=temperature,
         storage=storage,
     )
-    if not accelerator.is_main_process:
-        console = Console(quiet=True)
     writer, work = _begin(folder, info, recipe, accelerator, console)
     if not work and writer.state is not None and len(writer.known) == len(writer.layout):
         return info
-    assert recipe.teacher is not None
-    facts = {"name": recipe.teacher.name, **prepare.Classification().info(teacher, data)}
-    split = recipe.teacher.shard
-    if split:
-        split_teacher(teacher, accelerator, (data.in_channels, data.image_size), console)
     prepare.check_teacher(teacher, None, data.val, placement, num_classes=classes, allow=recipe.allow, console=console)
     if accelerator.is_main_process and writer.state is None:
         writer.save([], recipe.to_dict(), None)

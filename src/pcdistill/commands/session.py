@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from accelerate.utils import broadcast_object_list, set_seed
 from torch import nn
 
 from pcdistill import models
-from pcdistill.commands.big_teachers import check_big_teachers, split_teacher, warn_of_precision
+from pcdistill.commands.big_teachers import check_big_teachers, in_turns, split_teacher, warn_of_precision
 from pcdistill.commands.claim import check_folder, claimed
 from pcdistill.commands.ending import METRICS, load_student, repair, stored_history, write_pages
 from pcdistill.commands.environment import continued, environment
@@ -128,7 +129,7 @@ class Session:
         self.logging: Trackers | None = None
         self.seconds = 0.0
         self._training: dict[int, Recipe | None] = {}  # of teachers by number
-        self._teachers: dict[int, Any] = {}  # that are built
+        self._teachers: dict[int, tuple[Any, dict[str, Any]]] = {}  # that are built, and what is known of them
 
     @property
     def weights(self) -> Path:
@@ -306,13 +307,10 @@ class Session:
             self.contents[f"{teacher_folder(number)}.cache"] = cached.pop("fingerprint")
             return None, cached
         config = self._with_weights(number)
-        teacher = self._made_teacher(number, config)
+        teacher, known = self._made_teacher(number, config)
+        facts = {"name": config.name, **known}
         if not config.shard:
             teacher.to(self.accelerator.device)
-        self.contents |= teacher_contents(teacher, teacher_folder(number))
-        facts = {"name": config.name, **self.task.info(teacher, self.data)}
-        if config.shard:
-            split_teacher(teacher, self.accelerator, (self.data.in_channels, self.data.image_size), self.console)
         if self.stored is not None:
             return teacher, facts
         weighted = self.student if self.recipe.student.weights is not None else None
@@ -349,10 +347,16 @@ class Session:
         one = len(self.recipe.all_teachers) == 1
         return one and self.recipe.distils and comes_from_cache(self.recipe.all_teachers[number])
 
-    def _made_teacher(self, number: int, config: TeacherConfig) -> Any:
-        """A teacher with its weights, built once."""
+    def _made_teacher(self, number: int, config: TeacherConfig) -> tuple[Any, dict[str, Any]]:
+        """A teacher with its weights, and its size; built once, and split at once where it is to be."""
         if number not in self._teachers:
-            self._teachers[number] = self.task.teacher(config, self.student, self.data, self.recipe.allow)
+            with in_turns(self.accelerator) if config.shard else nullcontext():
+                teacher = self.task.teacher(config, self.student, self.data, self.recipe.allow)
+                self.contents |= teacher_contents(teacher, teacher_folder(number))
+                self._teachers[number] = teacher, self.task.info(teacher, self.data)
+                if config.shard:
+                    shape = self.data.in_channels, self.data.image_size
+                    split_teacher(teacher, self.accelerator, shape, self.console)
         return self._teachers[number]
 
     def _say_header(self) -> None:
@@ -374,11 +378,10 @@ class Session:
             facts = cached_facts(config)
             return Told("teacher", str(facts["name"]), f"its logits come from {config.cache}", facts)
         if self.recipe.data.name == LOADERS:
-            made = self._made_teacher(number, config)
-            return Told("teacher", config.name, "your module", self.task.info(made, self.data))
+            return Told("teacher", config.name, "your module", self._made_teacher(number, config)[1])
         one = len(self.recipe.all_teachers) == 1
         if config.outside or (one and self._trained_by(number) is None):
-            facts = self.task.info(self._made_teacher(number, config), self.data)
+            facts = self._made_teacher(number, config)[1]
             return Told("teacher", config.name, starts_from(config, self.recipe.task), facts)
         with torch.random.fork_rng(devices=[]):
             trained = training_of(self.recipe, number, self.task, self.data)

@@ -1,5 +1,6 @@
 """A teacher whose weights are split over the processes of a run, by FSDP2 (`torch.distributed.fsdp.fully_shard`)."""
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -62,10 +63,19 @@ def check_processes(found: int) -> None:
         )
 
 
+@cache
+def mesh_of(device_type: str) -> Any:
+    """All processes, for devices of this type. The first call may exchange something, so all must make it together."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    return init_device_mesh(device_type, (processes(),))
+
+
 def shard_model(model: nn.Module, example: Tensor, device: torch.device) -> Rounds:
     """Split a frozen model's weights over all processes, in place: each keeps its part of every tensor.
 
-    A pass gathers the weights of one block after the other, and lets go of them again.
+    A pass gathers the weights of one block after the other, and lets go of them again. With :func:`mesh_of` called
+    before, nothing is exchanged here, so processes may come one after another.
 
     Args:
         model: in eval mode, the same in every process.
@@ -76,13 +86,10 @@ def shard_model(model: nn.Module, example: Tensor, device: torch.device) -> Roun
         InputError: there is one process alone.
     """
     check_processes(processes())
-    # Not above: builds of torch without torch.distributed have neither.
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import fully_shard  # not above: builds of torch without torch.distributed have none
 
-    mesh = init_device_mesh(device.type, (processes(),))
     for block in [*blocks(model), model]:
-        fully_shard(block, mesh=mesh, reshard_after_forward=True)
+        fully_shard(block, mesh=mesh_of(device.type), reshard_after_forward=True)
     return Rounds(model, example)
 
 
