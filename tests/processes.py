@@ -3,12 +3,16 @@
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from pcdistill import cli
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone")
 SOURCE = str(Path(cli.__file__).parents[1])
+PATIENCE = 900.0  # seconds; a busy machine takes minutes for what takes seconds otherwise
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -28,6 +32,19 @@ def finished(argv: list[str], **more: str) -> subprocess.CompletedProcess[str]:
     Raises:
         AssertionError: it fails; with the end of what it said.
     """
-    done = subprocess.run(argv, env=environment(**more), capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(argv, env=environment(**more), capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
+
+
+def wait_until(happened: Callable[[], object], process: subprocess.Popen[Any]) -> None:
+    """Wait until something has happened that a process does.
+
+    Raises:
+        AssertionError: the process ended before, or it takes too long.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while not happened():
+        assert process.poll() is None, "the process ended before"
+        assert time.monotonic() < deadline, "the process takes too long"
+        time.sleep(0.02)

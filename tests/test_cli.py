@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from pcdistill import cli
 from pcdistill.recipe import load_recipe
 from pcdistill.stats import MARGIN
+from tests.processes import PATIENCE, wait_until
 
 QUICK = ["--epochs", "1", "--teacher-epochs", "6", "--limit", "512", "--teacher", "cifar/resnet8", "--quiet"]
 
@@ -178,7 +179,7 @@ def test_a_killed_run_resumes_to_the_same_bits(teacher, tmp_path):
     process = subprocess.Popen(
         [*base, "--out", str(cut)], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     killed_at = None
     while time.monotonic() < deadline and process.poll() is None and killed_at is None:
         if (cut / "last.pt").exists():
@@ -208,11 +209,9 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_resume(teacher, tmp_path):
     ]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(cli.__file__).parents[1])}
     process = subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 90
-    while not (tmp_path / "run" / "last.pt").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until((tmp_path / "run" / "last.pt").exists, process)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert "interrupted in epoch" in err or "interrupted after epoch" in err
     assert "the same command continues" in err

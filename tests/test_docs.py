@@ -9,6 +9,7 @@ import pytest
 
 from pcdistill import cli
 from pcdistill.methods import METHODS
+from tests.processes import PATIENCE
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -62,13 +63,13 @@ def test_a_loss_from_outside_the_package_trains_by_its_path(tmp_path):
     )
     argv = [sys.executable, "-m", "pcdistill.cli", "distill", "recipe.yaml", "--out", "out", "--allow", "weak-teacher"]
     env = {"PYTHONPATH": str(Path(cli.__file__).parents[1]), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-2000:]
     header = (tmp_path / "out" / "metrics.csv").read_text().splitlines()[0]
     assert "train/SquaredError" in header
     wrong = (tmp_path / "recipe.yaml").read_text().replace("scale: 0.5", "scal: 0.5")
     (tmp_path / "wrong.yaml").write_text(wrong)
     argv = ["wrong.yaml" if part == "recipe.yaml" else "other" if part == "out" else part for part in argv]
-    done = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert done.returncode == 2
     assert 'has no option "scal"; did you mean "scale"' in done.stderr

@@ -23,6 +23,7 @@ from pcdistill.distillation.objective import views_of
 from pcdistill.errors import InputError, PcdistillError
 from pcdistill.methods import METHODS
 from pcdistill.recipe import make_recipe
+from tests.processes import PATIENCE
 
 ROOT = Path(cli.__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples" / "own_trainer").glob("*.py"))
@@ -429,7 +430,9 @@ def test_an_example_runs_and_its_student_learns(path):
     )
     assert 0 < len(beyond(path)) < 20
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run([sys.executable, path], env=env, capture_output=True, text=True, check=False, timeout=600)
+    done = subprocess.run(
+        [sys.executable, path], env=env, capture_output=True, text=True, check=False, timeout=PATIENCE
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert float(re.search(r"student: ([\d.]+) % top-1", done.stdout)[1]) > 50
 

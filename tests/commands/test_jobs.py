@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from pcdistill.engine.console import Console
 from pcdistill.errors import InputError
 from pcdistill.models import read_metadata
 from pcdistill.recipe import load_recipe, make_recipe
+from tests.processes import PATIENCE, wait_until
 
 SRC = str(Path(pcdistill.__file__).parents[1])
 
@@ -140,12 +140,9 @@ def test_an_interrupted_comparison_ends_all_and_goes_on(tmp_path, number):
     argv += ["--epochs", "60", "--limit", "600", "--out", str(out)]
     env = {**os.environ, "PYTHONPATH": SRC, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(argv, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    for _ in range(600):
-        if len(list(out.rglob("metrics.csv"))) == 2:
-            break
-        time.sleep(0.2)
+    wait_until(lambda: len(list(out.rglob("metrics.csv"))) == 2, process)
     os.killpg(process.pid, number)
-    _, stderr = process.communicate(timeout=120)
+    _, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode != 0, stderr
     assert "the same command continues" in stderr
     states = [torch.load(path, weights_only=True) for path in out.rglob("last.pt")]

@@ -20,6 +20,7 @@ from pcdistill import report
 from pcdistill.commands.push import push
 from pcdistill.errors import InputError
 from tests.commands.folders import finished_run
+from tests.processes import PATIENCE
 
 SOURCE = str(Path(pcdistill.__file__).parents[1])
 SHA = "0123456789abcdef0123456789abcdef01234567"
@@ -104,7 +105,9 @@ def call(tmp_path, argv, port, **more):
     env = {key: value for key, value in os.environ.items() if not key.upper().endswith("_PROXY")}
     env |= {"PYTHONPATH": SOURCE, "HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(tmp_path / "home"), **more}
     env |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    return subprocess.run([sys.executable, *argv], env=env, capture_output=True, text=True, check=False, timeout=300)
+    return subprocess.run(
+        [sys.executable, *argv], env=env, capture_output=True, text=True, check=False, timeout=PATIENCE
+    )
 
 
 @pytest.mark.slow

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ import pcdistill
 from pcdistill import cli
 from pcdistill.classification.task import Classification
 from pcdistill.recipe import load_recipe
+from tests.processes import PATIENCE, wait_until
 
 SRC = str(Path(pcdistill.__file__).parents[1])
 MODELS = """
@@ -130,15 +130,12 @@ def test_a_search_side_by_side_is_stopped_and_goes_on(tmp_path, number, capsys):
     argv = [sys.executable, "-m", "pcdistill", *argv]
     env = {**os.environ, "PYTHONPATH": SRC, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(argv, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    for _ in range(2400):
-        if list(out.glob("trials/*/last.pt")):
-            break
-        time.sleep(0.05)
+    wait_until(lambda: list(out.glob("trials/*/last.pt")), process)
     if number == signal.SIGKILL:
         process.kill()
     else:
         os.killpg(process.pid, number)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode != 0
     assert "methods kd, dist" in stderr
     assert "trials  3, then 2 fresh seeds" in stderr

@@ -19,7 +19,7 @@ from pcdistill.distillation.cache_writer import share
 from pcdistill.errors import InputError
 from pcdistill.recipe import load_recipe
 from pcdistill.remote import place_of
-from tests.processes import environment, program
+from tests.processes import PATIENCE, environment, program, wait_until
 
 MODEL = """
 import torch
@@ -84,7 +84,7 @@ def launch(processes: int, folder: Path, out: Path, pause: float = 0.0) -> subpr
 
 
 def finish(process: subprocess.Popen[bytes]) -> None:
-    _, said = process.communicate(timeout=300)
+    _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, said.decode()
 
 
@@ -100,13 +100,14 @@ def test_one_two_and_three_processes_and_a_kill_give_the_same_bytes(tmp_path, mo
     for before, after in ((2, 3), (3, 1)):
         out = tmp_path / f"killed-{before}"
         process = launch(before, tmp_path, out, pause=0.4)
-        deadline = time.monotonic() + 200
-        while sum(path.suffix == ".bin" for path in out.glob("*")) < before + 1 and time.monotonic() < deadline:
-            time.sleep(0.02)
+        wait_until(lambda out=out, most=before: sum(path.suffix == ".bin" for path in out.glob("*")) > most, process)
         # The launcher's processes are in sessions of their own.
         for pid in (process.pid, *(int(path.name) for path in Path(f"{out}.pids").iterdir())):
             with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+                while True:  # what a killed process left is only taken away when it is gone
+                    os.kill(pid, signal.SIGKILL)
+                    time.sleep(0.02)
+                    process.poll()
         process.communicate()
         assert set(files(out)) != set(whole)
         if after == 1:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import environment, program
+from tests.processes import PATIENCE, environment, program
 
 pytestmark = pytest.mark.slow
 
@@ -119,7 +119,7 @@ def launch(cases: list[str], folder: Path) -> tuple[dict[str, list], str, float]
     (folder / "program.py").write_text(PROGRAM)
     argv = program(",".join(cases), folder, processes=2, run=(str(folder / "program.py"),))
     started = time.monotonic()
-    done = subprocess.run(argv, env=environment(), capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(argv, env=environment(), capture_output=True, text=True, check=False, timeout=PATIENCE)
     found = {}
     for case in cases:
         files = [folder / f"{case}-{rank}.json" for rank in (0, 1)]

@@ -17,6 +17,7 @@ from pcdistill.detection.detectors.table import adapter_of
 from pcdistill.detection.teacher import TeacherDetector
 from pcdistill.errors import InputError
 from tests.detection.families import CLASSES, batch_of, detector, distiller_of
+from tests.processes import PATIENCE
 
 MINE = '''
 import torch
@@ -131,7 +132,7 @@ def test_a_recipe_names_an_adapter_by_its_file(mine, tmp_path, monkeypatch, caps
         *("--teacher-epochs", "1", "--epochs", "1", "--limit", "16", "--method", "kd", "--allow", "weak-teacher"),
         *("--set", f"detection.adapters=[{mine}:GridAdapter]", "--out", str(tmp_path / "run"), "--quiet"),
     )
-    done = subprocess.run([*run, *command], env=env, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run([*run, *command], env=env, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-2000:]
     monkeypatch.setattr(table, "ADAPTERS", list(table.ADAPTERS))
     cli.main(["evaluate", str(tmp_path / "run")])
