@@ -52,5 +52,5 @@ def test_a_folder_without_either_is_named(tmp_path):
     with pytest.raises(InputError, match="neither a run nor a comparison"):
         remake_pages(tmp_path)
     (tmp_path / ".pcdistill").write_text("search\n")
-    with pytest.raises(InputError, match="holds a search"):
+    with pytest.raises(InputError, match="holds a search that has not come to its comparison"):
         remake_pages(tmp_path)

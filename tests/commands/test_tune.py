@@ -14,6 +14,7 @@ import yaml
 import pcdistill
 from pcdistill import cli
 from pcdistill.classification.task import Classification
+from pcdistill.commands.pages import remake_pages
 from pcdistill.recipe import load_recipe
 from tests.processes import PATIENCE, wait_until
 
@@ -116,6 +117,12 @@ def test_the_search_never_evaluates_on_the_test_set_and_ends_in_a_recipe(monkeyp
     assert recipe.method in ("kd", "dist", "pcd")
     printed = capsys.readouterr().out
     assert header[2].removeprefix("# On 2 fresh seeds, ") in printed
+
+    before = {path: path.read_bytes() for path in (out / "report.html", out / "table.md", out / "results.csv")}
+    for path in remake_pages(out):
+        path.unlink()
+    assert set(remake_pages(out)) >= set(before)
+    assert {path: path.read_bytes() for path in before} == before
     assert "against default" in printed
     assert (out / "report.html").exists()
     cli.main(["distill", str(out / "best.yaml"), "--out", str(tmp_path / "run"), "--quiet"])

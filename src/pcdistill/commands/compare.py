@@ -238,6 +238,11 @@ def pair_lines(recipe: Recipe, data: Any, *, taught: bool) -> list[str]:
     return lines
 
 
+def renamed(result: dict[str, Any], name: str) -> dict[str, Any]:
+    """A run's result under another name than its method's; the strength is then no axis of the comparison."""
+    return {**{key: value for key, value in result.items() if key != "strength"}, "method": name}
+
+
 def write_comparison(
     out: Path,
     results: Sequence[dict[str, Any]],
@@ -245,6 +250,7 @@ def write_comparison(
     drawn: Mapping[str, Path],
     *,
     command: str | None,
+    names: Mapping[str, str] | None = None,
     **options: Any,
 ) -> None:
     """Pages of a comparison, and last comparison.json, which says what results they are of, and by which command.
@@ -257,6 +263,7 @@ def write_comparison(
         curves: as :func:`pcdistill.report.write_compare_report` takes them.
         drawn: method to the folder of a run, whose images are shown.
         command: what the user typed.
+        names: folder of a run, relative to `out`, to its name in the tables, where that is not its method.
         options: further ones of the report.
     """
     of = new_digest()
@@ -264,7 +271,7 @@ def write_comparison(
     same = read_json(out / RECORD).get("of") == of.hexdigest()
     report.write_compare_report(out, results, curves, command or "", drawn=drawn, missing_only=same, **options)
     if not same:
-        record = {"of": of.hexdigest(), "command": command, **options}
+        record = {"of": of.hexdigest(), "command": command, **({"names": dict(names)} if names else {}), **options}
         atomic_write(out / RECORD, json.dumps(record) + "\n")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pcdistill import report
 from pcdistill.commands.claim import MARK
-from pcdistill.commands.compare import RECORD
+from pcdistill.commands.compare import RECORD, renamed
 from pcdistill.commands.ending import write_pages
 from pcdistill.commands.folder import read_json
 from pcdistill.commands.students import RECORD as STUDENTS
@@ -20,7 +20,7 @@ OF_RUN = ("result.json", "metrics.csv", "recipe.yaml", "environment.json")
 
 
 def remake_pages(folder: Path) -> list[Path]:
-    """Write the pages of a run, a comparison, or a comparison of several students anew.
+    """Write the pages of a run, a comparison, a comparison of several students, or a search anew.
 
     Returns:
         What was written.
@@ -33,9 +33,10 @@ def remake_pages(folder: Path) -> list[Path]:
             path for name in read_json(folder / STUDENTS).get("folders", []) for path in remake_pages(folder / name)
         ]
         return [*found, write_students(folder)]
-    runs = dict(_runs(folder))
+    record = read_json(folder / RECORD)
+    runs = dict(_runs(folder, record))
     if runs:
-        return _comparison(folder, runs)
+        return _comparison(folder, record, runs)
     if any((folder / name).is_file() for name in OF_RUN):
         summary = read_json(folder / "result.json")
         write_pages(folder, summary)
@@ -44,12 +45,18 @@ def remake_pages(folder: Path) -> list[Path]:
     raise InputError(f"{folder} holds neither a run nor a comparison, so there are no pages to make")
 
 
-def _runs(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Folders and results of a comparison's runs: METHOD/seed-N and METHOD/strength-S/seed-N."""
+def _runs(folder: Path, record: dict[str, Any]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Folders and results of a comparison's runs: METHOD/seed-N and METHOD/strength-S/seed-N.
+
+    Of a search those that its record names, under the names that it gives them.
+    """
     if _kind(folder) == "search":
-        raise InputError(
-            f"{folder} holds a search; the command that made it makes its pages anew, once they are deleted"
-        )
+        if not isinstance(record.get("names"), dict):
+            raise InputError(f"{folder} holds a search that has not come to its comparison; the same command goes on")
+        for name, called in record["names"].items():
+            if found := read_json(folder / name / "result.json"):
+                yield folder / name, renamed(found, str(called))
+        return
     for pattern in ("*/seed-*/result.json", "*/strength-*/seed-*/result.json"):
         for path in sorted(folder.glob(pattern)):
             if found := read_json(path):
@@ -63,8 +70,7 @@ def _kind(folder: Path) -> str:
         return ""
 
 
-def _comparison(folder: Path, runs: dict[Path, dict[str, Any]]) -> list[Path]:
-    record = read_json(folder / RECORD)
+def _comparison(folder: Path, record: dict[str, Any], runs: dict[Path, dict[str, Any]]) -> list[Path]:
     results = list(runs.values())
     chosen = best_strengths(results)
     shown = {
@@ -73,9 +79,11 @@ def _comparison(folder: Path, runs: dict[Path, dict[str, Any]]) -> list[Path]:
         if strength_of(found) in (None, chosen.get(str(found.get("method"))))
     }
     curves = {key: report.read_metrics(path / "metrics.csv") for key, path in shown.items()}
-    drawn = {method: path for (method, seed), path in shown.items() if seed == 0}
-    command, margin = str(record.get("command") or ""), record.get("margin", MARGIN)
-    return list(report.write_compare_report(folder, results, curves, command, margin=margin, drawn=drawn))
+    first = min((seed for _, seed in shown), default=0)
+    drawn = {method: path for (method, seed), path in shown.items() if seed == first}
+    command = str(record.get("command") or "")
+    options = {"margin": MARGIN, **{key: record[key] for key in ("margin", "baseline") if key in record}}
+    return list(report.write_compare_report(folder, results, curves, command, drawn=drawn, **options))
 
 
 def written(paths: list[Path]) -> str:

@@ -15,6 +15,7 @@ from pcdistill.commands.compare import (
     carry_out,
     comparison_text,
     pair_lines,
+    renamed,
     with_teachers,
     write_comparison,
 )
@@ -214,15 +215,12 @@ def _compare(
     made = Plan(list(recipes), plan.final_seeds, jobs=plan.jobs, threads=plan.threads, pool=plan.pool)
     found = carry_out(runs, made, out, console=console, command=command)
     named = {key: DEFAULT if key.method == DEFAULT else TUNED for key in runs if key in found}
-    # The strength of one of them is no axis of the comparison.
-    results = [
-        {**{key: value for key, value in found[run].items() if key != "strength"}, "method": name}
-        for run, name in named.items()
-    ]
+    results = [renamed(found[run], name) for run, name in named.items()]
     curves = {(name, run.seed): report.read_metrics(run.folder(out) / "metrics.csv") for run, name in named.items()}
     shown = {name: run.folder(out) for run, name in named.items() if run.seed == first}
     options: dict[str, Any] = {"margin": plan.margin, "baseline": DEFAULT}
-    write_comparison(out, results, curves, shown, command=command, **options)
+    names = {run.folder(out).relative_to(out).as_posix(): name for run, name in named.items()}
+    write_comparison(out, results, curves, shown, command=command, names=names, **options)
     rows = report.compare_rows(results, **options)
     verdict = next((verdict_of(row, kept_epoch(rows)) for row in rows if row.name == TUNED), None)
     if verdict is None:
