@@ -46,6 +46,14 @@ def test_a_killed_run_without_result_gets_its_page(tmp_path):
     assert "Best on validation so far: 74.00 % top-1, in epoch 2" in page.text
 
 
+def test_every_session_of_a_run_is_a_line_in_words(tmp_path):
+    later = {"started": "2026-11-26T10:00:00Z", "versions": {"torch": "2.16.0"}, "gpu": None}
+    run = make_run(tmp_path, environment={"cpu": "x86_64", "continued": [later, {"threads": 4}]})
+    text = page_of(write_run_report(run)).text
+    assert "continued started 2026-11-26T10:00:00Z, versions torch 2.16.0, gpu –" in text
+    assert "continued threads 4" in text
+
+
 def test_a_diverged_run_says_why(tmp_path):
     page = page_of(write_run_report(make_run(tmp_path, result=stopped(), rows=make_rows(1))))
     assert "the loss is not finite in epoch 2" in page.text

@@ -89,7 +89,8 @@ def _facts(run: Run, environment: dict[str, Any]) -> list[tuple[str, str]]:
     facts = [("epochs", done)]
     if seconds:
         facts.append(("training time", duration(seconds) + (f", {speed:.0f} images/s" if speed else "")))
-    return facts + _flat(environment)
+    sessions = environment.pop("continued", None)
+    return [*facts, *_flat(environment), *(("continued", _text(one)) for one in _list(sessions))]
 
 
 def _speed(run: Run) -> dict[str, Any]:
@@ -246,12 +247,17 @@ def _no_news(name: str, models: Sequence[tuple[str, str, dict[str, Any]]]) -> bo
 
 def _flat(values: dict[str, Any]) -> list[tuple[str, str]]:
     """Name and text of every value; a mapping becomes one line."""
-    rows = []
-    for name, value in values.items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{key} {inner}" for key, inner in value.items())
-        rows.append((str(name), MISSING if value is None else str(value)))
-    return rows
+    return [(str(name), _text(value)) for name, value in values.items()]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_text(inner)}" for key, inner in value.items())
+    return MISSING if value is None else str(value)
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _dict(value: Any) -> dict[str, Any]:
