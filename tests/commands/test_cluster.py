@@ -15,7 +15,7 @@ import torch
 import pcdistill
 from pcdistill.cli import main
 from pcdistill.commands.claim import MARK, claimed, wait_until_free
-from pcdistill.commands.jobs import Job, Share, run_jobs
+from pcdistill.commands.jobs import At, Job, Progress, Share, run_jobs
 from pcdistill.engine.console import Console
 from pcdistill.errors import InputError
 from pcdistill.recipe import load_recipe, make_recipe
@@ -221,6 +221,16 @@ def test_a_node_looks_for_the_file_that_was_just_written(tmp_path):
     assert not look(str(token), str(tmp_path))["root"]
     token.write_text("token")
     assert look(str(token), str(tmp_path / "none")) == {"version": pcdistill.__version__, "folder": False, "root": True}
+
+
+@pytest.mark.parametrize("text", ["epoch 1/3", "", "one, two, three"])
+def test_a_node_is_named_by_itself_whatever_the_text_of_its_progress(text):
+    run, console = module._Run(Job("a", recipe(), Path("a"))), Told()
+    tasks = object.__new__(module._Tasks)
+    tasks.shown, tasks.going = Progress(console, 1), {None: run}
+    tasks._hear("a", 0, At(0.5, text, "192.0.2.7"))
+    assert (run.node, run.reached) == ("192.0.2.7", 0.5)
+    assert console.drawn[-1]["a"] == (0.5, f"{text}, 192.0.2.7")
 
 
 # With one

@@ -268,8 +268,8 @@ class _Tasks:
             return
         if isinstance(message, At):
             run.reached = max(run.reached, message.fraction)
-            run.node = message.text.rsplit(", ", 1)[-1]
-            self.shown.draw(run.job, message.fraction, message.text)
+            run.node = message.node
+            self.shown.draw(run.job, message.fraction, f"{message.text}, {message.node}")
         elif isinstance(message, str):
             self.shown.console.warn(f"{name}: {message}")
         else:
@@ -357,7 +357,7 @@ def _there(job: Job, number: int, place: Place, board: Any) -> Outcome | None:
         """Only training tells, so the signal finds its loop, which writes a checkpoint and ends."""
         if last and ray.wait(last, timeout=0)[0] and ray.get(last.pop()):
             signal.raise_signal(signal.SIGTERM)
-        last[:] = [board.tell.remote(job.name, number, At(at.fraction, f"{at.text}, {node}"))]
+        last[:] = [board.tell.remote(job.name, number, at._replace(node=node))]
 
     def warn(text: str) -> None:
         ray.get(board.tell.remote(job.name, number, text))  # heard before the run ends
