@@ -243,8 +243,8 @@ def test_several_students_on_a_cluster_have_the_tables_of_one_machine(cluster, t
     for file in files:
         assert equal(tmp_path / "here" / file.parent, tmp_path / "there" / file.parent)
     for folder in ("small", "smaller_small"):
-        tables = [(tmp_path / name / folder / "table.md").read_text() for name in printed]
-        assert tables[0] == tables[1]
+        tables = [(tmp_path / name / folder / "table.md").read_text().rsplit("```", 2)[0] for name in printed]
+        assert tables[0] == tables[1]  # below is the command
 
 
 MEETING = """
@@ -339,17 +339,19 @@ def test_when_the_head_dies_the_command_ends_with_a_sentence_and_continues_elsew
             killed = time.monotonic()
             stdout, stderr = process.communicate(timeout=120)
         assert process.returncode == 1
-        said = f"the head of the Ray cluster has not answered for {cluster_nodes.LOST_SECONDS} s; the same command"
-        assert said in stderr.splitlines()[-1]
+        last = stderr.splitlines()[-1]
+        assert last.startswith("pcdistill: the Ray cluster does not answer any more (")
+        assert last.endswith("; the same command continues, on another cluster too")
         assert stdout == ""
-        assert not any(word in stderr for word in ("Traceback", "GCS", "rpc_client"))
+        assert not any(word in stderr for word in ("Traceback", "GCS", "will terminate"))
         assert time.monotonic() - killed < 60
         main([*argv[3:], "--cluster", cluster.address])  # the run on the other node may live for some seconds still
         main([*argv[3:-1], str(tmp_path / "here"), "--jobs", "1"])
     finally:
         dying.shutdown()
     assert equal(tmp_path / "here" / "none" / "seed-0", out / "none" / "seed-0")
-    assert (tmp_path / "here" / "table.md").read_text() == (out / "table.md").read_text()
+    tables = [(folder / "table.md").read_text().split("```")[0] for folder in (out, tmp_path / "here")]
+    assert tables[0] == tables[1]
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, RayTaskErr
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pcdistill.commands.claim import wait_until_free
-from pcdistill.commands.cluster_head import first_line, joined
+from pcdistill.commands.cluster_head import joined
 from pcdistill.commands.cluster_nodes import (
     LOOK_SECONDS,
     LOST_SECONDS,
@@ -86,8 +86,8 @@ def connected(wanted: Wanted, device: str, out: Path) -> Iterator["Cluster"]:
         except (KeyboardInterrupt, Interrupted) as stop:
             if living.lost:
                 raise PcdistillError(
-                    f"the head of the Ray cluster has not answered for {LOST_SECONDS} s; the same command continues, "
-                    "on another cluster too"
+                    f"the Ray cluster does not answer any more (its head, for {LOST_SECONDS} s); the same command "
+                    "continues, on another cluster too"
                 ) from None
             if isinstance(stop, Terminated):
                 raise Interrupted("interrupted; the same command continues", signal.SIGTERM) from None
@@ -125,6 +125,7 @@ class Cluster:
         shown = Progress(console, len(jobs) if isinstance(jobs, Sequence) else total or 1)
         waiting: Iterator[Job] | None = iter(jobs)
         tasks = _Tasks(self.place, shown, judge)
+        gone = False
         try:
             with sigterm_as_interrupt():
                 while waiting or tasks.going:
@@ -142,12 +143,13 @@ class Cluster:
                 "interrupted; the runs under way have checkpoints: the same command continues", number
             ) from None
         except RayError as error:
+            gone = True
             raise PcdistillError(
-                f"the Ray cluster does not answer any more ({first_line(error)}); when it does, the same command "
-                "continues"
+                f"the Ray cluster does not answer any more ({type(error).__name__}); the same command continues, "
+                "on another cluster too"
             ) from error
         finally:
-            tasks.end(LOST_END_SECONDS if self.nodes.lost else END_SECONDS)
+            tasks.end(LOST_END_SECONDS if gone or self.nodes.lost else END_SECONDS)
             console.close()
 
 

@@ -40,7 +40,6 @@ def joined(address: str) -> Iterator[None]:
     head = find_head(address)
     main = threading.current_thread() is threading.main_thread()
     old = signal.getsignal(signal.SIGTERM)
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # of this process; what it would say is told by us
     with redirect_stdout(_ToLog()):
         try:
             with _within(JOIN_SECONDS):

@@ -139,7 +139,8 @@ def checked(nodes: Sequence[Mapping[str, Any]], place: Place) -> Iterator[None]:
             asked.append((str(node["NodeManagerAddress"]), task.remote(str(place.token), str(place.folder))))
         for name, answer in asked:
             try:
-                fault = fault_of(name, ray.get(answer, timeout=PROBE_SECONDS), place)
+                found: dict[str, Any] = ray.get(answer, timeout=PROBE_SECONDS)
+                fault = fault_of(name, found, place)
             except GetTimeoutError:
                 fault = f"node {name} did not answer within {PROBE_SECONDS:g} s; `ray status` says what it does"
             except RayError as error:
