@@ -382,7 +382,8 @@ class OnCluster(SideBySide):
         from pcdistill.extras import need
 
         need("ray", what="--cluster")
-        from pcdistill.commands.cluster import Wanted, connected
+        from pcdistill.commands.cluster import connected
+        from pcdistill.commands.cluster_nodes import Wanted
 
         with connected(Wanted(self.cluster, self.threads, self.gpus_per_run), recipe.train.device, out) as pool:
             yield pool

@@ -1,7 +1,9 @@
 """Runs on a cluster of Ray: the results of one machine, a node that dies, and what is refused before training."""
 
+import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +17,7 @@ import torch
 import pcdistill
 from pcdistill.cli import main
 from pcdistill.commands.claim import MARK, claimed, wait_until_free
-from pcdistill.commands.jobs import Job, Share, run_jobs
+from pcdistill.commands.jobs import At, Job, Progress, Share, run_jobs
 from pcdistill.engine.console import Console
 from pcdistill.errors import InputError
 from pcdistill.recipe import load_recipe, make_recipe
@@ -26,7 +28,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pyte
 from ray.cluster_utils import Cluster as LocalCluster  # noqa: E402
 
 from pcdistill.commands import cluster as module  # noqa: E402
-from pcdistill.commands.cluster import Place, Wanted, connected  # noqa: E402
+from pcdistill.commands import cluster_nodes  # noqa: E402
+from pcdistill.commands.cluster import connected  # noqa: E402
+from pcdistill.commands.cluster_nodes import Place, Wanted  # noqa: E402
 
 SRC = str(Path(pcdistill.__file__).parents[1])
 NODE = {"num_cpus": 1, "object_store_memory": 80_000_000}
@@ -89,8 +93,8 @@ class Told(Console):
         self.drawn.append(dict(going or {}))
 
 
-def on_cluster(cluster, todo: list[Job], out: Path, console: Console | None = None):
-    with connected(Wanted(cluster.address, threads=1), "cpu", out) as pool:
+def on_cluster(cluster, todo: list[Job], out: Path, console: Console | None = None, gpus: float | None = None):
+    with connected(Wanted(cluster.address, threads=1, gpus=gpus), "cpu", out) as pool:
         return {job.name: outcome for job, outcome in pool.run(todo, console=console or Told())}
 
 
@@ -103,47 +107,11 @@ def equal(one: Path, other: Path) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("place", "resources", "expected"),
-    [
-        ((1, 0), {"CPU": 8.0}, 8),
-        ((3, 0), {"CPU": 8.0}, 2),
-        ((1, 0.5), {"CPU": 8.0, "GPU": 2.0}, 4),
-        ((1, 0.4), {"CPU": 8.0, "GPU": 2.0}, 4),
-        ((1, 0.1), {"CPU": 99.0, "GPU": 1.0}, 10),
-        ((4, 0.5), {"CPU": 8.0, "GPU": 2.0}, 2),
-        ((1, 1), {"CPU": 8.0, "GPU": 3.0}, 3),
-        ((1, 1), {"CPU": 8.0}, 0),
-        ((1, 0), {}, 0),
-    ],
-)
-def test_a_node_takes_the_runs_that_fit(place, resources, expected):
-    assert Place(*place, "0", Path(), Path()).fits(resources) == expected
-
-
-@pytest.mark.parametrize(
-    ("wanted", "device", "expected"),
-    [
-        (Wanted("auto"), "cpu", (1, 0)),
-        (Wanted("auto"), "auto", (4, 1)),
-        (Wanted("auto", gpus=0.5), "auto", (2, 0.5)),
-        (Wanted("auto", threads=3), "cuda", (3, 1)),
-        (Wanted("auto", gpus=0), "auto", (1, 0)),
-    ],
-)
-def test_a_run_gets_its_part_of_a_node(wanted, device, expected, tmp_path):
-    nodes = [{"CPU": 2.0}, {"CPU": 8.0, "GPU": 2.0}, {"CPU": 64.0, "GPU": 8.0}]
-    place = module._place(wanted, device, nodes, tmp_path / "not" / "there")
-    assert (place.threads, place.gpus) == expected
-    assert place.root == tmp_path
-
-
-@pytest.mark.parametrize(
     ("wanted", "said"),
     [
         (Wanted("nowhere"), "must be auto or HOST:PORT"),
         (Wanted("ray://127.0.0.1:1"), "must be auto or HOST:PORT"),
         (Wanted("127.0.0.1:1"), "nothing answers there"),
-        (Wanted("127.0.0.1:99999"), "nothing answers there"),
         (Wanted("auto", gpus=1.5), "must be 0, or from 0.001 to 1"),
         (Wanted("auto", gpus=-1), "must be 0, or from 0.001 to 1"),
         (Wanted("auto", gpus=float("nan")), "must be 0, or from 0.001 to 1"),
@@ -196,31 +164,21 @@ def test_the_lock_of_a_process_that_ends_is_waited_for(tmp_path):
         assert (tmp_path / "out" / MARK).exists()
 
 
-ANSWER = {"version": "1", "folder": True, "root": True}
+@pytest.mark.parametrize("text", ["epoch 1/3", "", "one, two, three"])
+def test_a_node_is_named_by_itself_whatever_the_text_of_its_progress(text):
+    run, console = module._Run(Job("a", recipe(), Path("a"))), Told()
+    tasks = object.__new__(module._Tasks)
+    tasks.shown, tasks.going = Progress(console, 1), {None: run}
+    tasks._hear("a", 0, At(0.5, text, "192.0.2.7"))
+    assert (run.node, run.reached) == ("192.0.2.7", 0.5)
+    assert console.drawn[-1]["a"] == (0.5, f"{text}, 192.0.2.7")
 
 
-@pytest.mark.parametrize(
-    ("answer", "said"),
-    [
-        ({}, None),
-        ({"version": None}, "node n has no pcdistill; install version 1 "),
-        ({"version": "2"}, "node n has pcdistill 2, this machine 1; install the same version everywhere"),
-        ({"root": False}, "node n does not see /root; name an --out on a disk that all nodes share"),
-        ({"folder": False}, "node n does not see /folder; start the command in a folder that all nodes share"),
-    ],
-)
-def test_a_node_that_cannot_carry_out_a_run_says_why(answer, said):
-    found = module._fault("n", {**ANSWER, **answer}, Place(1, 0, "1", Path("/folder"), Path("/root")))
-    assert found == said or found.startswith(said)
-
-
-def test_a_node_looks_for_the_file_that_was_just_written(tmp_path):
-    look, token = module._look(), tmp_path / "token"
-    assert look(str(token), str(tmp_path)) == {"version": pcdistill.__version__, "folder": True, "root": False}
-    token.write_text("of another disk")
-    assert not look(str(token), str(tmp_path))["root"]
-    token.write_text("token")
-    assert look(str(token), str(tmp_path / "none")) == {"version": pcdistill.__version__, "folder": False, "root": True}
+def test_a_node_that_came_later_and_does_not_see_the_disk_says_so(tmp_path):
+    place = Place(1, 0, tmp_path, tmp_path / "token")
+    outcome = module._there(Job("a", recipe(), tmp_path / "a"), 0, place, None)
+    assert outcome.status == "failed"
+    assert f"does not see {tmp_path}; name an --out on a disk that all nodes share" in outcome.text
 
 
 # With one
@@ -233,12 +191,21 @@ def test_a_cluster_that_cannot_carry_out_the_runs_is_refused_before_training(clu
         said = f"no node of the Ray cluster has .*{said}"
         with pytest.raises(InputError, match=said), connected(wanted, "cpu", tmp_path):
             pass
-    monkeypatch.setattr(module, "__version__", "9.9")
+    other = functools.partial(Place, version="9.9")
+    monkeypatch.setattr(cluster_nodes, "Place", other)
     with (
         pytest.raises(InputError, match=f"has pcdistill {pcdistill.__version__}, this machine 9.9"),
         connected(Wanted(address), "cpu", tmp_path),
     ):
         pass
+    monkeypatch.undo()
+    monkeypatch.setattr(ray, "__version__", "1.0")  # of the command; the cluster's is another process
+    with (
+        pytest.raises(InputError, match=r"other versions \(.*Ray: 1.0.*\); install the same Ray"),
+        connected(Wanted(address), "cpu", tmp_path),
+    ):
+        pass
+    assert not ray.is_initialized()
     assert not list(tmp_path.iterdir())
 
 
@@ -257,6 +224,134 @@ def test_a_search_on_a_cluster_tries_and_finds_what_it_does_on_one_machine(clust
     assert there == here
     teacher = json.loads((tmp_path / "there" / "teacher" / "result.json").read_text())
     assert teacher["file"] == "teacher.safetensors"
+
+
+@pytest.mark.slow
+def test_several_students_on_a_cluster_have_the_tables_of_one_machine(cluster, tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(MODELS + MODELS.replace("def ", "def smaller_").replace("8", "4"))
+    students = ",".join(f"{tmp_path / 'mine.py'}:{name}" for name in ("small", "smaller_small"))
+    argv = ["compare", "digits", "--teacher", f"{tmp_path / 'mine.py'}:big", "--students", students]
+    argv += ["--methods", "none,kd", "--seeds", "2", "--teacher-epochs", "3", "--epochs", "2", "--limit", "300"]
+    printed = {}
+    for name, where in (("there", ["--cluster", cluster.address]), ("here", ["--jobs", "1"])):
+        main([*argv, "--threads", "1", *where, "--out", str(tmp_path / name)])
+        printed[name] = capsys.readouterr().out
+    assert "better" in printed["there"] or "cannot tell" in printed["there"] or "worse" in printed["there"]
+    assert printed["there"].replace(str(tmp_path / "there"), str(tmp_path / "here")) == printed["here"]
+    files = [path.relative_to(tmp_path / "here") for path in (tmp_path / "here").rglob("last.pt")]
+    assert len(files) == 1 + 2 * 2 * 2
+    for file in files:
+        assert equal(tmp_path / "here" / file.parent, tmp_path / "there" / file.parent)
+    for folder in ("small", "smaller_small"):
+        tables = [(tmp_path / name / folder / "table.md").read_text().rsplit("```", 2)[0] for name in printed]
+        assert tables[0] == tables[1]  # below is the command
+
+
+MEETING = """
+import os, pathlib, time
+from torch import nn
+
+HERE = pathlib.Path(__file__).parent
+
+def model(num_classes):
+    seen = HERE / f"{os.getpid()}.seen"
+    seen.write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
+    until = time.monotonic() + 100
+    while len(list(HERE.glob("*.seen"))) < 2 and time.monotonic() < until:
+        time.sleep(0.05)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+"""
+
+
+@pytest.mark.slow
+def test_two_runs_of_half_a_gpu_share_one_that_ray_names(cluster, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")  # the node's one GPU, which no card stands behind
+    node = cluster.add_node(**{**NODE, "num_cpus": 2}, num_gpus=1)
+    monkeypatch.undo()
+    (tmp_path / "meeting.py").write_text(MEETING)
+    one = {"student": {"name": f"{tmp_path / 'meeting.py'}:model"}}
+    try:
+        for wanted in (Wanted(cluster.address, gpus=0.5, threads=3), Wanted(cluster.address, gpus=1, threads=3)):
+            said = r"has 3 CPUs and .* for a run \(they have .*2 CPUs and 1 GPU"
+            with pytest.raises(InputError, match=said), connected(wanted, "cpu", tmp_path):
+                pass
+        todo = [Job(f"seed {seed}", recipe(seed, **one), tmp_path / str(seed)) for seed in range(2)]
+        found = on_cluster(cluster, todo, tmp_path, gpus=0.5)
+        assert {outcome.status for outcome in found.values()} == {"done"}, found
+        seen = list(tmp_path.glob("*.seen"))
+        assert [path.read_text() for path in seen] == ["5", "5"]  # both at a time, else a third file would be awaited
+        for path in seen:
+            path.write_text("")
+        none = on_cluster(cluster, [Job("none", recipe(**one), tmp_path / "none")], tmp_path, gpus=0)
+        assert none["none"].status == "done", none
+        (last,) = set(tmp_path.glob("*.seen")) - set(seen)
+        assert last.read_text() == ""
+    finally:
+        cluster.remove_node(node)
+
+
+@pytest.mark.slow
+def test_a_node_without_the_shared_disk_is_named_before_training(cluster, tmp_path):
+    """The node is begun where another disk, an empty one, lies over the folder, as where NFS was not mounted."""
+    hidden = [
+        "unshare",
+        "--map-root-user",
+        "--mount",
+        "sh",
+        "-c",
+        'mount -t tmpfs none "$0" && exec "$@"',
+        str(tmp_path),
+    ]
+    if shutil.which("unshare") is None or subprocess.run([*hidden, "true"], check=False).returncode:
+        pytest.skip("this system lets no user mount")
+    start = ["start", "--block", "--address", cluster.address, "--num-cpus", "1", "--object-store-memory", "80000000"]
+    argv = [*hidden, sys.executable, "-m", "ray.scripts.scripts", *start]
+    with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as node:
+        try:
+            ray.init(cluster.address, log_to_driver=False, namespace="pcdistill")
+            until = time.monotonic() + 60
+            while sum(one["Resources"].get("CPU", 0) for one in ray.nodes() if one["Alive"]) < 2:
+                assert time.monotonic() < until
+                time.sleep(0.2)
+            ray.shutdown()
+            said = f"node [0-9.]+ does not see {tmp_path}; name an --out on a disk that all nodes share"
+            with pytest.raises(InputError, match=said), connected(Wanted(cluster.address), "cpu", tmp_path / "out"):
+                pass
+        finally:
+            node.terminate()
+
+
+@pytest.mark.slow
+def test_when_the_head_dies_the_command_ends_with_a_sentence_and_continues_elsewhere(cluster, tmp_path):
+    head = {**NODE, "num_cpus": 0, "include_dashboard": False}
+    dying = LocalCluster(initialize_head=True, head_node_args=head)
+    try:
+        dying.add_node(**NODE)
+        out = tmp_path / "out"
+        size = ["--methods", "none", "--seeds", "1", "--epochs", "12", "--limit", "300", "--threads", "1"]
+        argv = [sys.executable, "-m", "pcdistill", "compare", "digits", *size, "--out", str(out)]
+        env, pipes = {**os.environ, "PYTHONPATH": SRC}, {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        command = [*argv, "--cluster", dying.address]
+        with subprocess.Popen(command, env=env, text=True, **pipes) as process:
+            while not list(out.rglob("metrics.csv")) and process.poll() is None:
+                time.sleep(0.1)
+            dying.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
+            killed = time.monotonic()
+            stdout, stderr = process.communicate(timeout=120)
+        assert process.returncode == 1
+        last = stderr.splitlines()[-1]
+        assert last.startswith("pcdistill: the Ray cluster does not answer any more (")
+        assert last.endswith("; the same command continues, on another cluster too")
+        assert stdout == ""
+        assert not any(word in stderr for word in ("Traceback", "GCS", "will terminate"))
+        assert time.monotonic() - killed < 60
+        main([*argv[3:], "--cluster", cluster.address])  # the run on the other node may live for some seconds still
+        main([*argv[3:-1], str(tmp_path / "here"), "--jobs", "1"])
+    finally:
+        dying.shutdown()
+    assert equal(tmp_path / "here" / "none" / "seed-0", out / "none" / "seed-0")
+    tables = [(folder / "table.md").read_text().split("```")[0] for folder in (out, tmp_path / "here")]
+    assert tables[0] == tables[1]
 
 
 @pytest.mark.slow

@@ -5,35 +5,34 @@ trained. A run is the same function in the same folder as with `--jobs`, so its 
 """
 
 import asyncio
-import io
-import logging
-import math
 import os
 import signal
-import socket
-import threading
 import time
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
-from ray.exceptions import (
-    GetTimeoutError,
-    NodeDiedError,
-    OutOfMemoryError,
-    RayError,
-    RayTaskError,
-    WorkerCrashedError,
-)
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pcdistill import __version__
 from pcdistill.commands.claim import wait_until_free
+from pcdistill.commands.cluster_head import joined
+from pcdistill.commands.cluster_nodes import (
+    LOOK_SECONDS,
+    LOST_SECONDS,
+    Nodes,
+    Place,
+    Wanted,
+    check_gpus,
+    checked,
+    fault_of,
+    looker,
+    place_of,
+)
 from pcdistill.commands.jobs import (
     At,
     Job,
@@ -46,58 +45,15 @@ from pcdistill.commands.jobs import (
     check_numbers,
     sigterm_as_interrupt,
 )
-from pcdistill.engine.console import LOG, Console
+from pcdistill.engine.console import Console
 from pcdistill.engine.loop import Interrupted
-from pcdistill.errors import InputError, PcdistillError
+from pcdistill.errors import PcdistillError
 from pcdistill.plain import one_line
 
 DEATHS = 3  # of a run's process, one after the other without progress, after which it has failed
-LEAST_GPU = 0.001  # that one run may get; Ray counts in steps of a tenth of it
-LOOK_SECONDS = 0.25  # between two looks at what the runs tell
-PROBE_SECONDS = 180.0  # in which a node must answer: it starts a process first
 LOCK_SECONDS = 120.0  # for which a shared disk may keep the lock of a dead node; NFS's lease is 90 s
 END_SECONDS = 120.0  # in which runs that were asked to end write their checkpoints
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What the user asked for.
-
-    Attributes:
-        address: "auto", or HOST:PORT of the cluster's head.
-        threads: CPUs of each run; None: a GPU's part of its node's, or 1.
-        gpus: of each run, at most 1; None: 1 where there are any.
-    """
-
-    address: str
-    threads: int | None = None
-    gpus: float | None = None
-
-
-@dataclass(frozen=True)
-class Place:
-    """What each run gets, and what must hold where it goes.
-
-    Attributes:
-        threads: CPUs.
-        gpus: part of a GPU.
-        version: of pcdistill.
-        folder: where the command was started; relative paths begin there.
-        root: a folder that holds the runs', and is there already.
-    """
-
-    threads: int
-    gpus: float
-    version: str
-    folder: Path
-    root: Path
-
-    def fits(self, resources: Mapping[str, float]) -> int:
-        """How many runs a node with these resources takes at a time."""
-        by_cpu = int(resources.get("CPU", 0)) // self.threads
-        if self.gpus == 0:
-            return by_cpu
-        return min(by_cpu, int(resources.get("GPU", 0)) * math.floor(1 / self.gpus + 1e-9))
+LOST_END_SECONDS = 15.0  # the same where the head is gone, and Ray soon ends everything
 
 
 @contextmanager
@@ -111,20 +67,31 @@ def connected(wanted: Wanted, device: str, out: Path) -> Iterator["Cluster"]:
 
     Raises:
         InputError: no cluster answers, no node has room for a run, or one cannot carry it out, and why.
+        PcdistillError: in the middle the head is gone.
+        Interrupted: by SIGTERM.
     """
     check_numbers("auto", wanted.threads)
-    _check_gpus(wanted.gpus)
-    with _joined(wanted.address):
+    check_gpus(wanted.gpus)
+    with joined(wanted.address):
         nodes = [node for node in ray.nodes() if node["Alive"]]
-        place = _place(wanted, device, [node["Resources"] for node in nodes], out)
-        fitting = [node for node in nodes if place.fits(node["Resources"])]
-        if not fitting:
-            raise InputError(
-                f"no node of the Ray cluster has {place.threads} CPUs and {place.gpus:g} GPUs for a run; lower "
-                "--threads or --gpus-per-run"
-            )
-        _check_nodes(fitting, place)
-        yield Cluster(place)
+        place = place_of(wanted, device, [node["Resources"] for node in nodes], out)
+        living = Nodes(place)
+        try:
+            with (
+                sigterm_as_interrupt(),
+                living.watched(),
+                checked([node for node in nodes if place.fits(node["Resources"])], place),
+            ):
+                yield Cluster(place, living)
+        except (KeyboardInterrupt, Interrupted) as stop:
+            if living.lost:
+                raise PcdistillError(
+                    f"the Ray cluster does not answer any more (its head, for {LOST_SECONDS} s); the same command "
+                    "continues, on another cluster too"
+                ) from None
+            if isinstance(stop, Terminated):
+                raise Interrupted("interrupted; the same command continues", signal.SIGTERM) from None
+            raise
 
 
 class Cluster:
@@ -132,15 +99,16 @@ class Cluster:
 
     Args:
         place: what each run gets.
+        nodes: those that live.
     """
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
+    def __init__(self, place: Place, nodes: Nodes) -> None:
+        self.place, self.nodes = place, nodes
 
     @property
     def described(self) -> str:
         """How many runs go at a time, in words."""
-        rooms = [room for room in self._rooms() if room]
+        rooms = self.nodes.rooms
         threads, gpus = self.place.threads, self.place.gpus
         each = f"{threads} thread{'s' if threads > 1 else ''}" + (f" and {gpus:g} GPU" if gpus else "")
         return f"{sum(rooms)} at a time on {len(rooms)} node{'s' if len(rooms) > 1 else ''} of Ray, {each} each"
@@ -157,10 +125,11 @@ class Cluster:
         shown = Progress(console, len(jobs) if isinstance(jobs, Sequence) else total or 1)
         waiting: Iterator[Job] | None = iter(jobs)
         tasks = _Tasks(self.place, shown, judge)
+        gone = False
         try:
             with sigterm_as_interrupt():
                 while waiting or tasks.going:
-                    if waiting and len(tasks.going) < sum(self._rooms()):
+                    if waiting and len(tasks.going) < sum(self.nodes.rooms):
                         job = next(waiting, None)
                         if job is None:
                             waiting = None
@@ -174,17 +143,14 @@ class Cluster:
                 "interrupted; the runs under way have checkpoints: the same command continues", number
             ) from None
         except RayError as error:
+            gone = True
             raise PcdistillError(
-                f"the Ray cluster does not answer any more ({_first_line(error)}); when it does, the same command "
-                "continues"
+                f"the Ray cluster does not answer any more ({type(error).__name__}); the same command continues, "
+                "on another cluster too"
             ) from error
         finally:
-            tasks.end()
+            tasks.end(LOST_END_SECONDS if gone or self.nodes.lost else END_SECONDS)
             console.close()
-
-    def _rooms(self) -> list[int]:
-        """How many runs each living node takes; nodes come and go."""
-        return [self.place.fits(node["Resources"]) for node in ray.nodes() if node["Alive"]]
 
 
 @dataclass
@@ -243,7 +209,7 @@ class _Tasks:
             self.shown.draw(run.job, 1.0)
             yield run.job, outcome
 
-    def end(self) -> None:
+    def end(self, seconds: float) -> None:
         """Ask all that are under way for a checkpoint and an end; a second Ctrl-C while waiting ends them at once.
 
         One that trains finds the board closed. Others are cancelled, which raises KeyboardInterrupt in them: they
@@ -257,7 +223,7 @@ class _Tasks:
                 for task, run in self.going.items():
                     if not run.node:
                         ray.cancel(task)
-                ray.wait(list(self.going), num_returns=len(self.going), timeout=END_SECONDS)
+                ray.wait(list(self.going), num_returns=len(self.going), timeout=seconds)
             except KeyboardInterrupt:
                 for task in self.going:
                     ray.cancel(task, force=True)
@@ -268,8 +234,8 @@ class _Tasks:
             return
         if isinstance(message, At):
             run.reached = max(run.reached, message.fraction)
-            run.node = message.text.rsplit(", ", 1)[-1]
-            self.shown.draw(run.job, message.fraction, message.text)
+            run.node = message.node
+            self.shown.draw(run.job, message.fraction, f"{message.text}, {message.node}")
         elif isinstance(message, str):
             self.shown.console.warn(f"{name}: {message}")
         else:
@@ -343,13 +309,14 @@ class _Board:
 def _there(job: Job, number: int, place: Place, board: Any) -> Outcome | None:
     """In a process of a node: the run, from its checkpoint if it has one; None if it was asked to end."""
     node = ray.util.get_node_ip_address()
-    fault = _fault(node, {"version": __version__, "folder": place.folder.is_dir(), "root": place.root.is_dir()}, place)
+    fault = fault_of(node, looker()(str(place.token), str(place.folder)), place)
     if fault is not None:  # the node came after the others were checked
         return Outcome("failed", fault)
     os.chdir(place.folder)
     torch.set_num_threads(place.threads)
-    if number:
-        wait_until_free(job.out, LOCK_SECONDS)
+    if place.gpus == 0:  # which Ray leaves open, and then all runs would meet on the first
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    wait_until_free(job.out, LOCK_SECONDS)
 
     last: list[Any] = []  # the answer to what was told last
 
@@ -357,7 +324,7 @@ def _there(job: Job, number: int, place: Place, board: Any) -> Outcome | None:
         """Only training tells, so the signal finds its loop, which writes a checkpoint and ends."""
         if last and ray.wait(last, timeout=0)[0] and ray.get(last.pop()):
             signal.raise_signal(signal.SIGTERM)
-        last[:] = [board.tell.remote(job.name, number, At(at.fraction, f"{at.text}, {node}"))]
+        last[:] = [board.tell.remote(job.name, number, at._replace(node=node))]
 
     def warn(text: str) -> None:
         ray.get(board.tell.remote(job.name, number, text))  # heard before the run ends
@@ -370,145 +337,3 @@ def _there(job: Job, number: int, place: Place, board: Any) -> Outcome | None:
         return carry_out_job(job, JobConsole(tell, warn), go_on)
     except Interrupted:
         return None
-
-
-@contextmanager
-def _joined(address: str) -> Iterator[None]:
-    """Connected to the cluster; signals are afterwards as they were, and what Ray prints goes to the log.
-
-    Raises:
-        InputError: none answers.
-    """
-    _check_address(address)
-    main = threading.current_thread() is threading.main_thread()
-    old = signal.getsignal(signal.SIGTERM)
-    with redirect_stdout(_ToLog()):
-        try:
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, namespace="pcdistill")
-        except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-            raise InputError(
-                f"--cluster {address}: no Ray cluster answers ({_first_line(error)}); start one with `ray start "
-                "--head`, and run the command on one of its machines"
-            ) from error
-        try:
-            yield
-        finally:
-            ray.shutdown()
-            if main:
-                signal.signal(signal.SIGTERM, old)
-
-
-class _ToLog(io.TextIOBase):
-    """Takes what Ray prints of dying nodes, between the lines of a result, to the log."""
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, text: str) -> int:
-        if text.strip():
-            LOG.debug(text.rstrip())
-        return len(text)
-
-
-def _check_address(address: str) -> None:
-    """Raise InputError unless it is auto, or something listens there: Ray itself would wait for minutes."""
-    if address == "auto":
-        return
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or "/" in address:
-        raise InputError(f"--cluster must be auto or HOST:PORT of the cluster's head, got {address}")
-    try:
-        with socket.create_connection((host, int(port)), timeout=10):
-            pass
-    except (OSError, OverflowError) as error:
-        raise InputError(f"--cluster {address}: nothing answers there ({error}); `ray status` names the head") from None
-
-
-def _check_gpus(gpus: float | None) -> None:
-    """Raise InputError unless a run, which is one process, can use so many GPUs, and Ray can count them."""
-    if gpus is not None and gpus != 0 and not LEAST_GPU <= gpus <= 1:
-        raise InputError(f"--gpus-per-run must be 0, or from {LEAST_GPU:g} to 1 such as 0.5, got {gpus:g}")
-
-
-def _place(wanted: Wanted, device: str, resources: Sequence[Mapping[str, float]], out: Path) -> Place:
-    """What each run gets on nodes with these resources."""
-    with_gpus = [one for one in resources if one.get("GPU", 0) > 0]
-    gpus = wanted.gpus
-    if gpus is None:
-        gpus = 1.0 if device == "cuda" or (device == "auto" and with_gpus) else 0.0
-    threads = wanted.threads
-    if threads is None:
-        shares = [one.get("CPU", 0) / one["GPU"] * gpus for one in with_gpus if gpus]
-        threads = max(1, math.floor(min(shares, default=1) + 1e-9))
-    there = out.absolute()
-    root = next(path for path in (there, *there.parents) if path.is_dir())
-    return Place(threads, gpus, __version__, Path.cwd(), root)
-
-
-def _check_nodes(nodes: Sequence[Mapping[str, Any]], place: Place) -> None:
-    """Ask every node whether it has this pcdistill, the folder, and in it a file that is written now.
-
-    Raises:
-        InputError: naming the first that has not.
-    """
-    token = place.root / f".{uuid.uuid4().hex}.tmp"
-    token.write_text(token.name, encoding="utf-8")
-    look = ray.remote(_look())
-    try:
-        asked: dict[str, Any] = {}
-        for node in nodes:
-            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            task = look.options(num_cpus=0, max_retries=0, scheduling_strategy=there)
-            asked[str(node["NodeManagerAddress"])] = task.remote(str(token), str(place.folder))
-        for name, answer in asked.items():
-            try:
-                found: dict[str, Any] = ray.get(answer, timeout=PROBE_SECONDS)
-                fault = _fault(name, found, place)
-            except GetTimeoutError:
-                fault = f"node {name} did not answer within {PROBE_SECONDS:g} s; `ray status` says what it does"
-            except RayError as error:
-                fault = f"node {name} could not be asked: {_first_line(error)}"
-            if fault is not None:
-                raise InputError(f"--cluster: {fault}")
-    finally:
-        token.unlink(missing_ok=True)
-
-
-def _look() -> Callable[[str, str], dict[str, Any]]:
-    """What a node carries out to be checked. Made here, it goes there whole: pcdistill may not be there."""
-
-    def look(token: str, folder: str) -> dict[str, Any]:
-        import os
-        from contextlib import suppress
-
-        version: str | None = None
-        with suppress(ImportError):
-            from pcdistill import __version__ as version
-        try:
-            with open(token, encoding="utf-8") as file:
-                root = file.read() == os.path.basename(token)
-        except OSError:
-            root = False
-        return {"version": version, "folder": os.path.isdir(folder), "root": root}
-
-    return look
-
-
-def _fault(node: str, answer: Mapping[str, Any], place: Place) -> str | None:
-    """Why a node that answered so cannot carry out a run; None if it can."""
-    if answer["version"] is None:
-        return f"node {node} has no pcdistill; install version {place.version} for the Python that Ray runs with"
-    if answer["version"] != place.version:
-        return (
-            f"node {node} has pcdistill {answer['version']}, this machine {place.version}; install the same version "
-            "everywhere"
-        )
-    if not answer["root"]:
-        return f"node {node} does not see {place.root}; name an --out on a disk that all nodes share"
-    if not answer["folder"]:
-        return f"node {node} does not see {place.folder}; start the command in a folder that all nodes share"
-    return None
-
-
-def _first_line(error: BaseException) -> str:
-    return one_line(str(error).strip().split("\n", 1)[0]) or type(error).__name__

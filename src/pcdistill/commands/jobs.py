@@ -379,10 +379,11 @@ def _ask(pipe: Connection, row: dict[str, float]) -> bool:
 
 
 class At(NamedTuple):
-    """Where a run is: fraction of its length, and in words."""
+    """Where a run is: fraction of its length, in words, and the node that it is on, where there are several."""
 
     fraction: float
     text: str
+    node: str = ""
 
 
 class JobConsole(Console):
@@ -412,7 +413,7 @@ class JobConsole(Console):
 
 def _here_console(shown: Progress, job: Job) -> Console:
     """Of a run in this process."""
-    return JobConsole(lambda at: shown.draw(job, *at), shown.console.warn, shown.console.stream)
+    return JobConsole(lambda at: shown.draw(job, at.fraction, at.text), shown.console.warn, shown.console.stream)
 
 
 @contextmanager
