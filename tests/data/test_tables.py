@@ -1,6 +1,7 @@
 """Tables of Hugging Face's datasets: their splits, classes and images, and what is refused of them."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -154,13 +155,13 @@ def test_an_empty_cell_and_a_lost_file_are_told_by_row(tmp_path):
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
     content = {"image": [picture(0), None], "label": [0, 1]}
     datasets.Dataset.from_dict(content, features=features).to_parquet(tmp_path / "x.parquet")
-    items = read_table(f"{tmp_path}/x.parquet").parts["train"].items
+    items = read_table(f"{tmp_path}/x.parquet", tmp_path).parts["train"].items
     with pytest.raises(InputError, match="image of row 1 of .*is empty"):
         items.content(1)
     for name in NAMES:
         (tmp_path / "folder" / name).mkdir(parents=True)
         (tmp_path / "folder" / name / "0.png").write_bytes(picture(0))
-    items = read_table(f"{tmp_path}/folder").parts["train"].items
+    items = read_table(f"{tmp_path}/folder", tmp_path).parts["train"].items
     (tmp_path / "folder" / NAMES[2] / "0.png").unlink()
     with pytest.raises(InputError, match="image of row 2 of .*cannot be read: .*No such file"):
         items.content(2)
@@ -176,7 +177,7 @@ def test_unlabelled_tables_need_no_labels(tmp_path):
 def test_a_missing_library_is_named_with_its_extra(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"hf:x needs datasets.*pcdistill\[streams\]"):
-        read_table("x")
+        read_table("x", Path())
 
 
 def test_nothing_in_a_saved_table_is_unpickled(tmp_path):

@@ -88,7 +88,7 @@ def build_data(config: DataConfig, stream: Stream) -> Data:
         PcdistillError: a download that failed.
     """
     _check(config, stream)
-    source = open_source(config.name, root=config.root, download=config.download)
+    source = open_source(config.name, root=config.root, download=config.download, streamed=config.streamed)
     check_source(source, config.name)
     channels, native = _shape(source, config.name, config.image_size)
     size = config.image_size or native
@@ -193,7 +193,7 @@ def _unlabelled(
             raise InputError("data.unlabelled: rest is what data.limit leaves out; set data.limit below all images")
         split, rows, fingerprint = source.train, rest, make.fingerprint
     else:
-        split = open_unlabelled(name, root=config.root, download=config.download)
+        split = open_unlabelled(name, root=config.root, download=config.download, streamed=config.streamed)
         rows = torch.arange(len(split.labels))
         fingerprint = _fingerprint(Source([], split), rows)
         channels, _ = _shape(Source([], split), f"data.unlabelled: {name}", config.image_size)
@@ -327,7 +327,9 @@ def _contents(source: Source, config: DataConfig, fingerprint: str) -> dict[str,
     if isinstance(source.train.items, EncodedItems):
         found["data.train.order"] = "all" if _groups(source.train) is None else f"by {WINDOW}"
     if config.unlabelled not in (None, REST):
-        others = open_unlabelled(str(config.unlabelled), root=config.root, download=config.download)
+        others = open_unlabelled(
+            str(config.unlabelled), root=config.root, download=config.download, streamed=config.streamed
+        )
         found["data.unlabelled.images"] = _images_contents(others)
     return found
 

@@ -1,7 +1,8 @@
-"""Local copies of shards that lie elsewhere: each is fetched whole when it is first read, and the oldest give way."""
+"""Local copies of what is read of data: shards that lie elsewhere, row groups of parquet files; the oldest give way."""
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -15,6 +16,7 @@ DEFAULT_GIB = 100.0
 FRESH = 60  # seconds after which a use is noted
 TRIES = 5
 CHUNK = 2**22  # bytes
+SUFFIXES = (".tar", ".arrow")  # of shards, of row groups
 
 
 @dataclass(frozen=True)
@@ -41,28 +43,45 @@ class Copies:
         Raises:
             OSError: the shard cannot be fetched, or the disk is full.
         """
+
+        def fetch(file: BinaryIO) -> None:
+            system, there = file_system(url)
+            with system.open(there, "rb") as source:
+                while chunk := source.read(CHUNK):
+                    file.write(chunk)
+
+        return self.made(url, SUFFIXES[0], fetch)
+
+    def made(self, what: str, suffix: str, write: Callable[[BinaryIO], None]) -> BinaryIO:
+        """A copy of anything, which one process of the machine makes while others wait.
+
+        Args:
+            what: tells it from others; not how it is called.
+            suffix: one of `SUFFIXES`.
+            write: puts it into a file.
+
+        Raises:
+            OSError: it cannot be written, or what `write` raises.
+        """
+        digest = new_digest()
+        digest.update(what.encode(errors="surrogateescape"))
+        path = self.folder / f"{digest.hexdigest()}{suffix}"
         for _ in range(TRIES):
-            path = self._fetched(url)
+            self._make(path, write)
             try:
                 return path.open("rb")
             except FileNotFoundError:  # it gave way to another process's in between
                 continue
-        raise OSError(f"copies of shards give way as fast as they come; {LIMIT} is too small for a window of shards")
+        raise OSError(f"copies of data give way as fast as they come; {LIMIT} is too small for a window of them")
 
-    def _fetched(self, url: str) -> Path:
-        digest = new_digest()
-        digest.update(url.encode())
-        path = self.folder / f"{digest.hexdigest()}.tar"
+    def _make(self, path: Path, write: Callable[[BinaryIO], None]) -> None:
         if self._noted(path):
-            return path
+            return
         with only_one(self.folder / "locks" / path.stem):
             if not self._noted(path):
-                system, there = file_system(url)
-                with system.open(there, "rb") as source, atomic_file(path) as file:
-                    while chunk := source.read(CHUNK):
-                        file.write(chunk)
+                with atomic_file(path) as file:
+                    write(file)
                 self._make_room(path)
-        return path
 
     def _noted(self, path: Path) -> bool:
         """Whether there is a copy; its time says when it was used."""
@@ -76,7 +95,7 @@ class Copies:
     def _make_room(self, kept: Path) -> None:
         """Delete those whose last use is longest ago."""
         found = []
-        for path in self.folder.glob("*.tar"):
+        for path in [one for one in self.folder.iterdir() if one.suffix in SUFFIXES]:
             try:
                 stat = path.stat()
             except FileNotFoundError:

@@ -4,31 +4,28 @@ Of a sample, the files that share a name up to the first dot, the image and the 
 is looked into, and nothing is unpickled.
 """
 
-import io
 import os
 import re
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
-from glob import glob, has_magic
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from torch import Tensor
 
-from pcdistill.arrays import read_npz
 from pcdistill.data.copies import Copies, copies_in
 from pcdistill.data.decoding import Plan, read_windows
 from pcdistill.data.encoded import EncodedItems, EncodedPart, EncodedSet
 from pcdistill.data.files import EXTENSIONS, Names
+from pcdistill.data.indexes import kept_index, state_of
 from pcdistill.errors import InputError
 from pcdistill.extras import need
-from pcdistill.files import atomic_write, new_digest
+from pcdistill.files import new_digest
 from pcdistill.plain import parse_json
-from pcdistill.remote import file_system, place_of, said
+from pcdistill.remote import file_system, files_at, place_of, said
 
 PREFIX = "wds:"
 CLASSES_FILE = "classes.txt"  # in the folder that all shards are in
@@ -177,23 +174,8 @@ def find_shards(pattern: str) -> list[Path | str]:
 
 def _matches(name: str, pattern: str) -> list[Path | str]:
     """What one name without braces stands for: a file, the shards of a folder, or what a glob finds."""
-    place = place_of(name)
     try:
-        if isinstance(place, Path):
-            place = place.expanduser()
-            if has_magic(str(place)):
-                found: list[Path | str] = [Path(one) for one in sorted(glob(str(place), recursive=True))]
-            else:
-                found = sorted(place.rglob("*.tar")) if place.is_dir() else [place] if place.is_file() else []
-        else:
-            system, path = file_system(place)
-            if has_magic(path):
-                paths = sorted(system.glob(path))
-            elif system.isdir(path):
-                paths = sorted(one for one in system.find(path) if one.endswith(".tar"))
-            else:
-                paths = [path] if system.exists(path) else []
-            found = [str(system.unstrip_protocol(one)) for one in paths]
+        found = files_at(name, ".tar")
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{PREFIX}{pattern}: {name} cannot be looked at: {said(error)}") from None
     if not found:
@@ -229,40 +211,18 @@ def _classes(places: list[Path | str], folder: str) -> list[str] | None:
 
 def _index(place: Path | str, folder: Path, copies: Copies, labelled: bool) -> ShardIndex:
     """A shard's index: as it was kept, or made anew and kept."""
+
+    def make() -> dict[str, np.ndarray]:
+        index = make_index(place, copies, labelled=labelled)
+        keys = np.array(list(index.keys), dtype=str)
+        return {"keys": keys, "offsets": index.offsets, "sizes": index.sizes, "labels": index.labels}
+
     try:
-        kept = folder / f"{_shard_state(place, labelled)}.npz"
+        state = state_of(place, INDEX_FORMAT, labelled)
     except OSError as error:
         raise InputError(f"the shard {place} cannot be read: {said(error)}") from None
-    if kept.is_file():
-        try:
-            arrays = read_npz(kept)
-            return ShardIndex(
-                Names(arrays["keys"].tolist()), arrays["offsets"], arrays["sizes"], arrays["labels"].astype(str)
-            )
-        except (InputError, KeyError):
-            pass  # made anew
-    index = make_index(place, copies, labelled=labelled)
-    buffer = io.BytesIO()
-    keys = np.array(list(index.keys), dtype=str)
-    np.savez_compressed(buffer, keys=keys, offsets=index.offsets, sizes=index.sizes, labels=index.labels)
-    with suppress(OSError):  # a folder that cannot be written to costs the next run the time, no more
-        atomic_write(kept, buffer.getvalue())
-    return index
-
-
-def _shard_state(place: Path | str, labelled: bool) -> str:
-    """Changes with the shard's place, length and time of change, as far as its file system tells."""
-    if isinstance(place, Path):
-        stat = place.stat()
-        facts = [str(place.absolute()), stat.st_size, stat.st_mtime_ns]
-    else:
-        system, path = file_system(place)
-        info = system.info(path)
-        told = ("size", "mtime", "LastModified", "last_modified", "updated", "created", "ETag", "etag")
-        facts = [place, *(str(info.get(key)) for key in told)]
-    digest = new_digest()
-    digest.update(repr([INDEX_FORMAT, labelled, *facts]).encode(errors="surrogateescape"))
-    return str(digest.hexdigest())
+    kept = kept_index(folder, state, make)
+    return ShardIndex(Names(kept["keys"].tolist()), kept["offsets"], kept["sizes"], kept["labels"].astype(str))
 
 
 def make_index(place: Path | str, copies: Copies, *, labelled: bool = True) -> ShardIndex:

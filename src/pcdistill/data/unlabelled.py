@@ -17,7 +17,7 @@ REST = "rest"  # data.unlabelled: the training images that data.limit leaves out
 ARRAYS = ("x_unlabelled", "x", "x_train")  # of an .npz file, the first that is there
 
 
-def open_unlabelled(name: str, *, root: str | None = None, download: bool = False) -> Split:
+def open_unlabelled(name: str, *, root: str | None = None, download: bool = False, streamed: bool = False) -> Split:
     """All images of a folder, however deep, or of an .npz file ([N, H, W, C] or [N, H, W] uint8); of `wds:PATTERN` and
     `hf:NAME` those for training. Labels are not read.
 
@@ -25,12 +25,14 @@ def open_unlabelled(name: str, *, root: str | None = None, download: bool = Fals
         name: of the images.
         root: as of `open_source`.
         download: as of `open_source`.
+        streamed: as of `open_source`.
 
     Raises:
         InputError: there is no such folder or file, or no image in it.
     """
     if name.startswith((SHARDS, TABLE)):
-        items = open_encoded(name, data_root(root), download=download, labelled=False).parts["train"].items
+        found = open_encoded(name, data_root(root), download=download, streamed=streamed, labelled=False)
+        items = found.parts["train"].items
         return Split(None, items, torch.full((len(items),), UNLABELLED))
     path = path_of(name, "data.unlabelled")
     if path.suffix == ".npz":
