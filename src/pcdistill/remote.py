@@ -1,7 +1,9 @@
 """Files that lie elsewhere: whatever fsspec opens, such as s3://, gs:// or memory://."""
 
 import re
+from collections.abc import Iterable
 from glob import glob, has_magic
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,26 @@ def files_at(name: str | Path, ending: str) -> list[Path | str]:
     else:
         paths = [path] if system.exists(path) else []
     return [str(system.unstrip_protocol(one)) for one in paths]
+
+
+def common_folder(places: Iterable[Path | str]) -> str:
+    """The folder that all files are in, without a slash at its end; "" for the one that is worked in.
+
+    Args:
+        places: paths and URLs of files; a URL's slashes are left as they are.
+    """
+    parts = [_text(place).split("/")[:-1] for place in places]
+    common = [level[0] for level in takewhile(lambda level: len(set(level)) == 1, zip(*parts, strict=False))]
+    return "/" if common == [""] else "/".join(common)
+
+
+def within(place: Path | str, folder: str) -> str:
+    """A file's name within a folder of `common_folder`."""
+    return _text(place)[len(folder) :].lstrip("/")
+
+
+def _text(place: Path | str) -> str:
+    return place.as_posix() if isinstance(place, Path) else place
 
 
 def said(error: Exception) -> str:

@@ -25,7 +25,7 @@ from pcdistill.data.indexes import kept_index, state_of
 from pcdistill.data.loader import WINDOW
 from pcdistill.errors import InputError
 from pcdistill.files import new_digest
-from pcdistill.remote import file_system, files_at, said
+from pcdistill.remote import common_folder, file_system, files_at, said, within
 
 ENDING = ".parquet"
 INDEX_FORMAT = "parquet 1"  # counts up when an index holds something else
@@ -218,9 +218,7 @@ def _images(table: Any, index: ParquetIndex, group: int) -> Iterator[Any]:
     hint = "; the file is damaged, or was written anew after the run had begun"
     with told(f"row group {group} of {index.place}", hint):
         if group >= table.num_row_groups:
-            raise InputError(
-                f"{index.place} has no row group {group} any more; data must not change while they are used"
-            )
+            raise InputError(f"{index.place} has lost its row group {group}; data must not change while they are used")
         rows = table.iter_batches(ROWS, row_groups=[group], columns=[index.leaf], use_threads=False)
     while True:
         with told(f"row group {group} of {index.place}", hint):
@@ -274,8 +272,8 @@ def find_tables(place: str, where: str) -> dict[str, list[Path | str]]:
     """
     with told(where):
         found = files_at(place, ENDING)
-    folder = os.path.commonpath([os.path.dirname(str(one)) for one in found]) if found else ""
-    names = [str(one)[len(folder) :].lstrip("/") for one in found]
+    folder = common_folder(found)
+    names = [within(one, folder) for one in found]
     shown = [i for i, name in enumerate(names) if not re.search(r"(^|/)[._]", name) or len(found) == 1]
     if not shown:
         raise InputError(f"{where}: there is no {place}; it must be {ENDING} files, or a folder of them")

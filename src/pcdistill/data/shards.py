@@ -25,7 +25,7 @@ from pcdistill.errors import InputError
 from pcdistill.extras import need
 from pcdistill.files import new_digest
 from pcdistill.plain import parse_json
-from pcdistill.remote import file_system, files_at, place_of, said
+from pcdistill.remote import common_folder, file_system, files_at, place_of, said, within
 
 PREFIX = "wds:"
 CLASSES_FILE = "classes.txt"  # in the folder that all shards are in
@@ -135,7 +135,7 @@ def read_shards(pattern: str, root: Path, *, labelled: bool = True) -> EncodedSe
     places, copies = find_shards(pattern), copies_in(root / "shards")
     with ThreadPoolExecutor(TOGETHER) as pool:
         found = list(pool.map(lambda place: _index(place, root / "indexes", copies, labelled), places))
-    folder = os.path.commonpath([os.path.dirname(str(place)) for place in places]) if places else ""
+    folder = common_folder(places)
     parts: dict[str, EncodedPart] = {}
     for split, numbers in _by_split(places, folder).items():
         chosen = [found[i] for i in numbers]
@@ -187,7 +187,7 @@ def _by_split(places: list[Path | str], folder: str) -> dict[str, list[int]]:
     """Numbers of the shards of each split, by words in the part of their names that is not common to all."""
     splits: dict[str, list[int]] = {}
     for i, place in enumerate(places):
-        words = re.split(r"[^a-z]+", str(place)[len(folder) :].lower())
+        words = re.split(r"[^a-z]+", within(place, folder).lower())
         split = next((SPLITS[word] for word in words if word in SPLITS), "train")
         splits.setdefault(split, []).append(i)
     return splits if len(splits) > 1 else {"train": list(range(len(places)))}
