@@ -1,7 +1,8 @@
 """Shards and tables as batches: split over ranks and workers without doubling or loss, and resumed to the same."""
 
+from bisect import bisect_right
 from dataclasses import replace
-from itertools import islice
+from itertools import accumulate, islice
 
 import pytest
 import torch
@@ -195,3 +196,25 @@ def test_commands_take_them_from_check_to_student(kind, tmp_path, monkeypatch, c
     cached = ["--teacher-cache", str(tmp_path / "cached"), *models[4:]]
     cli.main(["distill", "--data", data, *cached, *small, "--quiet", "--out", str(tmp_path / "again")])
     assert (tmp_path / "again" / "student.safetensors").is_file()
+
+
+@pytest.mark.parametrize("kind", ["wds elsewhere", "hf elsewhere"])
+def test_unlabelled_images_elsewhere_are_taken_window_by_window_too(kind, tmp_path, monkeypatch):
+    monkeypatch.setenv("PCDISTILL_DATA", str(tmp_path / "root"))
+    monkeypatch.setattr("pcdistill.data.loader.WINDOW", 2)
+    monkeypatch.setattr("pcdistill.data.parquet.FEWEST", 1)
+    name = KINDS[kind](tmp_path)
+    config = replace(CONFIG, name=name, unlabelled=name, unlabelled_batch=41, batch_size=10)
+    ends, firsts = list(accumulate(UNEVEN)), []
+    for batch in build_data(config, Stream(seed=3)).train.epoch(0):  # each step is a pass
+        index = (batch.index[10:] - 33).tolist()
+        assert sorted(index) == list(range(41))
+        groups = [bisect_right(ends, sample) for sample in index]
+        order = list(dict.fromkeys(groups))
+        for number, group in enumerate(order):
+            places = [i for i, one in enumerate(groups) if one == group]
+            beside = order[number - number % 2 : number - number % 2 + 2]
+            assert set(groups[places[0] : places[-1] + 1]) <= set(beside)
+        firsts.append(order)
+    assert len(firsts) == 3
+    assert firsts[0] != firsts[1]

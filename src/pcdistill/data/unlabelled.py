@@ -64,10 +64,20 @@ class UnlabelledBatches(SplitBatches):
         feed: of training; `batch_size` is over all processes.
         steps: batches in an epoch, as many as the labelled images give.
         fingerprint: of the images, for the signature.
+        groups: as of SplitBatches.
     """
 
-    def __init__(self, reader: Reader, count: int, feed: Feed, *, steps: int, fingerprint: str = "") -> None:
-        super().__init__(reader, torch.full((count,), UNLABELLED), feed, fingerprint)
+    def __init__(
+        self,
+        reader: Reader,
+        count: int,
+        feed: Feed,
+        *,
+        steps: int,
+        fingerprint: str = "",
+        groups: Tensor | None = None,
+    ) -> None:
+        super().__init__(reader, torch.full((count,), UNLABELLED), feed, fingerprint, groups)
         self.steps = steps
 
     def __len__(self) -> int:
@@ -89,8 +99,7 @@ class UnlabelledBatches(SplitBatches):
 
     def _order(self, epoch: int) -> Tensor:
         """The images of a pass, as which an epoch stands here."""
-        seed = self.feed.stream.seed
-        return torch.randperm(len(self.labels), generator=generator_of("unlabelled order", seed, epoch))
+        return self._shuffled(generator_of("unlabelled order", self.feed.stream.seed, epoch))
 
     def _mixed_target(self, job: Job, labels: Tensor, share: float) -> Tensor:
         return torch.full((job.own, self.feed.num_classes), float(UNLABELLED))
