@@ -75,3 +75,12 @@ def grouped(sizes: Iterable[int], first: int = 0) -> list[range]:
     for size in sizes:
         ends.append(ends[-1] + size)
     return [range(low, high) for low, high in pairwise(ends)]
+
+
+def configured(folder: Path) -> Path:
+    """A data set of the hub's form with the configurations "small" and "large"."""
+    parquet(folder / "small" / "train-00000-of-00001.parquet", [range(3)])
+    parquet(folder / "large" / "train-00000-of-00001.parquet", [range(6), range(6, 9)])
+    files = "".join(f'- config_name: {name}\n  data_files: "{name}/*.parquet"\n' for name in ("small", "large"))
+    (folder / "README.md").write_text(f"---\nconfigs:\n{files}---\n")
+    return folder

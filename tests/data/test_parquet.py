@@ -15,7 +15,7 @@ from pcdistill.data.sources import open_source
 from pcdistill.data.tables import read_table
 from pcdistill.data.unlabelled import open_unlabelled
 from pcdistill.errors import InputError
-from tests.data.packing import grouped, parquet, picture
+from tests.data.packing import configured, grouped, parquet, picture
 
 fsspec = pytest.importorskip("fsspec")
 datasets = pytest.importorskip("datasets")
@@ -130,7 +130,7 @@ def test_splits_are_named_as_datasets_names_them(tmp_path):
         shutil.rmtree(folder, ignore_errors=True)
         parquet(folder / "d" / name, grouped([3]))
         parquet(folder / "d" / "other-00000-of-00001.parquet", grouped([1]))
-        said = refused(f"hf:{folder}:nothing", streamed=True)
+        said = refused(f"hf:file://{folder}:nothing")
         assert set(said.partition(" the splits ")[2].partition(", and no")[0].split(", ")) == {split, "other"}, name
 
 
@@ -328,3 +328,10 @@ def test_the_hubs_parquet_files_are_read_from_there(tmp_path, elsewhere, monkeyp
     assert contents(source.train) == [picture(n) for n in range(2, 12)]
     monkeypatch.setattr(Hub, "__module__", "datasets.packaged_modules.csv.csv")
     assert "of the format csv; data.streamed reads parquet alone" in refused("hf:some/photos", streamed=True)
+
+
+def test_a_configuration_is_read_where_it_lies_too(tmp_path):
+    folder = configured(tmp_path / "d")
+    assert open_source(f"hf:{folder}@large", streamed=True).train.items.kind == "parquet files"
+    assert len(open_source(f"hf:{folder}@large:train[:5]", streamed=True).train.labels) == 5
+    assert "has the configurations small, large; name one: hf:" in refused(f"hf:{folder}", streamed=True)

@@ -9,7 +9,7 @@ from pcdistill.data.sources import open_source
 from pcdistill.data.tables import read_table
 from pcdistill.data.unlabelled import open_unlabelled
 from pcdistill.errors import InputError
-from tests.data.packing import picture
+from tests.data.packing import configured, picture
 
 datasets = pytest.importorskip("datasets")
 NAMES = ["ant", "bee", "cow"]
@@ -136,6 +136,30 @@ def test_what_is_no_such_table_is_refused(tmp_path):
     datasets.DatasetDict({"first": table(range(6)), "second": table(range(3))}).save_to_disk(tmp_path / "two")
     assert "and no train; name the one to train on" in refused(f"hf:{tmp_path / 'two'}")
     assert len(open_source(f"hf:{tmp_path / 'two'}:first").train.labels) == 6
+
+
+def test_a_configuration_is_named_and_a_wrong_or_missing_one_lists_them(tmp_path):
+    folder = configured(tmp_path / "photos")
+    assert len(open_source(f"hf:{folder}@large").train.labels) == 9
+    assert len(open_source(f"hf:{folder}@small:train").train.labels) == 3
+    there = f"hf:{folder} has the configurations small, large"
+    assert refused(f"hf:{folder}") == f"{there}; name one: hf:{folder}@small"
+    assert refused(f"hf:{folder}@lagre") == f'{there}, and no "lagre"; did you mean "large"?'
+    assert "and no" in refused(f"hf:{folder}@small:trian")
+    plain = parquet(tmp_path / "plain@2024", train=table(range(9)))
+    assert len(open_source(f"hf:{plain}").train.labels) == 9
+    assert f"hf:{plain} has the configurations default, and no" in refused(f"hf:{plain}@x")
+    table(range(6)).save_to_disk(tmp_path / "one")
+    assert "was written by save_to_disk, and has no configuration x" in refused(f"hf:{tmp_path / 'one'}@x")
+
+
+def test_a_configuration_of_the_hub_is_handed_on(monkeypatch):
+    def builder(place, config):
+        raise ValueError(f"BuilderConfig '{config}' not found. Available: ['de', 'en']")
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", builder)
+    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda place: ["de", "en"])
+    assert refused("hf:some/photos@e") == 'hf:some/photos has the configurations de, en, and no "e"; did you mean "en"?'
 
 
 def test_columns_and_labels_that_are_wrong_are_refused_by_name(tmp_path):

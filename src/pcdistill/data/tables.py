@@ -120,7 +120,7 @@ def lies_elsewhere(place: str) -> bool:
 def _files(place: str, config: str | None, where: str) -> tuple[dict[str, list[Path | str]], Any]:
     """The parquet files of each split, and the features that the hub tells; None where the files tell them."""
     path = Path(place).expanduser()
-    if config is None and (lies_elsewhere(place) or path.exists()):
+    if lies_elsewhere(place) or path.is_file():
         return find_tables(place, where), None
     with _without_bars(), _told(where):
         builder = _builder(place, config, path, download=True)
