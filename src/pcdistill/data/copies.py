@@ -31,14 +31,18 @@ class Copies:
     folder: Path
     limit: int
 
-    def read(self, url: str, start: int, size: int) -> bytes:
+    def read(self, url: str, start: int, size: int, state: str = "") -> bytes:
         """Bytes of a shard, out of its copy; raises as `open` does."""
-        with self.open(url) as file:
+        with self.open(url, state) as file:
             file.seek(start)
             return file.read(size)
 
-    def open(self, url: str) -> BinaryIO:
+    def open(self, url: str, state: str = "") -> BinaryIO:
         """The copy of a shard; what is opened stays readable when it gives way.
+
+        Args:
+            url: of the shard.
+            state: changes when it does, and asks for another copy.
 
         Raises:
             OSError: the shard cannot be fetched, or the disk is full.
@@ -50,7 +54,7 @@ class Copies:
                 while chunk := source.read(CHUNK):
                     file.write(chunk)
 
-        return self.made(url, SUFFIXES[0], fetch)
+        return self.made(f"{url} {state}".rstrip(), SUFFIXES[0], fetch)
 
     def made(self, what: str, suffix: str, write: Callable[[BinaryIO], None]) -> BinaryIO:
         """A copy of anything, which one process of the machine makes while others wait.

@@ -5,12 +5,9 @@ mapped into memory from there. No path that a file names is followed.
 """
 
 import mmap
-import os
-import random
 import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +18,7 @@ import numpy as np
 from pcdistill.data.columns import choose_splits, class_names, held_back, image_column, label_column, label_values
 from pcdistill.data.copies import LIMIT, Copies, copies_in
 from pcdistill.data.encoded import EncodedItems, EncodedPart, EncodedSet
-from pcdistill.data.indexes import kept_index, state_of
+from pcdistill.data.indexes import kept_indexes, state_of
 from pcdistill.data.loader import WINDOW
 from pcdistill.errors import InputError
 from pcdistill.files import new_digest
@@ -29,7 +26,6 @@ from pcdistill.remote import common_folder, file_system, files_at, said, within
 
 ENDING = ".parquet"
 INDEX_FORMAT = "parquet 1"  # counts up when an index holds something else
-TOGETHER = 8  # files that are indexed at a time
 FEWEST = 256  # images: neighbouring row groups of a file are read together up to so many
 HELD = 2 * WINDOW  # pieces that a process has mapped
 ROWS = 64  # that are decoded at a time
@@ -383,10 +379,13 @@ def _indexes(
 ) -> dict[str, list[ParquetIndex]]:
     """Those of each split's files, which must have the same columns and classes."""
     wanted = [place for files in places.values() for place in files]
-    order = list(wanted)
-    random.Random(os.getpid()).shuffle(order)  # processes that begin together each make a part of them
-    with ThreadPoolExecutor(TOGETHER) as pool:
-        made = dict(zip(order, pool.map(lambda place: _index(place, folder, features, labelled), order), strict=True))
+
+    def state(place: Path | str) -> str:
+        with told(str(place)):
+            return state_of(place, INDEX_FORMAT, labelled, features)
+
+    kept = kept_indexes(wanted, folder, state, lambda place, _: make_index(place, features, labelled=labelled))
+    made = {place: _index(place, *one) for place, one in zip(wanted, kept, strict=True)}
     first = made[wanted[0]]
     for index in made.values():
         if (index.leaf, index.classes) != (first.leaf, first.classes):
@@ -395,11 +394,7 @@ def _indexes(
     return {name: [made[place] for place in files] for name, files in places.items()}
 
 
-def _index(place: Path | str, folder: Path, features: Any, labelled: bool) -> ParquetIndex:
-    """A file's index: as it was kept, or made anew and kept."""
-    with told(str(place)):
-        state = state_of(place, INDEX_FORMAT, labelled, features)
-    kept = kept_index(folder, state, lambda: make_index(place, features, labelled=labelled))
+def _index(place: Path | str, state: str, kept: Mapping[str, np.ndarray]) -> ParquetIndex:
     return ParquetIndex(
         place,
         state,

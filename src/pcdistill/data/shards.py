@@ -7,8 +7,7 @@ is looked into, and nothing is unpickled.
 import os
 import re
 import tarfile
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,7 +19,7 @@ from pcdistill.data.copies import Copies, copies_in
 from pcdistill.data.decoding import Plan, read_windows
 from pcdistill.data.encoded import EncodedItems, EncodedPart, EncodedSet
 from pcdistill.data.files import EXTENSIONS, Names
-from pcdistill.data.indexes import kept_index, state_of
+from pcdistill.data.indexes import kept_indexes, state_of
 from pcdistill.errors import InputError
 from pcdistill.extras import need
 from pcdistill.files import new_digest
@@ -34,7 +33,6 @@ JSON_KEYS = ("label", "cls", "class")  # of the json
 LARGEST_LABEL = 2**20  # bytes
 INDEX_FORMAT = 1  # counts up when an index holds something else
 BLOCK = 512  # of tar
-TOGETHER = 8  # shards that are indexed at a time
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
@@ -47,12 +45,14 @@ class ShardIndex:
         offsets: [N] int64, of the image's first byte in the shard.
         sizes: [N] int64, bytes of the image.
         labels: [N] text, as the shard has it; "" where labels are not asked for.
+        state: changes when the shard does.
     """
 
     keys: Names
     offsets: np.ndarray
     sizes: np.ndarray
     labels: np.ndarray
+    state: str = ""
 
 
 class ShardItems(EncodedItems):
@@ -68,6 +68,7 @@ class ShardItems(EncodedItems):
 
     def __init__(self, places: list[Path | str], indexes: list[ShardIndex], copies: Copies) -> None:
         self.places, self.copies = places, copies
+        self.states = [index.state for index in indexes]
         self.keys = Names(key for index in indexes for key in index.keys)
         self.ends = np.cumsum([len(index.keys) for index in indexes])
         self.offsets = np.concatenate([index.offsets for index in indexes])
@@ -90,14 +91,15 @@ class ShardItems(EncodedItems):
 
     def _bytes(self, i: int, *, copied: bool) -> bytes:
         """Of image i; `copied` fetches a shard that lies elsewhere whole, as more will be read of it."""
-        place, start, size = self.places[self.shard_of(i)], int(self.offsets[i]), int(self.sizes[i])
+        number, start, size = self.shard_of(i), int(self.offsets[i]), int(self.sizes[i])
+        place = self.places[number]
         try:
             if isinstance(place, Path):
                 with open(place, "rb") as file:
                     file.seek(start)
                     found = file.read(size)
             elif copied:
-                found = self.copies.read(place, start, size)
+                found = self.copies.read(place, start, size, self.states[number])
             else:
                 system, path = file_system(place)  # fsspec keeps one for each process
                 found = system.cat_file(path, start=start, end=start + size)
@@ -133,8 +135,13 @@ def read_shards(pattern: str, root: Path, *, labelled: bool = True) -> EncodedSe
         InputError: no shards, one that is damaged, or a sample without image or label; naming shard and sample.
     """
     places, copies = find_shards(pattern), copies_in(root / "shards")
-    with ThreadPoolExecutor(TOGETHER) as pool:
-        found = list(pool.map(lambda place: _index(place, root / "indexes", copies, labelled), places))
+    kept = kept_indexes(
+        places,
+        root / "indexes",
+        lambda place: _state(place, labelled),
+        lambda place, state: _arrays(make_index(place, copies, labelled=labelled, state=state)),
+    )
+    found = [_index(*one) for one in kept]
     folder = common_folder(places)
     parts: dict[str, EncodedPart] = {}
     for split, numbers in _by_split(places, folder).items():
@@ -209,36 +216,38 @@ def _classes(places: list[Path | str], folder: str) -> list[str] | None:
     return None if lines is None else [line.strip() for line in lines if line.strip()]
 
 
-def _index(place: Path | str, folder: Path, copies: Copies, labelled: bool) -> ShardIndex:
-    """A shard's index: as it was kept, or made anew and kept."""
-
-    def make() -> dict[str, np.ndarray]:
-        index = make_index(place, copies, labelled=labelled)
-        keys = np.array(list(index.keys), dtype=str)
-        return {"keys": keys, "offsets": index.offsets, "sizes": index.sizes, "labels": index.labels}
-
+def _state(place: Path | str, labelled: bool) -> str:
     try:
-        state = state_of(place, INDEX_FORMAT, labelled)
+        return state_of(place, INDEX_FORMAT, labelled)
     except OSError as error:
         raise InputError(f"the shard {place} cannot be read: {said(error)}") from None
-    kept = kept_index(folder, state, make)
-    return ShardIndex(Names(kept["keys"].tolist()), kept["offsets"], kept["sizes"], kept["labels"].astype(str))
 
 
-def make_index(place: Path | str, copies: Copies, *, labelled: bool = True) -> ShardIndex:
+def _arrays(index: ShardIndex) -> dict[str, np.ndarray]:
+    keys = np.array(list(index.keys), dtype=str)
+    return {"keys": keys, "offsets": index.offsets, "sizes": index.sizes, "labels": index.labels}
+
+
+def _index(state: str, kept: Mapping[str, np.ndarray]) -> ShardIndex:
+    keys = Names(kept["keys"].tolist())
+    return ShardIndex(keys, kept["offsets"], kept["sizes"], kept["labels"].astype(str), state)
+
+
+def make_index(place: Path | str, copies: Copies, *, labelled: bool = True, state: str = "") -> ShardIndex:
     """Read a shard's headers and its samples' labels.
 
     Args:
         place: of the shard.
         copies: of the shards that lie elsewhere, such as this one may.
         labelled: as of `read_shards`.
+        state: of the shard, by `state_of`; another one is another copy.
 
     Raises:
         InputError: it is damaged, cut off or compressed, or a sample has no image, or none or a wrong label.
     """
     keys, offsets, sizes, labels = [], [], [], []
     try:
-        with copies.open(place) if isinstance(place, str) else place.open("rb") as file:
+        with copies.open(place, state) if isinstance(place, str) else place.open("rb") as file:
             for key, members in _samples(file, place):
                 image = _image(key, members, place)
                 keys.append(key)
@@ -251,7 +260,8 @@ def make_index(place: Path | str, copies: Copies, *, labelled: bool = True) -> S
         ) from None
     except OSError as error:
         raise InputError(f"the shard {place} cannot be read: {said(error)}") from None
-    return ShardIndex(Names(keys), np.array(offsets, np.int64), np.array(sizes, np.int64), np.array(labels, dtype=str))
+    where = np.array(offsets, np.int64), np.array(sizes, np.int64)
+    return ShardIndex(Names(keys), *where, np.array(labels, dtype=str), state)
 
 
 def _members(file: BinaryIO, place: Path | str) -> Iterator[tarfile.TarInfo]:

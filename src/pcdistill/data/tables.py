@@ -89,6 +89,8 @@ def read_table(
     need("datasets", what=f"{PREFIX}{name}")
     place, config, split = _parse(name)
     where = f"{PREFIX}{place}" + (f"@{config}" if config else "")
+    if config is not None and Path(place).expanduser().is_file():
+        raise InputError(f"{where}: {place} is a file, and has no configurations")
     if streamed or lies_elsewhere(place):
         found, features = _files(place, config, where)
         return read_parquet(found, split, where, root, features=features, labelled=labelled)
