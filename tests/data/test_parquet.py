@@ -3,6 +3,7 @@
 import io
 import pickle
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -186,6 +187,22 @@ def test_of_a_file_no_more_is_read_than_footer_labels_and_the_row_groups_asked_f
     again = pickle.loads(pickle.dumps(items))  # as another process has them
     assert [again.content(i) for i in range(25, 30)] == [picture(i, side) for i in range(25, 30)]
     assert not read
+
+
+def test_the_files_of_a_batch_are_fetched_side_by_side(tmp_path, elsewhere, monkeypatch):
+    folder = three(tmp_path / "d")
+    elsewhere(folder)
+    items = open_source(f"hf:{URL}").train.items
+    both, opens = threading.Barrier(2, timeout=30), MemoryFileSystem._open
+
+    def together(self, path, mode="rb", **options):
+        both.wait()  # returns when both files are being opened
+        return opens(self, path, mode, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "_open", together)
+    items.prepare([0, 13])
+    monkeypatch.setattr(MemoryFileSystem, "_open", None)
+    assert [items.content(i) for i in (0, 3, 13)] == [picture(i) for i in (0, 3, 13)]
 
 
 def test_a_file_that_has_changed_is_read_anew(tmp_path):

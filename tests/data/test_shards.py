@@ -284,6 +284,12 @@ def test_a_second_start_fetches_no_shard_for_its_index(tmp_path, monkeypatch):
         assert len(open_source("wds:memory://again").train.labels) == 7
         monkeypatch.setattr(Copies, "made", None)  # what fetches
         assert len(open_source("wds:memory://again").train.labels) == 7
+        monkeypatch.undo()
+        monkeypatch.setenv("PCDISTILL_DATA", str(tmp_path / "root"))
+        for path in (tmp_path / "root" / "shards").glob("*.tar"):
+            path.unlink()
+        open_source("wds:memory://again").train.items.prepare(range(7))
+        assert len(list((tmp_path / "root" / "shards").glob("*.tar"))) == 2
     finally:
         system.rm("/again", recursive=True)
 

@@ -53,7 +53,7 @@ def image_column(features: Any, where: str) -> str:
     """
     import datasets
 
-    typed = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
+    typed: list[str] = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
     found = typed or [name for name in IMAGES if name in features and _holds_bytes(features[name])]
     named = [name for name in found if name in IMAGES]
     if len(found) != 1 and len(named) != 1:
@@ -74,7 +74,7 @@ def label_column(features: Any, where: str) -> str:
     import datasets
 
     found = [name for name in LABELS if name in features]
-    typed = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    typed: list[str] = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
     if found or len(typed) == 1:
         return found[0] if found else typed[0]
     raise InputError(f"{where} has no column of labels; of {', '.join(features)} one must be called {LABELS[0]}")

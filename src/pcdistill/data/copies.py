@@ -54,7 +54,11 @@ class Copies:
                 while chunk := source.read(CHUNK):
                     file.write(chunk)
 
-        return self.made(f"{url} {state}".rstrip(), SUFFIXES[0], fetch)
+        return self.made(_shard(url, state), SUFFIXES[0], fetch)
+
+    def holds(self, url: str, state: str = "") -> bool:
+        """Whether there is a copy of a shard, so that `open` fetches nothing."""
+        return self._path(_shard(url, state), SUFFIXES[0]).is_file()
 
     def made(self, what: str, suffix: str, write: Callable[[BinaryIO], None]) -> BinaryIO:
         """A copy of anything, which one process of the machine makes while others wait.
@@ -67,9 +71,7 @@ class Copies:
         Raises:
             OSError: it cannot be written, or what `write` raises.
         """
-        digest = new_digest()
-        digest.update(what.encode(errors="surrogateescape"))
-        path = self.folder / f"{digest.hexdigest()}{suffix}"
+        path = self._path(what, suffix)
         for _ in range(TRIES):
             self._make(path, write)
             try:
@@ -77,6 +79,11 @@ class Copies:
             except FileNotFoundError:  # it gave way to another process's in between
                 continue
         raise OSError(f"copies of data give way as fast as they come; {LIMIT} is too small for a window of them")
+
+    def _path(self, what: str, suffix: str) -> Path:
+        digest = new_digest()
+        digest.update(what.encode(errors="surrogateescape"))
+        return self.folder / f"{digest.hexdigest()}{suffix}"
 
     def _make(self, path: Path, write: Callable[[BinaryIO], None]) -> None:
         if self._noted(path):
@@ -111,6 +118,10 @@ class Copies:
                 return
             path.unlink(missing_ok=True)
             over -= size
+
+
+def _shard(url: str, state: str) -> str:
+    return f"{url} {state}".rstrip()
 
 
 def copies_in(folder: Path) -> Copies:

@@ -7,8 +7,9 @@ mapped into memory from there. No path that a file names is followed.
 import mmap
 import re
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,6 +28,7 @@ from pcdistill.remote import common_folder, file_system, files_at, said, within
 ENDING = ".parquet"
 INDEX_FORMAT = "parquet 1"  # counts up when an index holds something else
 FEWEST = 256  # images: neighbouring row groups of a file are read together up to so many
+FETCHED = 4  # files at a time, for a batch
 HELD = 2 * WINDOW  # pieces that a process has mapped
 ROWS = 64  # that are decoded at a time
 BUFFER = 2**24  # bytes of one request
@@ -111,6 +113,19 @@ class ParquetItems(EncodedItems):
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
 
+    def prepare(self, rows: Iterable[int]) -> None:
+        missing: dict[int, list[int]] = {}
+        for number in {self._where(i)[0] for i in rows} - self._held.keys():
+            missing.setdefault(self.pieces[number].file, []).append(number)
+        if len(missing) > 1:  # one alone is fetched when it is read
+            with ThreadPoolExecutor(FETCHED) as pool:
+                list(pool.map(self._fetch, missing.values()))
+
+    def _fetch(self, numbers: Iterable[int]) -> None:
+        with suppress(OSError):  # told when an image is read
+            for number in numbers:
+                self._copied(number).close()
+
     def content(self, i: int) -> bytes:
         number, row = self._where(i)
         try:
@@ -157,16 +172,20 @@ class ParquetItems(EncodedItems):
             return self._held[number]
         import pyarrow
 
-        piece = self.pieces[number]
-        index = self.files[piece.file]
-        what = f"{index.place} {index.state} {index.leaf} {piece.first} {piece.last}"
-        with self.copies.made(what, ".arrow", lambda file: _copy(index, piece, file)) as file:
+        with self._copied(number) as file:
             held = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         column = pyarrow.ipc.open_file(pyarrow.py_buffer(held)).read_all().column(0)
         self._held[number] = column
         while len(self._held) > HELD:
             self._held.popitem(last=False)
         return column
+
+    def _copied(self, number: int) -> BinaryIO:
+        """The file that a piece's images were put into."""
+        piece = self.pieces[number]
+        index = self.files[piece.file]
+        what = f"{index.place} {index.state} {index.leaf} {piece.first} {piece.last}"
+        return self.copies.made(what, ".arrow", lambda file: _copy(index, piece, file))
 
 
 def _pieces(file: int, rows: np.ndarray, low: int, high: int) -> Iterator[Piece]:
@@ -329,20 +348,22 @@ def read_parquet(
     for part, spec in chosen.items():
         with told(f"{where}:{spec}"):
             slices = datasets.ReadInstruction.from_spec(spec).to_absolute(lengths)
-        made = _part([(one.splitname, one.from_, one.to) for one in slices], indexes, copies, spec)
-        if len(made.items) == 0:
+        items, labels = _rows([(one.splitname, one.from_, one.to) for one in slices], indexes, copies)
+        if len(items) == 0:
             raise InputError(f"{where}:{spec} holds no images")
-        if part == "test" and labelled and held_back(made.labels):
+        if part == "test" and labelled and held_back(labels):
             continue
-        _check_size(made.items, copies)
-        parts[part] = made
+        _check_size(items, copies)
+        count = len({index.place for index in items.files})
+        origin = f"the split {spec}, of {count} parquet file{'s' if count != 1 else ''}"
+        parts[part] = EncodedPart(items, labels, origin)
     return EncodedSet(parts, indexes[next(iter(taken))][0].classes if labelled else None)
 
 
-def _part(
-    slices: Sequence[tuple[str, int, int]], indexes: Mapping[str, Sequence[ParquetIndex]], copies: Copies, spec: str
-) -> EncodedPart:
-    """The images of slices of splits: name, from, to."""
+def _rows(
+    slices: Sequence[tuple[str, int, int]], indexes: Mapping[str, Sequence[ParquetIndex]], copies: Copies
+) -> tuple[ParquetItems, np.ndarray]:
+    """The images and labels of slices of splits: name, from, to."""
     files: list[ParquetIndex] = []
     ranges: list[tuple[int, int, int]] = []
     labels: list[np.ndarray] = [np.zeros(0, np.int64)]
@@ -356,9 +377,7 @@ def _part(
                 files.append(index)
                 labels.append(index.labels[first:last])
             start += count
-    kept = labels[1:] or labels
-    origin = f"the split {spec}, of {len(files)} parquet file{'s' if len(files) != 1 else ''}"
-    return EncodedPart(ParquetItems(files, ranges, copies), np.concatenate(kept), origin)
+    return ParquetItems(files, ranges, copies), np.concatenate(labels[1:] or labels)
 
 
 def _check_size(items: ParquetItems, copies: Copies) -> None:
@@ -395,13 +414,9 @@ def _indexes(
 
 
 def _index(place: Path | str, state: str, kept: Mapping[str, np.ndarray]) -> ParquetIndex:
-    return ParquetIndex(
-        place,
-        state,
-        *(kept[key] for key in ("rows", "packed", "plain", "labels")),
-        *(str(kept[key]) for key in ("column", "leaf")),
-        classes=kept["classes"].tolist() if kept["named"] else None,
-    )
+    rows, packed, plain, labels = (kept[key] for key in ("rows", "packed", "plain", "labels"))
+    classes = kept["classes"].tolist() if kept["named"] else None
+    return ParquetIndex(place, state, rows, packed, plain, labels, str(kept["column"]), str(kept["leaf"]), classes)
 
 
 def make_index(place: Path | str, features: Any = None, *, labelled: bool = True) -> dict[str, np.ndarray]:

@@ -7,7 +7,9 @@ is looked into, and nothing is unpickled.
 import os
 import re
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -33,6 +35,7 @@ JSON_KEYS = ("label", "cls", "class")  # of the json
 LARGEST_LABEL = 2**20  # bytes
 INDEX_FORMAT = 1  # counts up when an index holds something else
 BLOCK = 512  # of tar
+FETCHED = 4  # shards at a time, for a batch
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
@@ -82,6 +85,19 @@ class ShardItems(EncodedItems):
     def shard_of(self, i: int) -> int:
         """The number of the shard that sample i is in."""
         return int(np.searchsorted(self.ends, i, side="right"))
+
+    def prepare(self, rows: Iterable[int]) -> None:
+        known = {(self.places[n], self.states[n]) for n in {self.shard_of(i) for i in rows}}
+        missing = [
+            (place, state) for place, state in known if isinstance(place, str) and not self.copies.holds(place, state)
+        ]
+        if len(missing) > 1:  # one alone is fetched when it is read
+            with ThreadPoolExecutor(FETCHED) as pool:
+                list(pool.map(self._fetch, missing))
+
+    def _fetch(self, shard: tuple[str, str]) -> None:
+        with suppress(OSError):  # told when an image is read
+            self.copies.open(*shard).close()
 
     def content(self, i: int) -> bytes:
         return self._bytes(i, copied=False)

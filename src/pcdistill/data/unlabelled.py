@@ -31,8 +31,8 @@ def open_unlabelled(name: str, *, root: str | None = None, download: bool = Fals
         InputError: there is no such folder or file, or no image in it.
     """
     if name.startswith((SHARDS, TABLE)):
-        found = open_encoded(name, data_root(root), download=download, streamed=streamed, labelled=False)
-        items = found.parts["train"].items
+        parts = open_encoded(name, data_root(root), download=download, streamed=streamed, labelled=False).parts
+        items = parts["train"].items
         return Split(None, items, torch.full((len(items),), UNLABELLED))
     path = path_of(name, "data.unlabelled")
     if path.suffix == ".npz":
