@@ -11,6 +11,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pcdistill import cli
 from pcdistill.data.copies import LIMIT
 from pcdistill.data.sources import open_source
 from pcdistill.data.tables import read_table
@@ -352,3 +353,15 @@ def test_a_configuration_is_read_where_it_lies_too(tmp_path):
     assert open_source(f"hf:{folder}@large", streamed=True).train.items.kind == "parquet files"
     assert len(open_source(f"hf:{folder}@large:train[:5]", streamed=True).train.labels) == 5
     assert "has the configurations small, large; name one: hf:" in refused(f"hf:{folder}", streamed=True)
+
+
+@pytest.mark.slow
+def test_the_flag_reaches_the_data(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder = three(tmp_path / "d")
+    cli.main(["check-data", f"hf:{folder}", "--streamed", "True", "--samples", "3"])
+    said = capsys.readouterr().out
+    assert "classes by parquet files, 3 classes" in said
+    assert "from the split train, of 2 parquet files" in said
+    cli.main(["distill", f"hf:{folder}", "--streamed", "True", "--print-config"])
+    assert "streamed: true" in capsys.readouterr().out

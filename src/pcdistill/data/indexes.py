@@ -20,6 +20,7 @@ from pcdistill.remote import file_system, place_of, said
 SHARED = "PCDISTILL_INDEXES"  # of the environment: a folder or URL where several machines share indexes
 TOGETHER = 8  # files that are indexed at a time
 TOLD = ("size", "mtime", "LastModified", "last_modified", "updated", "created", "ETag", "etag")  # by file systems
+BLOB = "blob_id"  # of the hub
 
 
 def state_of(place: Path | str, *facts: Any) -> str:
@@ -34,7 +35,7 @@ def state_of(place: Path | str, *facts: Any) -> str:
     else:
         system, path = file_system(place)
         info = system.info(path)
-        known = [place, *(str(info.get(key)) for key in TOLD)]
+        known = [place, *(str(info.get(key)) for key in TOLD), *([info[BLOB]] if BLOB in info else [])]
     digest = new_digest()
     digest.update(repr([*facts, *known]).encode(errors="surrogateescape"))
     return str(digest.hexdigest())

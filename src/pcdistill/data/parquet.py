@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -174,7 +174,8 @@ class ParquetItems(EncodedItems):
 
         with self._copied(number) as file:
             held = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        column = pyarrow.ipc.open_file(pyarrow.py_buffer(held)).read_all().column(0)
+        alone = pyarrow.ipc.IpcReadOptions(use_threads=False)
+        column = pyarrow.ipc.open_file(pyarrow.py_buffer(held), options=alone).read_all().column(0)
         self._held[number] = column
         while len(self._held) > HELD:
             self._held.popitem(last=False)
@@ -374,7 +375,7 @@ def _rows(
             first, last = max(0, low - start), min(count, high - start)
             if first < last:
                 ranges.append((len(files), first, last))
-                files.append(index)
+                files.append(replace(index, labels=np.zeros(0, np.int64)))  # processes that read need none
                 labels.append(index.labels[first:last])
             start += count
     return ParquetItems(files, ranges, copies), np.concatenate(labels[1:] or labels)
