@@ -268,7 +268,7 @@ def test_several_teachers_stand_for_the_one_of_the_base_recipe(tmp_path):
 def test_keys_that_came_later_are_written_only_where_they_are_set():
     plain = load_recipe("digits").to_dict()
     assert not {"teachers", "teachers_combine"} & set(plain)
-    assert not {"unlabelled", "unlabelled_batch"} & set(plain["data"])
+    assert not {"unlabelled", "unlabelled_batch", "streamed"} & set(plain["data"])
     assert "head" not in plain["student"]
     assert "weight" not in plain["teacher"]
     changed = load_recipe("digits", ["data.unlabelled=rest", "student.head=teacher"])
@@ -337,6 +337,10 @@ def test_a_number_is_one_in_a_losses_options_as_in_any_key(number):
         (["optim.name=adamw", "optim.momentum=0.8"], "--set optim.momentum: has no effect on adamw"),
         (["optim.name=adamw", "optim.nesterov=true"], "--set optim.nesterov: has no effect on adamw"),
         (["data.unlabelled_batch=8"], "--set data.unlabelled_batch: has no effect without data.unlabelled"),
+        (
+            ["data.streamed=true"],
+            "--set data.streamed: has no effect unless data.name or",
+        ),
         (["method=none", "data.unlabelled=rest"], "--set data.unlabelled: images without labels have no effect"),
         (["method=none", "student.head=teacher"], "--set student.head: there is no teacher whose head"),
         (["teachers_combine=logits"], "--set teachers_combine: has no effect on one teacher"),

@@ -107,6 +107,8 @@ class Common:
     """Processes that load images (folders only)."""
     download: Annotated[bool | None, flag("True|False"), Key("data.download")] = None
     """Download the data set if it is not there."""
+    streamed: Annotated[bool | None, flag("True|False"), Key("data.streamed")] = None
+    """Read the parquet files of hf:NAME where they lie, without a copy of all of them."""
     precision: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"] | None,
         flag("auto|float32|bfloat16|float16"),
@@ -706,6 +708,8 @@ class CheckData:
     """Images on the page."""
     val_fraction: Annotated[float | None, flag("X"), Key("data.val_fraction")] = None
     """Share of the training images that validation gets if the data has none."""
+    streamed: Annotated[bool | None, flag("True|False"), Key("data.streamed")] = None
+    """As of the training commands."""
     out: Annotated[Path | None, flag("FILE")] = None
     """The page; by default in runs/."""
     json: Annotated[bool, FLAG] = False

@@ -21,6 +21,7 @@ EXTRA_OF = {
     "ray": "cluster",
     "webdataset": "streams",
     "datasets": "streams",
+    "pyarrow": "streams",
 }
 
 

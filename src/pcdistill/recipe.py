@@ -46,7 +46,8 @@ class DataConfig:
     `batch_size` is the global batch of one optimiser step; `views` is by default what the losses compare; `seed`, of
     split, order and augmentation, is by default the teacher cache's, else the run's. `unlabelled` are images without
     labels for the distillation terms: a folder, an .npz file, or "rest" for what `limit` leaves out; each step takes
-    `unlabelled_batch` of them beside the batch, by default as many as the batch has.
+    `unlabelled_batch` of them beside the batch, by default as many as the batch has. `streamed` reads the parquet
+    files of `hf:NAME` where they lie, in place of fetching and converting all of them first.
     """
 
     __pydantic_config__ = FORBID
@@ -62,6 +63,7 @@ class DataConfig:
     workers: Annotated[int, Field(ge=0, le=1024), NUMBER] | None = None
     limit: Count | None = None
     download: bool = False
+    streamed: bool = False
     root: str | None = None
     seed: Annotated[int, Field(ge=0), NUMBER] | None = None
     unlabelled: str | None = None
@@ -757,6 +759,11 @@ IDLE: dict[str, tuple[str, Callable[[Recipe], bool], str]] = {
     ),
     "optim.momentum": ("optim.name", lambda recipe: recipe.optim.name == "adamw", "has no effect on adamw"),
     "optim.nesterov": ("optim.name", lambda recipe: recipe.optim.name == "adamw", "has no effect on adamw"),
+    "data.streamed": (
+        "data.name",
+        lambda recipe: not any(str(one).startswith("hf:") for one in (recipe.data.name, recipe.data.unlabelled)),
+        "has no effect unless data.name or data.unlabelled begins with hf:",
+    ),
     "data.unlabelled_batch": (
         "data.unlabelled",
         lambda recipe: recipe.data.unlabelled is None,
@@ -787,7 +794,7 @@ BIG: dict[str, Any] = {"precision": "float32", "batch_size": None, "shard": Fals
 # Keys that came later, by group, with their defaults: recipes without them keep their digests.
 LATER: dict[str, dict[str, Any]] = {
     "": {"teachers": [], "teachers_combine": "probabilities"},
-    "data": {"unlabelled": None, "unlabelled_batch": None},
+    "data": {"unlabelled": None, "unlabelled_batch": None, "streamed": False},
     "student": {"head": "own"},
     "teacher": {"weight": 1.0, "call": False, **BIG},
     "detection": {"pairing": "auto", "boxes": "none", "boxes_weight": 1.0, "adapters": []},

@@ -1,7 +1,8 @@
 """Shards and tables as batches: split over ranks and workers without doubling or loss, and resumed to the same."""
 
+from bisect import bisect_right
 from dataclasses import replace
-from itertools import islice
+from itertools import accumulate, islice
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from pcdistill.classification.data import build_data
 from pcdistill.data.loader import Stream
 from pcdistill.errors import InputError
 from pcdistill.recipe import DataConfig
-from tests.data.packing import picture, shards
+from tests.data.packing import grouped, parquet, picture, shards
 
 UNEVEN = (5, 1, 9, 2, 7, 1, 16)  # 41 images
 CONFIG = DataConfig(image_size=8, batch_size=12, eval_batch_size=5, val_fraction=0.2, workers=0)
@@ -45,12 +46,26 @@ def hf(folder):
     return f"hf:{folder}/p"
 
 
-KINDS = {"wds": wds, "wds elsewhere": memory, "hf": hf}
+def parquets(folder):
+    """Under a URL, in uneven row groups of two files."""
+    fsspec = pytest.importorskip("fsspec")
+    pytest.importorskip("datasets")
+    parquet(folder / "q" / "train-00000-of-00002.parquet", grouped(UNEVEN[:4]))
+    parquet(folder / "q" / "train-00001-of-00002.parquet", grouped(UNEVEN[4:], 17))
+    parquet(folder / "q" / "test-00000-of-00001.parquet", grouped((3, 4), 41))
+    system = fsspec.filesystem("memory")
+    for path in (folder / "q").glob("*.parquet"):
+        system.pipe_file(f"{folder}/{path.name}", path.read_bytes())
+    return f"hf:memory://{str(folder)[1:]}"
+
+
+KINDS = {"wds": wds, "wds elsewhere": memory, "hf": hf, "hf elsewhere": parquets}
 
 
 @pytest.fixture(params=KINDS)
 def name(request, tmp_path, monkeypatch):
     monkeypatch.setenv("PCDISTILL_DATA", str(tmp_path / "root"))
+    monkeypatch.setattr("pcdistill.data.parquet.FEWEST", 1)
     if request.param == "hf":
         datasets = pytest.importorskip("datasets")
         monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -117,10 +132,12 @@ def test_the_teacher_cache_knows_another_set_or_order(name, tmp_path):
     assert first.contents == again.contents
 
 
-def test_shards_that_lie_elsewhere_are_taken_window_by_window(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", ["wds elsewhere", "hf elsewhere"])
+def test_what_lies_elsewhere_is_taken_window_by_window(kind, tmp_path, monkeypatch):
     monkeypatch.setenv("PCDISTILL_DATA", str(tmp_path / "root"))
     monkeypatch.setattr("pcdistill.data.loader.WINDOW", 2)
-    data = built(memory(tmp_path))
+    monkeypatch.setattr("pcdistill.data.parquet.FEWEST", 1)
+    data = built(KINDS[kind](tmp_path))
     order = data.train._order(0)
     assert sorted(order.tolist()) == list(range(33))
     groups = [int(data.train.groups[i]) for i in order]
@@ -130,9 +147,10 @@ def test_shards_that_lie_elsewhere_are_taken_window_by_window(tmp_path, monkeypa
         beside = firsts[number - number % 2 : number - number % 2 + 2]
         assert set(groups[places[0] : places[-1] + 1]) <= set(beside)
     assert firsts != sorted(firsts)
-    local = built(f"wds:{tmp_path}/d")
-    assert local.fingerprint == data.fingerprint
-    assert local.contents["data.train.order"] != data.contents["data.train.order"]
+    if kind == "wds elsewhere":
+        local = built(f"wds:{tmp_path}/d")
+        assert local.fingerprint == data.fingerprint
+        assert local.contents["data.train.order"] != data.contents["data.train.order"]
 
 
 def test_a_broken_sample_ends_the_epoch_in_one_sentence(tmp_path, monkeypatch):
@@ -145,7 +163,7 @@ def test_a_broken_sample_ends_the_epoch_in_one_sentence(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["wds", "hf"])
+@pytest.mark.parametrize("kind", ["wds", "hf", "hf elsewhere"])
 def test_commands_take_them_from_check_to_student(kind, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PCDISTILL_DATA", str(tmp_path / "root"))
     monkeypatch.chdir(tmp_path)
@@ -178,3 +196,25 @@ def test_commands_take_them_from_check_to_student(kind, tmp_path, monkeypatch, c
     cached = ["--teacher-cache", str(tmp_path / "cached"), *models[4:]]
     cli.main(["distill", "--data", data, *cached, *small, "--quiet", "--out", str(tmp_path / "again")])
     assert (tmp_path / "again" / "student.safetensors").is_file()
+
+
+@pytest.mark.parametrize("kind", ["wds elsewhere", "hf elsewhere"])
+def test_unlabelled_images_elsewhere_are_taken_window_by_window_too(kind, tmp_path, monkeypatch):
+    monkeypatch.setenv("PCDISTILL_DATA", str(tmp_path / "root"))
+    monkeypatch.setattr("pcdistill.data.loader.WINDOW", 2)
+    monkeypatch.setattr("pcdistill.data.parquet.FEWEST", 1)
+    name = KINDS[kind](tmp_path)
+    config = replace(CONFIG, name=name, unlabelled=name, unlabelled_batch=41, batch_size=10)
+    ends, firsts = list(accumulate(UNEVEN)), []
+    for batch in build_data(config, Stream(seed=3)).train.epoch(0):  # each step is a pass
+        index = (batch.index[10:] - 33).tolist()
+        assert sorted(index) == list(range(41))
+        groups = [bisect_right(ends, sample) for sample in index]
+        order = list(dict.fromkeys(groups))
+        for number, group in enumerate(order):
+            places = [i for i, one in enumerate(groups) if one == group]
+            beside = order[number - number % 2 : number - number % 2 + 2]
+            assert set(groups[places[0] : places[-1] + 1]) <= set(beside)
+        firsts.append(order)
+    assert len(firsts) == 3
+    assert firsts[0] != firsts[1]

@@ -11,10 +11,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from pcdistill.classification.data import build_data
 from pcdistill.data import shards as module
-from pcdistill.data.copies import copies_in
+from pcdistill.data.copies import Copies, copies_in
 from pcdistill.data.decoding import Window
 from pcdistill.data.loader import Stream
 from pcdistill.data.shards import find_shards, make_index, read_shards
@@ -257,6 +258,40 @@ def test_shards_lie_on_what_fsspec_opens(tmp_path):
         assert "there is no shard" in refused("wds:memory://there/set-train-0007.tar")
     finally:
         system.rm("/there", recursive=True)
+
+
+def test_a_remote_shard_that_was_written_anew_is_fetched_anew(tmp_path):
+    system = pytest.importorskip("fsspec").filesystem("memory")
+    try:
+        for sizes, first in (([4], 0), ([4], 9)):
+            shards(tmp_path, sizes, first=first)
+            system.pipe_file("/anew/0.tar", (tmp_path / "set-train-0000.tar").read_bytes())
+            items = open_source("wds:memory://anew/0.tar").train.items
+            expected = [Image.open(io.BytesIO(picture(first + n))) for n in range(4)]
+            assert [items.read(n, whole)[0].tolist() for n in range(4)] == [
+                torch.from_numpy(np.array(one)).permute(2, 0, 1).tolist() for one in expected
+            ]
+    finally:
+        system.rm("/anew", recursive=True)
+
+
+def test_a_second_start_fetches_no_shard_for_its_index(tmp_path, monkeypatch):
+    system = pytest.importorskip("fsspec").filesystem("memory")
+    shards(tmp_path, [4, 3])
+    try:
+        for path in tmp_path.glob("*.tar"):
+            system.pipe_file(f"/again/{path.name}", path.read_bytes())
+        assert len(open_source("wds:memory://again").train.labels) == 7
+        monkeypatch.setattr(Copies, "made", None)  # what fetches
+        assert len(open_source("wds:memory://again").train.labels) == 7
+        monkeypatch.undo()
+        monkeypatch.setenv("PCDISTILL_DATA", str(tmp_path / "root"))
+        for path in (tmp_path / "root" / "shards").glob("*.tar"):
+            path.unlink()
+        open_source("wds:memory://again").train.items.prepare(range(7))
+        assert len(list((tmp_path / "root" / "shards").glob("*.tar"))) == 2
+    finally:
+        system.rm("/again", recursive=True)
 
 
 def test_unlabelled_shards_need_no_labels(tmp_path):

@@ -1,6 +1,7 @@
 """Tables of Hugging Face's datasets: their splits, classes and images, and what is refused of them."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -8,7 +9,7 @@ from pcdistill.data.sources import open_source
 from pcdistill.data.tables import read_table
 from pcdistill.data.unlabelled import open_unlabelled
 from pcdistill.errors import InputError
-from tests.data.packing import picture
+from tests.data.packing import configured, picture
 
 datasets = pytest.importorskip("datasets")
 NAMES = ["ant", "bee", "cow"]
@@ -137,6 +138,30 @@ def test_what_is_no_such_table_is_refused(tmp_path):
     assert len(open_source(f"hf:{tmp_path / 'two'}:first").train.labels) == 6
 
 
+def test_a_configuration_is_named_and_a_wrong_or_missing_one_lists_them(tmp_path):
+    folder = configured(tmp_path / "photos")
+    assert len(open_source(f"hf:{folder}@large").train.labels) == 9
+    assert len(open_source(f"hf:{folder}@small:train").train.labels) == 3
+    there = f"hf:{folder} has the configurations small, large"
+    assert refused(f"hf:{folder}") == f"{there}; name one: hf:{folder}@small"
+    assert refused(f"hf:{folder}@lagre") == f'{there}, and no "lagre"; did you mean "large"?'
+    assert "and no" in refused(f"hf:{folder}@small:trian")
+    plain = parquet(tmp_path / "plain@2024", train=table(range(9)))
+    assert len(open_source(f"hf:{plain}").train.labels) == 9
+    assert f"hf:{plain} has the configurations default, and no" in refused(f"hf:{plain}@x")
+    table(range(6)).save_to_disk(tmp_path / "one")
+    assert "was written by save_to_disk, and has no configuration x" in refused(f"hf:{tmp_path / 'one'}@x")
+
+
+def test_a_configuration_of_the_hub_is_handed_on(monkeypatch):
+    def builder(place, config):
+        raise ValueError(f"BuilderConfig '{config}' not found. Available: ['de', 'en']")
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", builder)
+    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda place: ["de", "en"])
+    assert refused("hf:some/photos@e") == 'hf:some/photos has the configurations de, en, and no "e"; did you mean "en"?'
+
+
 def test_columns_and_labels_that_are_wrong_are_refused_by_name(tmp_path):
     def kept(one):
         one.to_parquet(tmp_path / "x.parquet")
@@ -154,13 +179,13 @@ def test_an_empty_cell_and_a_lost_file_are_told_by_row(tmp_path):
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
     content = {"image": [picture(0), None], "label": [0, 1]}
     datasets.Dataset.from_dict(content, features=features).to_parquet(tmp_path / "x.parquet")
-    items = read_table(f"{tmp_path}/x.parquet").parts["train"].items
+    items = read_table(f"{tmp_path}/x.parquet", tmp_path).parts["train"].items
     with pytest.raises(InputError, match="image of row 1 of .*is empty"):
         items.content(1)
     for name in NAMES:
         (tmp_path / "folder" / name).mkdir(parents=True)
         (tmp_path / "folder" / name / "0.png").write_bytes(picture(0))
-    items = read_table(f"{tmp_path}/folder").parts["train"].items
+    items = read_table(f"{tmp_path}/folder", tmp_path).parts["train"].items
     (tmp_path / "folder" / NAMES[2] / "0.png").unlink()
     with pytest.raises(InputError, match="image of row 2 of .*cannot be read: .*No such file"):
         items.content(2)
@@ -176,7 +201,7 @@ def test_unlabelled_tables_need_no_labels(tmp_path):
 def test_a_missing_library_is_named_with_its_extra(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"hf:x needs datasets.*pcdistill\[streams\]"):
-        read_table("x")
+        read_table("x", Path())
 
 
 def test_nothing_in_a_saved_table_is_unpickled(tmp_path):

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -88,7 +87,7 @@ def build_data(config: DataConfig, stream: Stream) -> Data:
         PcdistillError: a download that failed.
     """
     _check(config, stream)
-    source = open_source(config.name, root=config.root, download=config.download)
+    source = open_source(config.name, root=config.root, download=config.download, streamed=config.streamed)
     check_source(source, config.name)
     channels, native = _shape(source, config.name, config.image_size)
     size = config.image_size or native
@@ -140,9 +139,8 @@ class _Arrangement:
 
     def training(self, split: Split, rows: Tensor, feed: Feed) -> SplitBatches:
         """The rows of a split under the augmentation of each view."""
-        reader, groups = self.augmented(split, rows, feed), _groups(split)
-        own = None if groups is None else torch.from_numpy(groups)[rows]
-        return SplitBatches(reader, split.labels[rows], feed, self.fingerprint, own)
+        reader, groups = self.augmented(split, rows, feed), _groups(split, rows)
+        return SplitBatches(reader, split.labels[rows], feed, self.fingerprint, groups)
 
     def augmented(self, split: Split, rows: Tensor, feed: Feed) -> MemoryReader | ItemReader:
         """The pixels of rows of a split under the augmentation of each view."""
@@ -178,9 +176,10 @@ class _Arrangement:
         return self._workers.setdefault(number, Workers(number, pin=pin))
 
 
-def _groups(split: Split) -> np.ndarray | None:
-    """[N], what is read well together, such as a shard; None where any order is as good."""
-    return split.items.groups if isinstance(split.items, EncodedItems) else None
+def _groups(split: Split, rows: Tensor) -> Tensor | None:
+    """[N] int64, what is read well together, such as a shard; None where any order is as good."""
+    found = split.items.groups if isinstance(split.items, EncodedItems) else None
+    return None if found is None else torch.from_numpy(found)[rows]
 
 
 def _unlabelled(
@@ -193,7 +192,7 @@ def _unlabelled(
             raise InputError("data.unlabelled: rest is what data.limit leaves out; set data.limit below all images")
         split, rows, fingerprint = source.train, rest, make.fingerprint
     else:
-        split = open_unlabelled(name, root=config.root, download=config.download)
+        split = open_unlabelled(name, root=config.root, download=config.download, streamed=config.streamed)
         rows = torch.arange(len(split.labels))
         fingerprint = _fingerprint(Source([], split), rows)
         channels, _ = _shape(Source([], split), f"data.unlabelled: {name}", config.image_size)
@@ -205,7 +204,8 @@ def _unlabelled(
     stream = replace(training.stream, seed=seed_of("unlabelled", training.stream.seed))
     feed = replace(training, batch_size=config.unlabelled_batch or config.batch_size, stream=stream)
     reader = make.augmented(split, rows, feed)
-    return UnlabelledBatches(reader, len(rows), feed, steps=steps, fingerprint=digest_of(fingerprint, rows))
+    fingerprint, groups = digest_of(fingerprint, rows), _groups(split, rows)
+    return UnlabelledBatches(reader, len(rows), feed, steps=steps, fingerprint=fingerprint, groups=groups)
 
 
 def split_rows(source: Source, config: DataConfig) -> tuple[Tensor, Tensor, Split, Tensor | None]:
@@ -325,9 +325,11 @@ def _contents(source: Source, config: DataConfig, fingerprint: str) -> dict[str,
         array = split.images is not None
         found[f"data.{name}.images"] = fingerprint if array and name == "train" else _images_contents(split)
     if isinstance(source.train.items, EncodedItems):
-        found["data.train.order"] = "all" if _groups(source.train) is None else f"by {WINDOW}"
+        found["data.train.order"] = "all" if source.train.items.groups is None else f"by {WINDOW}"
     if config.unlabelled not in (None, REST):
-        others = open_unlabelled(str(config.unlabelled), root=config.root, download=config.download)
+        others = open_unlabelled(
+            str(config.unlabelled), root=config.root, download=config.download, streamed=config.streamed
+        )
         found["data.unlabelled.images"] = _images_contents(others)
     return found
 

@@ -34,7 +34,7 @@ def classification_findings(config: DataConfig, samples: int) -> Findings:
     Raises:
         InputError: as a training would be refused.
     """
-    source = open_source(config.name, root=config.root, download=config.download)
+    source = open_source(config.name, root=config.root, download=config.download, streamed=config.streamed)
     check_source(source, config.name)
     parts = _parts(source, config)
     facts = [_facts(name, part, source.classes) for name, part in parts.items()]

@@ -9,7 +9,7 @@ DATASETS: dict[str, str] = {
     "FOLDER": "any folder of class folders, or of train/ and val/ and test/ that hold them",
     "FILE.npz": "arrays x_train, y_train, x_test, y_test and optionally classes",
     "wds:PATTERN": "tar shards of WebDataset, by braces and globs: a path, or a URL that fsspec opens",
-    "hf:NAME[:SPLIT]": "a data set of Hugging Face's datasets: of the hub, a folder or a .parquet file",
+    "hf:NAME[:SPLIT]": "a data set of Hugging Face's datasets: of the hub, a folder, parquet files also by URL",
     "digits-detection": "1,800 images of digits with boxes, drawn from them on first use; for detectors",
     "coco:FOLDER": "images with boxes: COCO's json, as COCO, Roboflow, CVAT, Label Studio and FiftyOne write it",
     "voc:FOLDER": "images with boxes: Pascal VOC's xml, as VOC, Roboflow, CVAT and LabelImg write it",

@@ -1,7 +1,8 @@
-"""Local copies of shards that lie elsewhere: each is fetched whole when it is first read, and the oldest give way."""
+"""Local copies of what is read of data: shards that lie elsewhere, row groups of parquet files; the oldest give way."""
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -15,6 +16,7 @@ DEFAULT_GIB = 100.0
 FRESH = 60  # seconds after which a use is noted
 TRIES = 5
 CHUNK = 2**22  # bytes
+SUFFIXES = (".tar", ".arrow")  # of shards, of row groups
 
 
 @dataclass(frozen=True)
@@ -29,40 +31,68 @@ class Copies:
     folder: Path
     limit: int
 
-    def read(self, url: str, start: int, size: int) -> bytes:
+    def read(self, url: str, start: int, size: int, state: str = "") -> bytes:
         """Bytes of a shard, out of its copy; raises as `open` does."""
-        with self.open(url) as file:
+        with self.open(url, state) as file:
             file.seek(start)
             return file.read(size)
 
-    def open(self, url: str) -> BinaryIO:
+    def open(self, url: str, state: str = "") -> BinaryIO:
         """The copy of a shard; what is opened stays readable when it gives way.
+
+        Args:
+            url: of the shard.
+            state: changes when it does, and asks for another copy.
 
         Raises:
             OSError: the shard cannot be fetched, or the disk is full.
         """
+
+        def fetch(file: BinaryIO) -> None:
+            system, there = file_system(url)
+            with system.open(there, "rb") as source:
+                while chunk := source.read(CHUNK):
+                    file.write(chunk)
+
+        return self.made(_shard(url, state), SUFFIXES[0], fetch)
+
+    def holds(self, url: str, state: str = "") -> bool:
+        """Whether there is a copy of a shard, so that `open` fetches nothing."""
+        return self._path(_shard(url, state), SUFFIXES[0]).is_file()
+
+    def made(self, what: str, suffix: str, write: Callable[[BinaryIO], None]) -> BinaryIO:
+        """A copy of anything, which one process of the machine makes while others wait.
+
+        Args:
+            what: tells it from others; not how it is called.
+            suffix: one of `SUFFIXES`.
+            write: puts it into a file.
+
+        Raises:
+            OSError: it cannot be written, or what `write` raises.
+        """
+        path = self._path(what, suffix)
         for _ in range(TRIES):
-            path = self._fetched(url)
+            self._make(path, write)
             try:
                 return path.open("rb")
             except FileNotFoundError:  # it gave way to another process's in between
                 continue
-        raise OSError(f"copies of shards give way as fast as they come; {LIMIT} is too small for a window of shards")
+        raise OSError(f"copies of data give way as fast as they come; {LIMIT} is too small for a window of them")
 
-    def _fetched(self, url: str) -> Path:
+    def _path(self, what: str, suffix: str) -> Path:
         digest = new_digest()
-        digest.update(url.encode())
-        path = self.folder / f"{digest.hexdigest()}.tar"
+        digest.update(what.encode(errors="surrogateescape"))
+        return self.folder / f"{digest.hexdigest()}{suffix}"
+
+    def _make(self, path: Path, write: Callable[[BinaryIO], None]) -> None:
         if self._noted(path):
-            return path
+            return
         with only_one(self.folder / "locks" / path.stem):
             if not self._noted(path):
-                system, there = file_system(url)
-                with system.open(there, "rb") as source, atomic_file(path) as file:
-                    while chunk := source.read(CHUNK):
-                        file.write(chunk)
+                with atomic_file(path) as file:
+                    write(file)
                 self._make_room(path)
-        return path
 
     def _noted(self, path: Path) -> bool:
         """Whether there is a copy; its time says when it was used."""
@@ -76,7 +106,7 @@ class Copies:
     def _make_room(self, kept: Path) -> None:
         """Delete those whose last use is longest ago."""
         found = []
-        for path in self.folder.glob("*.tar"):
+        for path in [one for one in self.folder.iterdir() if one.suffix in SUFFIXES]:
             try:
                 stat = path.stat()
             except FileNotFoundError:
@@ -88,6 +118,10 @@ class Copies:
                 return
             path.unlink(missing_ok=True)
             over -= size
+
+
+def _shard(url: str, state: str) -> str:
+    return f"{url} {state}".rstrip()
 
 
 def copies_in(folder: Path) -> Copies:

@@ -1,6 +1,7 @@
 """Image files that lie inside other files: members of tar shards, cells of tables."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +45,9 @@ class EncodedItems(ABC):
     @abstractmethod
     def layout(self) -> str:
         """Changes with which images there are, and in which order; not with where the files lie."""
+
+    def prepare(self, rows: Iterable[int]) -> None:  # noqa: B027  # nothing to fetch is the rule
+        """Fetch what images are in, several at a time, before they are read one by one; errors as of `content`."""
 
     def read(self, i: int, plan: Plan) -> list[Tensor]:
         return read_windows(self.name(i), plan, self.content(i))

@@ -242,7 +242,10 @@ class SplitBatches(Batches):
 
     def _order(self, epoch: int) -> Tensor:
         """The samples of a training epoch, [N] int64."""
-        generator = generator_of("order", self.feed.stream.seed, epoch)
+        return self._shuffled(generator_of("order", self.feed.stream.seed, epoch))
+
+    def _shuffled(self, generator: torch.Generator) -> Tensor:
+        """All samples once, where they are in groups window by window, [N] int64."""
         order = torch.randperm(len(self.labels), generator=generator)
         if self.groups is None:
             return order

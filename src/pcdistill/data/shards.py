@@ -4,31 +4,29 @@ Of a sample, the files that share a name up to the first dot, the image and the 
 is looked into, and nothing is unpickled.
 """
 
-import io
 import os
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from glob import glob, has_magic
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from torch import Tensor
 
-from pcdistill.arrays import read_npz
 from pcdistill.data.copies import Copies, copies_in
 from pcdistill.data.decoding import Plan, read_windows
 from pcdistill.data.encoded import EncodedItems, EncodedPart, EncodedSet
 from pcdistill.data.files import EXTENSIONS, Names
+from pcdistill.data.indexes import kept_indexes, state_of
 from pcdistill.errors import InputError
 from pcdistill.extras import need
-from pcdistill.files import atomic_write, new_digest
+from pcdistill.files import new_digest
 from pcdistill.plain import parse_json
-from pcdistill.remote import file_system, place_of, said
+from pcdistill.remote import common_folder, file_system, files_at, place_of, said, within
 
 PREFIX = "wds:"
 CLASSES_FILE = "classes.txt"  # in the folder that all shards are in
@@ -37,7 +35,7 @@ JSON_KEYS = ("label", "cls", "class")  # of the json
 LARGEST_LABEL = 2**20  # bytes
 INDEX_FORMAT = 1  # counts up when an index holds something else
 BLOCK = 512  # of tar
-TOGETHER = 8  # shards that are indexed at a time
+FETCHED = 4  # shards at a time, for a batch
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
@@ -50,12 +48,14 @@ class ShardIndex:
         offsets: [N] int64, of the image's first byte in the shard.
         sizes: [N] int64, bytes of the image.
         labels: [N] text, as the shard has it; "" where labels are not asked for.
+        state: changes when the shard does.
     """
 
     keys: Names
     offsets: np.ndarray
     sizes: np.ndarray
     labels: np.ndarray
+    state: str = ""
 
 
 class ShardItems(EncodedItems):
@@ -71,6 +71,7 @@ class ShardItems(EncodedItems):
 
     def __init__(self, places: list[Path | str], indexes: list[ShardIndex], copies: Copies) -> None:
         self.places, self.copies = places, copies
+        self.states = [index.state for index in indexes]
         self.keys = Names(key for index in indexes for key in index.keys)
         self.ends = np.cumsum([len(index.keys) for index in indexes])
         self.offsets = np.concatenate([index.offsets for index in indexes])
@@ -85,6 +86,19 @@ class ShardItems(EncodedItems):
         """The number of the shard that sample i is in."""
         return int(np.searchsorted(self.ends, i, side="right"))
 
+    def prepare(self, rows: Iterable[int]) -> None:
+        known = {(self.places[n], self.states[n]) for n in {self.shard_of(i) for i in rows}}
+        missing = [
+            (place, state) for place, state in known if isinstance(place, str) and not self.copies.holds(place, state)
+        ]
+        if len(missing) > 1:  # one alone is fetched when it is read
+            with ThreadPoolExecutor(FETCHED) as pool:
+                list(pool.map(self._fetch, missing))
+
+    def _fetch(self, shard: tuple[str, str]) -> None:
+        with suppress(OSError):  # told when an image is read
+            self.copies.open(*shard).close()
+
     def content(self, i: int) -> bytes:
         return self._bytes(i, copied=False)
 
@@ -93,14 +107,15 @@ class ShardItems(EncodedItems):
 
     def _bytes(self, i: int, *, copied: bool) -> bytes:
         """Of image i; `copied` fetches a shard that lies elsewhere whole, as more will be read of it."""
-        place, start, size = self.places[self.shard_of(i)], int(self.offsets[i]), int(self.sizes[i])
+        number, start, size = self.shard_of(i), int(self.offsets[i]), int(self.sizes[i])
+        place = self.places[number]
         try:
             if isinstance(place, Path):
                 with open(place, "rb") as file:
                     file.seek(start)
                     found = file.read(size)
             elif copied:
-                found = self.copies.read(place, start, size)
+                found = self.copies.read(place, start, size, self.states[number])
             else:
                 system, path = file_system(place)  # fsspec keeps one for each process
                 found = system.cat_file(path, start=start, end=start + size)
@@ -136,9 +151,14 @@ def read_shards(pattern: str, root: Path, *, labelled: bool = True) -> EncodedSe
         InputError: no shards, one that is damaged, or a sample without image or label; naming shard and sample.
     """
     places, copies = find_shards(pattern), copies_in(root / "shards")
-    with ThreadPoolExecutor(TOGETHER) as pool:
-        found = list(pool.map(lambda place: _index(place, root / "indexes", copies, labelled), places))
-    folder = os.path.commonpath([os.path.dirname(str(place)) for place in places]) if places else ""
+    kept = kept_indexes(
+        places,
+        root / "indexes",
+        lambda place: _state(place, labelled),
+        lambda place, state: _arrays(make_index(place, copies, labelled=labelled, state=state)),
+    )
+    found = [_index(*one) for one in kept]
+    folder = common_folder(places)
     parts: dict[str, EncodedPart] = {}
     for split, numbers in _by_split(places, folder).items():
         chosen = [found[i] for i in numbers]
@@ -177,23 +197,8 @@ def find_shards(pattern: str) -> list[Path | str]:
 
 def _matches(name: str, pattern: str) -> list[Path | str]:
     """What one name without braces stands for: a file, the shards of a folder, or what a glob finds."""
-    place = place_of(name)
     try:
-        if isinstance(place, Path):
-            place = place.expanduser()
-            if has_magic(str(place)):
-                found: list[Path | str] = [Path(one) for one in sorted(glob(str(place), recursive=True))]
-            else:
-                found = sorted(place.rglob("*.tar")) if place.is_dir() else [place] if place.is_file() else []
-        else:
-            system, path = file_system(place)
-            if has_magic(path):
-                paths = sorted(system.glob(path))
-            elif system.isdir(path):
-                paths = sorted(one for one in system.find(path) if one.endswith(".tar"))
-            else:
-                paths = [path] if system.exists(path) else []
-            found = [str(system.unstrip_protocol(one)) for one in paths]
+        found = files_at(name, ".tar")
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{PREFIX}{pattern}: {name} cannot be looked at: {said(error)}") from None
     if not found:
@@ -205,7 +210,7 @@ def _by_split(places: list[Path | str], folder: str) -> dict[str, list[int]]:
     """Numbers of the shards of each split, by words in the part of their names that is not common to all."""
     splits: dict[str, list[int]] = {}
     for i, place in enumerate(places):
-        words = re.split(r"[^a-z]+", str(place)[len(folder) :].lower())
+        words = re.split(r"[^a-z]+", within(place, folder).lower())
         split = next((SPLITS[word] for word in words if word in SPLITS), "train")
         splits.setdefault(split, []).append(i)
     return splits if len(splits) > 1 else {"train": list(range(len(places)))}
@@ -227,58 +232,38 @@ def _classes(places: list[Path | str], folder: str) -> list[str] | None:
     return None if lines is None else [line.strip() for line in lines if line.strip()]
 
 
-def _index(place: Path | str, folder: Path, copies: Copies, labelled: bool) -> ShardIndex:
-    """A shard's index: as it was kept, or made anew and kept."""
+def _state(place: Path | str, labelled: bool) -> str:
     try:
-        kept = folder / f"{_shard_state(place, labelled)}.npz"
+        return state_of(place, INDEX_FORMAT, labelled)
     except OSError as error:
         raise InputError(f"the shard {place} cannot be read: {said(error)}") from None
-    if kept.is_file():
-        try:
-            arrays = read_npz(kept)
-            return ShardIndex(
-                Names(arrays["keys"].tolist()), arrays["offsets"], arrays["sizes"], arrays["labels"].astype(str)
-            )
-        except (InputError, KeyError):
-            pass  # made anew
-    index = make_index(place, copies, labelled=labelled)
-    buffer = io.BytesIO()
+
+
+def _arrays(index: ShardIndex) -> dict[str, np.ndarray]:
     keys = np.array(list(index.keys), dtype=str)
-    np.savez_compressed(buffer, keys=keys, offsets=index.offsets, sizes=index.sizes, labels=index.labels)
-    with suppress(OSError):  # a folder that cannot be written to costs the next run the time, no more
-        atomic_write(kept, buffer.getvalue())
-    return index
+    return {"keys": keys, "offsets": index.offsets, "sizes": index.sizes, "labels": index.labels}
 
 
-def _shard_state(place: Path | str, labelled: bool) -> str:
-    """Changes with the shard's place, length and time of change, as far as its file system tells."""
-    if isinstance(place, Path):
-        stat = place.stat()
-        facts = [str(place.absolute()), stat.st_size, stat.st_mtime_ns]
-    else:
-        system, path = file_system(place)
-        info = system.info(path)
-        told = ("size", "mtime", "LastModified", "last_modified", "updated", "created", "ETag", "etag")
-        facts = [place, *(str(info.get(key)) for key in told)]
-    digest = new_digest()
-    digest.update(repr([INDEX_FORMAT, labelled, *facts]).encode(errors="surrogateescape"))
-    return str(digest.hexdigest())
+def _index(state: str, kept: Mapping[str, np.ndarray]) -> ShardIndex:
+    keys = Names(kept["keys"].tolist())
+    return ShardIndex(keys, kept["offsets"], kept["sizes"], kept["labels"].astype(str), state)
 
 
-def make_index(place: Path | str, copies: Copies, *, labelled: bool = True) -> ShardIndex:
+def make_index(place: Path | str, copies: Copies, *, labelled: bool = True, state: str = "") -> ShardIndex:
     """Read a shard's headers and its samples' labels.
 
     Args:
         place: of the shard.
         copies: of the shards that lie elsewhere, such as this one may.
         labelled: as of `read_shards`.
+        state: of the shard, by `state_of`; another one is another copy.
 
     Raises:
         InputError: it is damaged, cut off or compressed, or a sample has no image, or none or a wrong label.
     """
     keys, offsets, sizes, labels = [], [], [], []
     try:
-        with copies.open(place) if isinstance(place, str) else place.open("rb") as file:
+        with copies.open(place, state) if isinstance(place, str) else place.open("rb") as file:
             for key, members in _samples(file, place):
                 image = _image(key, members, place)
                 keys.append(key)
@@ -291,7 +276,8 @@ def make_index(place: Path | str, copies: Copies, *, labelled: bool = True) -> S
         ) from None
     except OSError as error:
         raise InputError(f"the shard {place} cannot be read: {said(error)}") from None
-    return ShardIndex(Names(keys), np.array(offsets, np.int64), np.array(sizes, np.int64), np.array(labels, dtype=str))
+    where = np.array(offsets, np.int64), np.array(sizes, np.int64)
+    return ShardIndex(Names(keys), *where, np.array(labels, dtype=str), state)
 
 
 def _members(file: BinaryIO, place: Path | str) -> Iterator[tarfile.TarInfo]:

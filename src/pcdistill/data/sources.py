@@ -54,15 +54,15 @@ class Source:
     origins: dict[str, str] = field(default_factory=dict)
 
 
-def open_source(name: str, *, root: str | Path | None = None, download: bool = False) -> Source:
-    """Find a data set by name or path.
+def open_source(name: str, *, root: str | Path | None = None, download: bool = False, streamed: bool = False) -> Source:
+    """Find a data set by name or path; `streamed` reads the parquet files of `hf:NAME` where they lie.
 
     Raises:
         InputError: an unknown name, a missing file or folder, or one that does not hold what it should.
     """
     base = data_root(root)
     if name.startswith((SHARDS, TABLE)):
-        return _encoded(name, open_encoded(name, base, download=download))
+        return _encoded(name, open_encoded(name, base, download=download, streamed=streamed))
     if name == "digits":
         return _digits()
     if name in CIFAR:
@@ -98,7 +98,9 @@ def data_root(root: str | Path | None = None) -> Path:
     )
 
 
-def open_encoded(name: str, root: Path, *, download: bool = False, labelled: bool = True) -> EncodedSet:
+def open_encoded(
+    name: str, root: Path, *, download: bool = False, streamed: bool = False, labelled: bool = True
+) -> EncodedSet:
     """The splits of `wds:PATTERN` or `hf:NAME`.
 
     Raises:
@@ -106,7 +108,7 @@ def open_encoded(name: str, root: Path, *, download: bool = False, labelled: boo
     """
     if name.startswith(SHARDS):
         return read_shards(name.removeprefix(SHARDS), root, labelled=labelled)
-    return read_table(name.removeprefix(TABLE), download=download, labelled=labelled)
+    return read_table(name.removeprefix(TABLE), root, download=download, streamed=streamed, labelled=labelled)
 
 
 def path_of(name: str | Path, key: str) -> Path:

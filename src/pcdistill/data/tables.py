@@ -1,4 +1,4 @@
-"""Tables of Hugging Face's `datasets` (`hf:NAME[:SPLIT]`), memory-mapped; the images are decoded here.
+"""Tables of Hugging Face's `datasets` (`hf:NAME[@CONFIG][:SPLIT]`), memory-mapped, or parquet files where they lie.
 
 No script of a data set is run: `datasets` has known none since its version 4. Formats that can hold Python objects are
 refused.
@@ -7,25 +7,25 @@ refused.
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from glob import has_magic
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pcdistill.data.columns import choose_splits, class_names, held_back, image_column, label_column, label_values
 from pcdistill.data.encoded import EncodedItems, EncodedPart, EncodedSet
+from pcdistill.data.parquet import find_tables, read_parquet
 from pcdistill.errors import InputError, nearest
 from pcdistill.extras import need
+from pcdistill.remote import URL, place_of
 
 PREFIX = "hf:"
 # The last colon begins a split, with slices and sums as `datasets` writes them: train[:80%]+validation
 _SPLIT = r"[A-Za-z_][\w.-]*(?:\[[^\]]*\])?"
 NAMED = re.compile(rf"(?P<name>.+?)(?::(?P<split>{_SPLIT}(?:\+{_SPLIT})*))?")
-WORDS = {"train": ("train",), "val": ("validation", "valid", "val", "dev"), "test": ("test",)}
 FORMATS = ("parquet", "arrow", "imagefolder")  # those of `datasets` that hold images, and nothing but data
 CACHED = "cache"  # what a format of the hub was turned into: Arrow
-IMAGES = ("image", "img", "jpg", "png", "webp")  # columns, where their types do not tell
-LABELS = ("label", "labels", "cls", "fine_label", "class")
-NO_LABEL = -1  # in the hub's test splits whose labels are kept back
 
 
 class TableItems(EncodedItems):
@@ -66,52 +66,89 @@ class TableItems(EncodedItems):
         return self.column
 
 
-def read_table(name: str, *, download: bool = False, labelled: bool = True) -> EncodedSet:
+def read_table(
+    name: str, root: Path, *, download: bool = False, labelled: bool = True, streamed: bool = False
+) -> EncodedSet:
     """Open a table and find its images and labels.
 
     Args:
-        name: NAME or NAME:SPLIT, without "hf:"; NAME is of the hub, a folder, or a .parquet or .arrow file.
+        name: NAME, NAME@CONFIG and :SPLIT behind it, without "hf:"; NAME is of the hub, a folder, a .parquet or .arrow
+            file, or a URL or glob of parquet files, which are read where they lie.
+        root: folder of downloads, for what is kept of files that are read where they lie.
         download: fetch from the hub what is not in its cache.
         labelled: every image must have a label; else labels are not looked at.
+        streamed: read parquet files of the hub or of a folder where they lie too.
 
     Returns:
         Splits "train", "val" and "test". SPLIT is "train"; a split that it takes from is none of the others. A test
         split whose labels are all -1, as the hub keeps them back, counts as none.
 
     Raises:
-        InputError: no such data, split or column, or a missing label; naming them.
+        InputError: no such data, configuration, split or column, or a missing label; naming them.
     """
     need("datasets", what=f"{PREFIX}{name}")
-    place, split = _parse(name)
+    place, config, split = _parse(name)
+    where = f"{PREFIX}{place}" + (f"@{config}" if config else "")
+    if config is not None and Path(place).expanduser().is_file():
+        raise InputError(f"{where}: {place} is a file, and has no configurations")
+    if streamed or lies_elsewhere(place):
+        found, features = _files(place, config, where)
+        return read_parquet(found, split, where, root, features=features, labelled=labelled)
     parts: dict[str, EncodedPart] = {}
     classes: list[str] | None = None
     with _without_bars():
-        names, get = _open(place, download)
-        for part, label in _choose(names, split, place).items():
-            where = f"{PREFIX}{place}:{label}"
-            with _told(where):
+        names, get = _open(place, config, download)
+        for part, label in choose_splits(names, split, where).items():
+            with _told(f"{where}:{label}"):
                 table = get(label)
-            items = _images(table, where)
+            items = _images(table, f"{where}:{label}")
             labels = np.zeros(len(table), np.int64)
             if labelled:
-                column = _label_column(table, where)
-                labels = _labels(table, column, where)
-                if part == "test" and labels.dtype.kind == "i" and bool((labels == NO_LABEL).all()):
+                column = label_column(table.features, f"{where}:{label}")
+                labels = _labels(table, column, f"{where}:{label}")
+                if part == "test" and held_back(labels):
                     continue
                 if part == "train":
-                    known = getattr(table.features[column], "names", None)
-                    classes = None if known is None else list(known)
+                    classes = class_names(table.features, column)
             parts[part] = EncodedPart(items, labels, f"the split {label}")
     return EncodedSet(parts, classes)
 
 
-def _parse(name: str) -> tuple[str, str | None]:
+def lies_elsewhere(place: str) -> bool:
+    """Whether a place is a URL or a glob, whose files are read where they lie."""
+    return URL.match(place) is not None or (has_magic(place) and not Path(place).expanduser().exists())
+
+
+def _files(place: str, config: str | None, where: str) -> tuple[dict[str, list[Path | str]], Any]:
+    """The parquet files of each split, and the features that the hub tells; None where the files tell them."""
+    path = Path(place).expanduser()
+    if lies_elsewhere(place) or path.is_file():
+        return find_tables(place, where), None
+    with _without_bars(), _told(where):
+        builder = _builder(place, config, path, download=True)
+        if "parquet" not in _formats(builder):
+            raise InputError(
+                f"{where} is of the format {', '.join(sorted(_formats(builder)))}; data.streamed reads parquet alone"
+            )
+        files = dict(builder.config.data_files or {})
+        return {
+            str(split): [place_of(str(one)) for one in found] for split, found in files.items()
+        }, builder.info.features
+
+
+def _parse(name: str) -> tuple[str, str | None, str | None]:
+    """The place, the configuration and the split that a name has."""
     match = NAMED.fullmatch(name)
     if match is None:
         raise InputError(f"{PREFIX}{name} names no data; it must be {PREFIX}NAME or {PREFIX}NAME:SPLIT")
     if match["split"] is None or Path(name).expanduser().exists():
-        return name, None
-    return match["name"], match["split"]
+        place, split = name, None
+    else:
+        place, split = match["name"], match["split"]
+    before, at, config = place.rpartition("@")
+    if not at or not before or not config or URL.match(place) or Path(place).expanduser().exists():
+        return place, None, split
+    return before, config, split
 
 
 @contextmanager
@@ -142,19 +179,20 @@ def _told(where: str, hint: str = "") -> Iterator[None]:
         raise InputError(f"{where} cannot be opened: {told}{hint}") from None
 
 
-def _open(place: str, download: bool) -> tuple[list[str], Callable[[str], Any]]:
+def _open(place: str, config: str | None, download: bool) -> tuple[list[str], Callable[[str], Any]]:
     """The names of the splits, and what opens one as a memory-mapped table."""
     import datasets
 
     path = Path(place).expanduser()
     with _told(f"{PREFIX}{place}"):
         if path.is_dir() and any((path / one).is_file() for one in ("state.json", "dataset_dict.json")):
+            if config is not None:
+                raise InputError(f"{PREFIX}{place} was written by save_to_disk, and has no configuration {config}")
             found = datasets.load_from_disk(str(path))
             held = dict(found) if isinstance(found, datasets.DatasetDict) else {"train": found}
             return list(held), held.__getitem__
-        builder = _builder(place, path, download)
-        modules = [one.__module__ for one in type(builder).__mro__ if "packaged_modules" in one.__module__]
-        formats = {module.split(".")[2] for module in modules}
+        builder = _builder(place, config, path, download)
+        formats = _formats(builder)
         if not formats & {*FORMATS, CACHED}:
             raise InputError(
                 f"{PREFIX}{place} is of the format {', '.join(sorted(formats))}; {', '.join(FORMATS)} are read, and "
@@ -164,7 +202,13 @@ def _open(place: str, download: bool) -> tuple[list[str], Callable[[str], Any]]:
         return list(builder.info.splits), lambda split: builder.as_dataset(split=split)
 
 
-def _builder(place: str, path: Path, download: bool) -> Any:
+def _formats(builder: Any) -> set[str]:
+    """What a builder of `datasets` reads, in its words."""
+    modules = [one.__module__ for one in type(builder).__mro__ if "packaged_modules" in one.__module__]
+    return {module.split(".")[2] for module in modules}
+
+
+def _builder(place: str, config: str | None, path: Path, download: bool) -> Any:
     import datasets
     from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as packaged
 
@@ -174,81 +218,50 @@ def _builder(place: str, path: Path, download: bool) -> Any:
             raise InputError(f"{PREFIX}{place}: a file must be .parquet or .arrow")
         return datasets.load_dataset_builder(kind, data_files={"train": [str(path)]})
     if path.is_dir():
-        return datasets.load_dataset_builder(str(path))
+        with _configured(str(path), config):
+            return datasets.load_dataset_builder(str(path), config)
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", place) or place in packaged:
         raise InputError(f"{PREFIX}{place}: there is no such folder or file, and no name of the hub is like this")
     offline = datasets.config.HF_HUB_OFFLINE
     datasets.config.HF_HUB_OFFLINE = offline or not download
     try:
         hint = "" if download else "; data.download (--download) fetches what is not in the cache"
-        with _told(f"{PREFIX}{place}", hint):
-            return datasets.load_dataset_builder(place)
+        with _told(f"{PREFIX}{place}", hint), _configured(place, config):
+            return datasets.load_dataset_builder(place, config)
     finally:
         datasets.config.HF_HUB_OFFLINE = offline
 
 
-def _choose(names: list[str], split: str | None, place: str) -> dict[str, str]:
-    """What to take for "train", "val" and "test"."""
-    there = f"{PREFIX}{place} has the splits {', '.join(names)}"
-    if split is None:
-        split = next((one for one in WORDS["train"] if one in names), names[0] if len(names) == 1 else None)
-        if split is None:
-            raise InputError(f"{there}, and no train; name the one to train on: {PREFIX}{place}:{names[0]}")
-    taken = [re.split(r"\[", one)[0] for one in split.split("+")]
-    for one in taken:
-        if one not in names:
-            raise InputError(f'{there}, and no "{one}"{nearest(one, names)}')
-    found = {"train": split}
-    for part in ("val", "test"):
-        other = next((one for one in WORDS[part] if one in names and one not in taken), None)
-        if other is not None:
-            found[part] = other
-    return found
+@contextmanager
+def _configured(place: str, config: str | None) -> Iterator[None]:
+    """Says which configurations there are, where one must be named or a wrong one is."""
+    import datasets
+
+    try:
+        yield
+    except ValueError as error:
+        text = str(error)
+        if "Config name is missing" not in text and not ("BuilderConfig" in text and "not found" in text):
+            raise
+        names = [str(one) for one in datasets.get_dataset_config_names(place)]
+        there = f"{PREFIX}{place} has the configurations {', '.join(names)}"
+        if config is None:
+            raise InputError(f"{there}; name one: {PREFIX}{place}@{names[0]}") from None
+        raise InputError(f'{there}, and no "{config}"{nearest(config, names)}') from None
 
 
 def _images(table: Any, where: str) -> TableItems:
     """The images of the one column that holds some."""
     import datasets
 
-    features = table.features
-    typed = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
-    found = typed or [name for name in IMAGES if name in features and _holds_bytes(features[name])]
-    named = [name for name in found if name in IMAGES]
-    if len(found) != 1 and len(named) != 1:
-        many = f"several columns of images ({', '.join(found)})" if found else "no column of images"
-        raise InputError(f"{where} has {many}; of {', '.join(features)} one must be called {IMAGES[0]}")
-    column = found[0] if len(found) == 1 else named[0]
+    column = image_column(table.features, where)
     with _told(where):
         only = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     return TableItems(only, column, where)
-
-
-def _holds_bytes(kind: Any) -> bool:
-    """Whether a column without a type of its own can hold image files: bytes, or bytes with a path."""
-    if isinstance(kind, dict):
-        return "bytes" in kind and "path" in kind
-    return getattr(kind, "dtype", None) in ("binary", "large_binary")
-
-
-def _label_column(table: Any, where: str) -> str:
-    import datasets
-
-    features = table.features
-    found = [name for name in LABELS if name in features]
-    typed = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
-    if found or len(typed) == 1:
-        return found[0] if found else typed[0]
-    raise InputError(f"{where} has no column of labels; of {', '.join(features)} one must be called {LABELS[0]}")
 
 
 def _labels(table: Any, column: str, where: str) -> np.ndarray:
     """[N], int64 or text."""
     with _told(where):
         held = table.select_columns([column]).with_format("arrow")[:][column]
-    if held.null_count:
-        row = held.is_null().to_numpy().argmax()
-        raise InputError(f"{where}: row {row} has no {column}; every image needs one")
-    values = np.asarray(held.to_pylist()) if "string" in str(held.type) else held.to_numpy()
-    if values.dtype.kind not in "iuU":
-        raise InputError(f"{where}: the column {column} must hold whole numbers or text, not {held.type}")
-    return values if values.dtype.kind == "U" else values.astype(np.int64)
+    return label_values(held, column, where)

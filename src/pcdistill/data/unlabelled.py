@@ -17,7 +17,7 @@ REST = "rest"  # data.unlabelled: the training images that data.limit leaves out
 ARRAYS = ("x_unlabelled", "x", "x_train")  # of an .npz file, the first that is there
 
 
-def open_unlabelled(name: str, *, root: str | None = None, download: bool = False) -> Split:
+def open_unlabelled(name: str, *, root: str | None = None, download: bool = False, streamed: bool = False) -> Split:
     """All images of a folder, however deep, or of an .npz file ([N, H, W, C] or [N, H, W] uint8); of `wds:PATTERN` and
     `hf:NAME` those for training. Labels are not read.
 
@@ -25,12 +25,14 @@ def open_unlabelled(name: str, *, root: str | None = None, download: bool = Fals
         name: of the images.
         root: as of `open_source`.
         download: as of `open_source`.
+        streamed: as of `open_source`.
 
     Raises:
         InputError: there is no such folder or file, or no image in it.
     """
     if name.startswith((SHARDS, TABLE)):
-        items = open_encoded(name, data_root(root), download=download, labelled=False).parts["train"].items
+        parts = open_encoded(name, data_root(root), download=download, streamed=streamed, labelled=False).parts
+        items = parts["train"].items
         return Split(None, items, torch.full((len(items),), UNLABELLED))
     path = path_of(name, "data.unlabelled")
     if path.suffix == ".npz":
@@ -62,10 +64,20 @@ class UnlabelledBatches(SplitBatches):
         feed: of training; `batch_size` is over all processes.
         steps: batches in an epoch, as many as the labelled images give.
         fingerprint: of the images, for the signature.
+        groups: as of SplitBatches.
     """
 
-    def __init__(self, reader: Reader, count: int, feed: Feed, *, steps: int, fingerprint: str = "") -> None:
-        super().__init__(reader, torch.full((count,), UNLABELLED), feed, fingerprint)
+    def __init__(
+        self,
+        reader: Reader,
+        count: int,
+        feed: Feed,
+        *,
+        steps: int,
+        fingerprint: str = "",
+        groups: Tensor | None = None,
+    ) -> None:
+        super().__init__(reader, torch.full((count,), UNLABELLED), feed, fingerprint, groups)
         self.steps = steps
 
     def __len__(self) -> int:
@@ -87,8 +99,7 @@ class UnlabelledBatches(SplitBatches):
 
     def _order(self, epoch: int) -> Tensor:
         """The images of a pass, as which an epoch stands here."""
-        seed = self.feed.stream.seed
-        return torch.randperm(len(self.labels), generator=generator_of("unlabelled order", seed, epoch))
+        return self._shuffled(generator_of("unlabelled order", self.feed.stream.seed, epoch))
 
     def _mixed_target(self, job: Job, labels: Tensor, share: float) -> Tensor:
         return torch.full((job.own, self.feed.num_classes), float(UNLABELLED))
