@@ -141,6 +141,9 @@ class _Passed(Classification):
     def student(self, recipe: Recipe, data: Any) -> nn.Module:
         return self._student
 
+    def try_student(self, recipe: Recipe, student: nn.Module, data: Any) -> None:
+        """Done by `distiller`, on the loader's own images."""
+
     def info(self, model: nn.Module, data: Any) -> dict[str, Any]:
         """Without multiply-adds: what is passed in runs on nothing but its own data."""
         return {"parameters": sum(p.numel() for p in model.parameters())}

@@ -33,6 +33,17 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f'; did you mean "{max(close, key=likeness)}"?'
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type if it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip().rstrip(".") if lines else type(error).__name__
+
+
+def what_failed(error: BaseException) -> str:
+    """An error's type and the first line of its message."""
+    return f"{type(error).__name__}: {first_line(error)[:200]}"
+
+
 WORDS = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)  # a path that no state of the disk makes right
 ADVICE = {
     errno.ENOSPC: "free some, and the same command continues",

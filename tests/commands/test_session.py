@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from pcdistill.classification.task import build_distiller, build_student
-from pcdistill.commands.compare import expand_methods
+from pcdistill.commands.compare import Plan, compare, expand_methods
 from pcdistill.commands.folder import recorded_summary
 from pcdistill.commands.run import run_with_report
 from pcdistill.commands.session import Session, run
 from pcdistill.distillation.teacher import Teacher
+from pcdistill.engine.console import Console
 from pcdistill.errors import InputError, TrainingStopped
 from pcdistill.recipe import load_recipe
 from tests.helpers import data_of, on_cpu
@@ -174,6 +175,67 @@ def test_a_student_that_breaks_in_channels_last_is_named_before_the_teacher_is_t
     narrow = recipe(method="kd", train__channels_last=True)  # a shortcut of 4 channels; the teacher's have 16
     with pytest.raises(InputError, match=r"train.channels_last: layer2.0.shortcut.0 is a strided 1x1 convolution"):
         run(narrow, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+OWN = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, inputs=64, outputs=10, fails=False):
+        super().__init__()
+        self.head, self.fails = nn.Linear(inputs, outputs), fails
+
+    def forward(self, images):
+        if self.fails and self.training:
+            raise KeyError("no such thing")
+        return self.head(images.flatten(1))
+
+def other_size(num_classes):
+    return Net(inputs=7)
+
+def more_outputs(num_classes):
+    return Net(outputs=num_classes + 3)
+
+def in_training(num_classes):
+    return Net(fails=True)
+
+def frozen(num_classes):
+    return Net().requires_grad_(False)
+
+def undone(num_classes):
+    model = Net()
+    nn.init.constant_(model.head.weight, float("nan"))
+    return model
+"""
+FAULTS = {
+    "other_size": r"cannot run on images \[2, 1, 8, 8\] \(RuntimeError: .*shapes cannot be multiplied",
+    "more_outputs": r"own.py:more_outputs gives 13 outputs for each image, and the data have 10 classes",
+    "in_training": r"own.py:in_training cannot be trained on images \[2, 1, 8, 8\] \(KeyError: 'no such thing'\)",
+    "frozen": r"the student has no parameter that requires a gradient",
+    "undone": r"the student's head.weight holds NaN before training",
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_student_of_the_users_own_that_cannot_be_trained_is_named_before_the_teacher_is_trained(tmp_path, name):
+    (tmp_path / "own.py").write_text(OWN)
+    wrong = recipe(method="kd", student__name=f"{tmp_path / 'own.py'}:{name}", student__kwargs={})
+    with pytest.raises(InputError, match=FAULTS[name]):
+        run(wrong, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(InputError, match=FAULTS[name]):
+        compare(wrong, Plan(["none", "kd"], 1, jobs=1), tmp_path / "many", console=Console(quiet=True))
+    assert not list((tmp_path / "many").rglob("*.pt"))
+
+
+def test_a_student_for_larger_images_is_named_before_the_teacher_is_trained(tmp_path):
+    wrong = recipe(method="kd", student__name="torchvision/alexnet", student__kwargs={})
+    with pytest.raises(
+        InputError, match=r"AlexNet cannot be run on an image \[1, 1, 8, 8\] \(RuntimeError: .*too small"
+    ):
+        run(wrong, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -260,6 +260,30 @@ def test_wrong_values_are_named_before_anything_is_trained(squares, teacher, tmp
     assert not (out / "metrics.csv").exists()
 
 
+OWN = """
+from pcdistill.detection.detectors.build import build_detector
+
+def fails(module, args):
+    if module.training:
+        raise KeyError("no such thing")
+
+def detector(num_classes):
+    model = build_detector("fasterrcnn/tiny4", num_classes=num_classes)
+    model.backbone.register_forward_pre_hook(fails)
+    return model
+"""
+
+
+def test_a_detector_of_the_users_own_that_cannot_be_trained_is_named_before_the_teacher_is_trained(
+    squares, tmp_path, capsys
+):
+    (tmp_path / "own.py").write_text(OWN)
+    student = f"{tmp_path / 'own.py'}:detector"
+    text = error_of(capsys, "distill", *settings(squares, student=student), "--out", tmp_path / "run")
+    assert "own.py:detector cannot be trained on images [[3, 64, 64], [3, 64, 64]] (KeyError: 'no such thing')" in text
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_the_cards_code_gives_the_ap_that_was_reported(squares, tmp_path, monkeypatch):
     """Beside pycocotools, in the files' own pixels; images are scaled down in training, which a card must do alike."""

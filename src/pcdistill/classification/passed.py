@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from pcdistill.classification.distiller import ClassificationDistiller
 from pcdistill.data.loader import Batch, labelled_rows
-from pcdistill.distillation.passed import what_failed
+from pcdistill.distillation.passed import check_modules
 from pcdistill.distillation.teacher import logits_of
 from pcdistill.distillation.unused import as_it_is
 from pcdistill.engine.modes import evaluating
 from pcdistill.engine.placement import Placement
-from pcdistill.errors import InputError, PcdistillError
+from pcdistill.errors import InputError, PcdistillError, what_failed
 from pcdistill.models.feature_maps import unwrap
 
 TRIED = 4  # samples of each view in the pass before training
@@ -34,8 +34,7 @@ def count_classes(student: nn.Module, images: Tensor) -> int:
         raise
     except Exception as error:  # a user's module may raise anything
         raise InputError(
-            f"the student cannot run on images {list(images.shape)} of the loader ({what_failed(error)})"
-            f"{channels_hint(images)}"
+            f"the student cannot run on images {list(images.shape)} ({what_failed(error)}){channels_hint(images)}"
         ) from error
     if logits.ndim != 2 or len(logits) != len(images) or not logits.is_floating_point() or logits.shape[1] < 2:
         kind = str(logits.dtype).removeprefix("torch.")
@@ -46,6 +45,35 @@ def count_classes(student: nn.Module, images: Tensor) -> int:
     if not bool(logits.isfinite().all()):
         raise InputError("the student's logits are NaN or infinite before training; check its weights")
     return int(logits.shape[1])
+
+
+def check_own_student(student: nn.Module, images: Tensor, classes: int, name: str) -> None:
+    """Raise unless a user's own module can be trained on such images.
+
+    Args:
+        student: left as it is.
+        images: [N, C, H, W], of any content.
+        classes: C, the outputs that it must have.
+        name: of the module, for messages.
+
+    Raises:
+        InputError: it cannot run, gives other outputs, has nothing to train, or its backward pass fails.
+    """
+    check_modules(student, None)
+    found = count_classes(student, images)
+    if found != classes:
+        raise InputError(
+            f"{name} gives {found} outputs for each image, and the data have {classes} classes; its last layer must "
+            "have num_classes outputs"
+        )
+    try:
+        with as_it_is(student), torch.enable_grad():
+            total = logits_of(student.train()(images)).sum()
+            torch.autograd.grad(total, [p for p in student.parameters() if p.requires_grad], allow_unused=True)
+    except PcdistillError:
+        raise
+    except Exception as error:  # a user's module may raise anything
+        raise InputError(f"{name} cannot be trained on images {list(images.shape)} ({what_failed(error)})") from error
 
 
 def channels_hint(images: Tensor) -> str:

@@ -17,6 +17,7 @@ from pcdistill.classification.distiller import ClassificationDistiller
 from pcdistill.classification.features import tap
 from pcdistill.classification.findings import classification_findings
 from pcdistill.classification.metrics import evaluate, top1_metric
+from pcdistill.classification.passed import check_own_student
 from pcdistill.data.findings import Findings
 from pcdistill.data.finite import problem_of
 from pcdistill.data.loader import SplitBatches, Stream
@@ -92,6 +93,11 @@ class Classification:
     def student(self, recipe: Recipe, data: Any) -> nn.Module:
         with advising("student" if recipe.all_teachers else "model"):
             return build_student(recipe.student, classes=data.classes, data=data, allow=recipe.allow)
+
+    def try_student(self, recipe: Recipe, student: nn.Module, data: Any) -> None:
+        if is_user_code(recipe.student.name):
+            images = torch.zeros(2, data.in_channels, data.image_size, data.image_size)
+            check_own_student(student, images, len(data.classes), recipe.student.name)
 
     def info(self, model: nn.Module, data: Any) -> dict[str, Any]:
         size = data.image_size

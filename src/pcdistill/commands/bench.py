@@ -26,8 +26,7 @@ from pcdistill.commands.onnx_files import (
 from pcdistill.commands.student import open_student
 from pcdistill.commands.tasks import task_of
 from pcdistill.engine.checkpoint import atomic_write
-from pcdistill.errors import InputError, PcdistillError
-from pcdistill.models.weights import first_line
+from pcdistill.errors import InputError, PcdistillError, first_line
 from pcdistill.recipe import Recipe, StudentConfig, make_recipe
 
 PROGRAMS = ("eager", "compiled", "onnx", "int8")

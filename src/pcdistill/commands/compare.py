@@ -31,7 +31,7 @@ from pcdistill.commands.header import (
 )
 from pcdistill.commands.jobs import Job, Pool, check_numbers, pool_of
 from pcdistill.commands.run import run_with_report
-from pcdistill.commands.session import bare_model, check_names, open_data, rehearse
+from pcdistill.commands.session import bare_model, check_names, open_data, rehearse, try_own_student
 from pcdistill.commands.tasks import task_of
 from pcdistill.commands.teachers import (
     comes_from_cache,
@@ -286,6 +286,7 @@ def _fitting(recipe: Recipe, recipes: dict[Key, Recipe], plan: Plan, out: Path, 
         return recipes
     task = task_of(recipe)
     data = open_data(task, next(iter(waiting.values())), make_accelerator(recipe.train))
+    try_own_student(recipe, task, data)
     refused: dict[str, str] = {}
     told: set[str] = set()
     for key, one in waiting.items():

@@ -23,8 +23,7 @@ from pcdistill.commands.onnx_files import (
 from pcdistill.commands.student import Student, open_student, student_data
 from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.placement import Placement
-from pcdistill.errors import InputError, PcdistillError
-from pcdistill.models.weights import first_line
+from pcdistill.errors import InputError, PcdistillError, first_line
 
 FORMATS = ("onnx", "torch-export", "safetensors", "timm", "hf")
 CHECKED = 1000  # images that an export is compared on at most

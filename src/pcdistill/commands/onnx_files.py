@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pcdistill.errors import PcdistillError
+from pcdistill.errors import PcdistillError, first_line
 from pcdistill.extras import need
-from pcdistill.models.weights import first_line
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OLD_OPSET = 17

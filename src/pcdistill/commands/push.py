@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from pcdistill.commands.student import WEIGHTS, Student, open_student
-from pcdistill.errors import InputError, PcdistillError
+from pcdistill.errors import InputError, PcdistillError, first_line
 from pcdistill.extras import need
-from pcdistill.models.weights import first_line, run_weights
+from pcdistill.models.weights import run_weights
 
 MODEL = "model.safetensors"  # what timm and transformers look for on the hub
 FILES = (  # of a run's folder; no checkpoints, no teacher

@@ -55,6 +55,7 @@ from pcdistill.engine.tracking import Tracker, Trackers, check_trackers
 from pcdistill.errors import InputError, TrainingStopped
 from pcdistill.files import clear_parts, sealed_json
 from pcdistill.models.heads import head_metadata
+from pcdistill.models.names import is_user_code
 from pcdistill.models.weights import TEACHER_FILE, check_file
 from pcdistill.recipe import LOADERS, ModelConfig, Recipe, StudentConfig, TeacherConfig
 
@@ -271,6 +272,7 @@ class Session:
 
     def _build_student(self) -> None:
         self.student = self.task.student(self.recipe, self.data)
+        self.task.try_student(self.recipe, self.student, self.data)
         self.models["student"] = {"name": self.recipe.student.name, **self.task.info(self.student, self.data)}
         self.contents |= student_contents(self.student)
         self.student.to(self.accelerator.device)
@@ -610,6 +612,12 @@ def bare_model(recipe: Recipe, config: ModelConfig, task: Task, data: Any) -> nn
     """A model of the recipe for the data, without weights."""
     bare = StudentConfig(name=config.name, kwargs=config.kwargs, features=config.features)
     return task.student(replace(recipe, student=bare), data)
+
+
+def try_own_student(recipe: Recipe, task: Task, data: Any) -> None:
+    """Raise InputError if the student is of the user's own code and cannot be trained."""
+    if is_user_code(recipe.student.name):
+        task.try_student(recipe, bare_model(recipe, recipe.student, task, data), data)
 
 
 def rehearse(recipe: Recipe, task: Task, data: Any) -> list[str]:

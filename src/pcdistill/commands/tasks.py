@@ -43,6 +43,10 @@ class Task(Protocol):
 
     def student(self, recipe: Recipe, data: Any) -> nn.Module: ...
 
+    def try_student(self, recipe: Recipe, student: nn.Module, data: Any) -> None:
+        """Raise InputError for a student of the user's own code that cannot be trained; it is left as it is."""
+        ...
+
     def info(self, model: nn.Module, data: Any) -> dict[str, Any]:
         """Size of a model, for the record."""
         ...

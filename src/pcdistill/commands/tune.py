@@ -22,7 +22,7 @@ from pcdistill.commands.compare import (
 from pcdistill.commands.contents import PresentContents
 from pcdistill.commands.header import device_line, training_line
 from pcdistill.commands.jobs import Pool, check_numbers, pool_of
-from pcdistill.commands.session import check_names, open_data
+from pcdistill.commands.session import check_names, open_data, try_own_student
 from pcdistill.commands.tasks import task_of
 from pcdistill.distillation.cache_replay import resolve_cache
 from pcdistill.distillation.objective import method_kind, views_of
@@ -97,6 +97,7 @@ def tune(recipe: Recipe, plan: TunePlan, out: Path, *, console: Console, command
     for method in plan.methods:
         task.check(space.recipe(space.first(method), recipe), data)
     task.check(recipe, data)
+    try_own_student(recipe, task, data)
     with claimed(out, "search", recipe):
         return _tune(recipe, plan, space, data, out, console=console, command=command)
 

@@ -15,14 +15,12 @@ from pcdistill.data.sharing import Share
 from pcdistill.detection.data import DetectionBatch
 from pcdistill.detection.detectors.table import adapter_of, register_user_adapters
 from pcdistill.detection.loaders import LoaderDetectionBatches
-from pcdistill.detection.task import Detection, build_detection_distiller
+from pcdistill.detection.task import TRIED, Detection, build_detection_distiller
 from pcdistill.detection.teacher import TeacherDetector
 from pcdistill.distillation.passed import try_step
 from pcdistill.engine.placement import Placement
 from pcdistill.errors import InputError
 from pcdistill.recipe import Recipe, TeacherConfig
-
-TRIED = 2  # images in the pass before training
 
 
 @dataclass(frozen=True)
@@ -112,6 +110,9 @@ class PassedDetection(Detection):
         few = DetectionBatch(self._first.images[:TRIED], self._first.targets[:TRIED]).to(placement)
         try_step(built, few, placement)
         return built
+
+    def try_student(self, recipe: Recipe, student: nn.Module, data: Any) -> None:
+        """Done by `distiller`."""
 
     def student(self, recipe: Recipe, data: Any) -> nn.Module:
         return self._passed.student

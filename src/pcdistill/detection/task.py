@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pcdistill import models
 from pcdistill.data.findings import Findings
 from pcdistill.data.loader import Stream
-from pcdistill.detection.data import DetectionData, build_detection_data
+from pcdistill.detection.data import DetectionBatch, DetectionData, build_detection_data
 from pcdistill.detection.detectors.build import build_detector, comes_whole, list_detectors, pretrained_classes
 from pcdistill.detection.detectors.pairing import PairingOptions
 from pcdistill.detection.detectors.table import adapter_of, register_user_adapters
@@ -29,11 +29,13 @@ from pcdistill.distillation.objective import (
     method_kind,
     views_of,
 )
+from pcdistill.distillation.passed import check_modules
+from pcdistill.distillation.unused import as_it_is
 from pcdistill.engine.console import Console
 from pcdistill.engine.loop import Metric
 from pcdistill.engine.modes import evaluating, held_in_eval
 from pcdistill.engine.placement import Placement
-from pcdistill.errors import InputError
+from pcdistill.errors import InputError, PcdistillError, what_failed
 from pcdistill.losses import Pyramid
 from pcdistill.methods import METHODS
 from pcdistill.models.fetching import advising, within_reach
@@ -42,6 +44,7 @@ from pcdistill.recipe import DataConfig, ModelConfig, Recipe, TeacherConfig, Tra
 from pcdistill.report._format import sizes_in
 
 GATE_SAMPLES = 200
+TRIED = 2  # images in the pass before training
 WEAK_AP50 = 5.0  # percent: a teacher below this finds next to nothing
 
 
@@ -67,6 +70,10 @@ class Detection:
     def student(self, recipe: Recipe, data: Any) -> nn.Module:
         with advising("student" if recipe.all_teachers else "model"), within_reach():
             return build_student_detector(recipe, data)
+
+    def try_student(self, recipe: Recipe, student: nn.Module, data: Any) -> None:
+        if is_user_code(recipe.student.name):
+            check_own_detector(student, next(data.train.epoch(0)), recipe.student.name)
 
     def info(self, model: nn.Module, data: Any) -> dict[str, Any]:
         return {"parameters": sum(p.numel() for p in model.parameters())}
@@ -185,6 +192,22 @@ def make_detector(
     return build_detector(
         config.name, num_classes=num_classes, pretrained=pretrained, kwargs={**sizes, **config.kwargs}
     )
+
+
+def check_own_detector(student: nn.Module, batch: DetectionBatch, name: str) -> None:
+    """Raise InputError unless a user's own detector can be trained on a batch's first images; it is left as it is."""
+    check_modules(student, None)
+    few = slice(0, TRIED)
+    try:
+        with as_it_is(student), torch.enable_grad():
+            seen = adapter_of(student.train()).student_pass(batch.images[few], batch.targets[few])
+            total = torch.stack(list(seen.losses.values())).sum()
+            torch.autograd.grad(total, [p for p in student.parameters() if p.requires_grad], allow_unused=True)
+    except PcdistillError:
+        raise
+    except Exception as error:  # a user's module may raise anything
+        shapes = [list(image.shape) for image in batch.images[few]]
+        raise InputError(f"{name} cannot be trained on images {shapes} ({what_failed(error)})") from error
 
 
 def build_student_detector(recipe: Recipe, data: DetectionData) -> nn.Module:

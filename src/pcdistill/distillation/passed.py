@@ -8,9 +8,8 @@ from torch.nn.parameter import is_lazy
 
 from pcdistill.distillation.unused import as_it_is
 from pcdistill.engine.placement import Placement
-from pcdistill.errors import InputError, PcdistillError
+from pcdistill.errors import InputError, PcdistillError, what_failed
 from pcdistill.models.feature_maps import unwrap
-from pcdistill.models.weights import first_line
 
 
 def check_modules(student: nn.Module, teacher: nn.Module | None) -> None:
@@ -98,8 +97,3 @@ def try_step(distiller: nn.Module, few: Any, placement: Placement, hint: str = "
             f"student, teacher and losses cannot be run on images {shapes}{target} of the first training batch "
             f"({what_failed(error)}){hint}"
         ) from error
-
-
-def what_failed(error: BaseException) -> str:
-    """An error's type and the first line of its message."""
-    return f"{type(error).__name__}: {first_line(error)[:200]}"

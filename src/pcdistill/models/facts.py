@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from pcdistill.errors import InputError, what_failed
 from pcdistill.models.fetching import within_reach
 from pcdistill.models.zoos import Origin, transformers_package
 
@@ -14,6 +15,9 @@ def model_info(model: "nn.Module", image_size: int, *, in_channels: int = 3) -> 
     """Parameters, and multiply-accumulate operations for one image of `image_size` pixels square, in eval mode.
 
     Counted by torch: convolutions and matrix products, attention's included; the model is left as it was.
+
+    Raises:
+        InputError: the model cannot be run on such an image.
     """
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -31,6 +35,11 @@ def model_info(model: "nn.Module", image_size: int, *, in_channels: int = 3) -> 
     try:
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
             model(images)
+    except Exception as error:  # a user's model may raise anything, and a zoo's at sizes that it is not made for
+        raise InputError(
+            f"{type(model).__name__} cannot be run on an image {list(images.shape)} ({what_failed(error)}); "
+            "take a model for images of this size, or another data.image_size"
+        ) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
         for module, mode in modes.items():

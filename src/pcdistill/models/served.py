@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pcdistill.errors import InputError, PcdistillError, nearest
+from pcdistill.errors import InputError, PcdistillError, first_line, nearest
 from pcdistill.models.outside import OutsideModel
-from pcdistill.models.weights import first_line
 
 TRIES = 4
 PAUSE = 0.5  # seconds before the second try; each further pause is twice as long

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
-from pcdistill.errors import InputError
+from pcdistill.errors import InputError, first_line
 from pcdistill.files import CHECKSUM, CHUNK, SEAL, atomic_file, check_archive, new_digest, unreadable
 from pcdistill.plain import checked_json, parse_json
 
@@ -74,12 +74,6 @@ class WeightReport:
     def problems(self) -> str:
         lists = (("missing", self.missing), ("unexpected", self.unexpected), ("of another shape", self.misshapen))
         return ", ".join(f"{len(keys)} {what} ({_few(keys)})" for what, keys in lists if keys)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type if it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0].strip().rstrip(".") if lines else type(error).__name__
 
 
 def _few(names: Sequence[str], limit: int = 3) -> str:

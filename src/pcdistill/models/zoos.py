@@ -11,10 +11,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pcdistill.errors import InputError, NotFetched, PcdistillError, nearest
+from pcdistill.errors import InputError, NotFetched, PcdistillError, first_line, nearest
 from pcdistill.extras import need
 from pcdistill.models.fetching import out_of_reach
-from pcdistill.models.weights import first_line
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

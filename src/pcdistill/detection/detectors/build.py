@@ -22,8 +22,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 from pcdistill.detection.detectors.hub import build_hub_detector, hub_classes, hub_kinds, is_kind
 from pcdistill.detection.detectors.table import FAMILIES
-from pcdistill.errors import InputError, PcdistillError, nearest
-from pcdistill.models.weights import first_line
+from pcdistill.errors import InputError, PcdistillError, first_line, nearest
 
 WHOLE = (
     "fasterrcnn_resnet50_fpn",

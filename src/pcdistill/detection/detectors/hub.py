@@ -10,9 +10,8 @@ from types import ModuleType
 from typing import Any
 
 from pcdistill.detection.detectors.set_prediction import HubDetector, side_of
-from pcdistill.errors import InputError, nearest
+from pcdistill.errors import InputError, first_line, nearest
 from pcdistill.extras import need
-from pcdistill.models.weights import first_line
 
 OWN_OPTIONS = ("min_size", "max_size", "square", "image_mean", "image_std", "detections_per_img")
 
