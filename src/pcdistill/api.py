@@ -263,7 +263,8 @@ def distill(
         )
     if out is None and recipe.train.trackers:
         raise InputError("train.trackers need a folder; give out")
-    check_modules(student, teacher)
+    with _words_of_python():
+        check_modules(student, teacher)
     console = Console(recipe.method, quiet=not verbose)
     with ExitStack() as stack:
         for module in (student, teacher):

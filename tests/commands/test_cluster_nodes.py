@@ -26,6 +26,7 @@ from pcdistill.commands.cluster_nodes import Place, Wanted
         ((1, 0.5), {"CPU": 8.0, "GPU": 2.0}, 4),
         ((1, 0.4), {"CPU": 8.0, "GPU": 2.0}, 4),
         ((1, 0.1), {"CPU": 99.0, "GPU": 1.0}, 10),
+        ((1, 1 / 93), {"CPU": 99.0, "GPU": 1.0}, 93),  # whose inverse is a little less than 93
         ((4, 0.5), {"CPU": 8.0, "GPU": 2.0}, 2),
         ((1, 1), {"CPU": 8.0, "GPU": 3.0}, 3),
         ((1, 1), {"CPU": 8.0}, 0),
@@ -83,12 +84,12 @@ ANSWER = {"version": "1", "torch": "2", "folder": True, "token": True}
         ({"version": "2"}, "node n has pcdistill 2, this machine 1; install the same version everywhere"),
         ({"torch": None}, "node n has no torch; install version 2 "),
         ({"torch": "2.1"}, "node n has torch 2.1, this machine 2; install the same version everywhere"),
-        ({"token": False}, "node n does not see /root; name an --out on a disk that all nodes share"),
+        ({"token": False}, "node n does not see /shared; name an --out on a disk that all nodes share"),
         ({"folder": False}, "node n does not see /folder; start the command in a folder that all nodes share"),
     ],
 )
 def test_a_node_that_cannot_carry_out_a_run_says_why(answer, said):
-    place = Place(1, 0, Path("/folder"), Path("/root/token"), "1", "2")
+    place = Place(1, 0, Path("/folder"), Path("/shared/token"), "1", "2")
     found = module.fault_of("n", {**ANSWER, **answer}, place)
     assert found == said or found.startswith(said)
 

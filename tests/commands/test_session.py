@@ -12,6 +12,7 @@ from pcdistill.commands.compare import Plan, compare, expand_methods
 from pcdistill.commands.folder import recorded_summary
 from pcdistill.commands.run import run_with_report
 from pcdistill.commands.session import Session, run
+from pcdistill.commands.tune import TunePlan, tune
 from pcdistill.distillation.teacher import Teacher
 from pcdistill.engine.console import Console
 from pcdistill.errors import InputError, TrainingStopped
@@ -228,6 +229,9 @@ def test_a_student_of_the_users_own_that_cannot_be_trained_is_named_before_the_t
     with pytest.raises(InputError, match=FAULTS[name]):
         compare(wrong, Plan(["none", "kd"], 1, jobs=1), tmp_path / "many", console=Console(quiet=True))
     assert not list((tmp_path / "many").rglob("*.pt"))
+    with pytest.raises(InputError, match=FAULTS[name]):
+        tune(wrong, TunePlan(["kd"], 1, jobs=1), tmp_path / "search", console=Console(quiet=True))
+    assert not (tmp_path / "search").exists()
 
 
 def test_a_student_for_larger_images_is_named_before_the_teacher_is_trained(tmp_path):

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from pcdistill.data.copies import LIMIT, Copies, copies_in
+from pcdistill.data.copies import LIMIT, SUFFIXES, Copies, copies_in
 from pcdistill.errors import InputError
 
 fsspec = pytest.importorskip("fsspec")
@@ -31,6 +31,16 @@ def test_a_shard_is_fetched_once_and_the_oldest_give_way(tmp_path, elsewhere):
     fsspec.filesystem("memory").pipe_file("/copies/e.tar", b"z" * 1000)
     assert copies.read(elsewhere[4], 0, 3) == b"eee"
     assert copies.read(elsewhere[0], 0, 3) == b"aaa"
+
+
+def test_copies_of_every_kind_give_way(tmp_path):
+    copies = Copies(tmp_path / "c", 100)
+    for i, suffix in enumerate(SUFFIXES * 2):
+        with copies.made(str(i), suffix, lambda file: file.write(b"x" * 90)) as file:
+            assert len(file.read()) == 90
+        (path,) = (tmp_path / "c").glob("*.*")
+        assert path.suffix == suffix
+        os.utime(path, (1000 + i, 1000 + i))
 
 
 def test_a_shard_larger_than_the_limit_is_read_all_the_same(tmp_path, elsewhere):

@@ -205,6 +205,10 @@ def test_unlabelled_images_elsewhere_are_taken_window_by_window_too(kind, tmp_pa
     monkeypatch.setattr("pcdistill.data.parquet.FEWEST", 1)
     name = KINDS[kind](tmp_path)
     config = replace(CONFIG, name=name, unlabelled=name, unlabelled_batch=41, batch_size=10)
+    if kind == "wds elsewhere":  # the record tells another order
+        local = replace(config, unlabelled=f"wds:{tmp_path}/d")
+        key = "data.unlabelled.images"
+        assert build_data(local, Stream()).contents[key] != build_data(config, Stream()).contents[key]
     ends, firsts = list(accumulate(UNEVEN)), []
     for batch in build_data(config, Stream(seed=3)).train.epoch(0):  # each step is a pass
         index = (batch.index[10:] - 33).tolist()

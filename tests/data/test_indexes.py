@@ -23,7 +23,7 @@ def kept(folder, made=None, places=PLACES):
         made.append(place)
         return {"name": np.array(str(place)), "state": np.array(state)}
 
-    found = kept_indexes(places, folder, lambda place: f"s{place.stem}", make)
+    found = kept_indexes(places, folder, lambda place: f"s{place.stem}", make, ("name", "state"))
     assert [(str(one["name"]), state) for state, one in found] == [(str(p), f"s{p.stem}") for p in places]
     return made
 
@@ -33,6 +33,8 @@ def test_an_index_is_made_once_and_again_where_it_is_damaged(tmp_path):
     assert kept(tmp_path) == []
     (tmp_path / "s3.npz").write_bytes(b"damaged")
     assert kept(tmp_path) == [PLACES[3]]
+    np.savez(tmp_path / "s4.npz", name=np.array("whole, and of something else"))
+    assert kept(tmp_path) == [PLACES[4]]
     assert kept(tmp_path, places=[PLACES[1], PLACES[1]]) == []
 
 

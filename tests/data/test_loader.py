@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pcdistill.data.augment import Augment
 from pcdistill.data.decoding import Plan, windows_of
+from pcdistill.data.files import Items
 from pcdistill.data.loader import Batch, Feed, SplitBatches, Stream, seed_of
 from pcdistill.data.passed import LoaderBatches
 from pcdistill.data.readers import ItemReader, MemoryReader
@@ -22,7 +23,7 @@ POLICY = Augment(padding=1, flip=True, rand_augment=True, cutout=2)
 FILL = torch.full((3,), 128, dtype=torch.uint8)
 
 
-class FakeItems:
+class FakeItems(Items):
     """Images of 10 x 12, as if they were files."""
 
     def __init__(self, images: torch.Tensor) -> None:

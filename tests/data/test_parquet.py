@@ -1,6 +1,5 @@
 """Parquet files read where they lie: which images they give, what is read of them, and what is refused."""
 
-import io
 import pickle
 import shutil
 import threading
@@ -8,6 +7,7 @@ import threading
 import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.spec import AbstractBufferedFile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -24,15 +24,15 @@ datasets = pytest.importorskip("datasets")
 ONCE = settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-class CountedFile(io.BytesIO):
-    """A file that notes what is read of it."""
+class CountedFile(AbstractBufferedFile):
+    """A file that notes what is fetched of it, which fsspec's caches may make more than is asked for."""
 
-    def __init__(self, content: bytes, path: str, read: list[tuple[str, int]]) -> None:
-        super().__init__(content)
-        self.path, self.noted = path, read
+    def __init__(self, fs, path: str, content: bytes, read: list[tuple[str, int]], **options) -> None:
+        super().__init__(fs, path, "rb", size=len(content), **options)
+        self.held, self.noted = content, read
 
-    def read(self, size=-1):
-        found = super().read(size)
+    def _fetch_range(self, start, end):
+        found = self.held[start:end]
         self.noted.append((self.path, len(found)))
         return found
 
@@ -50,7 +50,7 @@ def elsewhere(monkeypatch):
 
     def counted(self, path, mode="rb", **options):
         file = opens(self, path, mode, **options)
-        return CountedFile(file.getvalue(), path, read) if mode == "rb" else file
+        return CountedFile(self, path, file.getvalue(), read, **options) if mode == "rb" else file
 
     def put(folder):
         for path in folder.rglob("*.parquet"):
@@ -304,6 +304,21 @@ def test_labels_may_be_text_and_images_plain_bytes(tmp_path):
     source = open_source(f"hf:{tmp_path}/b.parquet", streamed=True)
     assert source.classes == ["x", "y", "z"]
     assert source.train.items.content(4) == picture(4)
+
+
+def test_a_page_that_is_not_what_was_written_is_refused(tmp_path):
+    from pyarrow.parquet import read_table, write_table
+
+    held = read_table(parquet(tmp_path / "x.parquet", grouped([6])))
+    path = tmp_path / "y.parquet"
+    write_table(held, path, write_page_checksum=True, compression="none", use_dictionary=False)
+    content, image = bytearray(path.read_bytes()), picture(3)
+    at = content.index(image) + len(image) // 2
+    content[at] ^= 1
+    path.write_bytes(content)
+    items = open_source(f"hf:{path}", streamed=True).train.items
+    with pytest.raises(InputError, match=r"row group 0 of .*y.parquet cannot be read: .*; the file is damaged"):
+        items.content(3)
 
 
 def test_row_groups_that_the_disk_may_not_hold_together_are_refused_with_a_hint(tmp_path, monkeypatch):

@@ -52,6 +52,7 @@ def test_every_session_of_a_run_is_a_line_in_words(tmp_path):
     text = page_of(write_run_report(run)).text
     assert "continued started 2026-11-26T10:00:00Z, versions torch 2.16.0, gpu –" in text
     assert "continued threads 4" in text
+    assert "[{" not in text
 
 
 def test_a_diverged_run_says_why(tmp_path):

@@ -330,7 +330,10 @@ def _contents(source: Source, config: DataConfig, fingerprint: str) -> dict[str,
         others = open_unlabelled(
             str(config.unlabelled), root=config.root, download=config.download, streamed=config.streamed
         )
-        found["data.unlabelled.images"] = _images_contents(others)
+        images = _images_contents(others)
+        if isinstance(others.items, EncodedItems) and others.items.groups is not None:
+            images = digest_of(images, WINDOW)  # they were once taken in another order, and nothing recorded which
+        found["data.unlabelled.images"] = images
     return found
 
 

@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import RayError
 
 from pcdistill.engine.console import LOG
-from pcdistill.errors import InputError
+from pcdistill.errors import InputError, first_line
 from pcdistill.plain import one_line
 
 ANSWER_SECONDS = 10.0  # in which a head must say its first word
@@ -151,14 +151,9 @@ def _why(error: Exception) -> str:
         whole = one_line(" ".join(text.split()))
         return f"the cluster is of other versions ({whole}); install the same Ray and the same Python everywhere"
     return (
-        f"no Ray cluster takes this process in ({first_line(error)}); run the command on a machine of the cluster, "
-        "with the head's own port (`ray status` says it)"
+        f"no Ray cluster takes this process in ({one_line(first_line(error))}); run the command on a machine of the "
+        "cluster, with the head's own port (`ray status` says it)"
     )
-
-
-def first_line(error: BaseException) -> str:
-    """Of what an error says."""
-    return one_line(str(error).strip().split("\n", 1)[0]) or type(error).__name__
 
 
 class _ToLog(io.TextIOBase):

@@ -19,8 +19,8 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pcdistill import __version__
-from pcdistill.commands.cluster_head import first_line
-from pcdistill.errors import InputError
+from pcdistill.errors import InputError, first_line
+from pcdistill.plain import one_line
 
 LEAST_GPU = 0.001  # that one run may get; Ray counts in steps of a tenth of it
 PROBE_SECONDS = 180.0  # in which a node must answer: it starts a process first
@@ -144,7 +144,7 @@ def checked(nodes: Sequence[Mapping[str, Any]], place: Place) -> Iterator[None]:
             except GetTimeoutError:
                 fault = f"node {name} did not answer within {PROBE_SECONDS:g} s; `ray status` says what it does"
             except RayError as error:
-                fault = f"node {name} could not be asked: {first_line(error)}"
+                fault = f"node {name} could not be asked: {one_line(first_line(error))}"
             if fault is not None:
                 raise InputError(f"--cluster: {fault}")
         yield

@@ -267,7 +267,7 @@ def write_comparison(
         options: further ones of the report.
     """
     of = new_digest()
-    of.update(json.dumps([list(results), options], sort_keys=True).encode())
+    of.update(json.dumps([list(results), options, *([dict(names)] if names else [])], sort_keys=True).encode())
     same = read_json(out / RECORD).get("of") == of.hexdigest()
     report.write_compare_report(out, results, curves, command or "", drawn=drawn, missing_only=same, **options)
     if not same:

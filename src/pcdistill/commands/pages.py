@@ -52,7 +52,10 @@ def _runs(folder: Path, record: dict[str, Any]) -> Iterator[tuple[Path, dict[str
     """
     if _kind(folder) == "search":
         if not isinstance(record.get("names"), dict):
-            raise InputError(f"{folder} holds a search that has not come to its comparison; the same command goes on")
+            raise InputError(
+                f"{folder} holds a search without the record of its comparison; the command that made it goes on, and "
+                "writes it"
+            )
         for name, called in record["names"].items():
             if found := read_json(folder / name / "result.json"):
                 yield folder / name, renamed(found, str(called))

@@ -1,7 +1,6 @@
 """Image files that lie inside other files: members of tar shards, cells of tables."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,11 +8,12 @@ import torch
 from torch import Tensor
 
 from pcdistill.data.decoding import Plan, read_windows
+from pcdistill.data.files import Items
 from pcdistill.errors import InputError
 from pcdistill.files import new_digest
 
 
-class EncodedItems(ABC):
+class EncodedItems(Items, ABC):
     """Images of which each is the bytes of an image file, found by number.
 
     Attributes:
@@ -45,9 +45,6 @@ class EncodedItems(ABC):
     @abstractmethod
     def layout(self) -> str:
         """Changes with which images there are, and in which order; not with where the files lie."""
-
-    def prepare(self, rows: Iterable[int]) -> None:  # noqa: B027  # nothing to fetch is the rule
-        """Fetch what images are in, several at a time, before they are read one by one; errors as of `content`."""
 
     def read(self, i: int, plan: Plan) -> list[Tensor]:
         return read_windows(self.name(i), plan, self.content(i))

@@ -23,6 +23,10 @@ class Items(Protocol):
         """What the plan's windows show of image i, [3, H, W] uint8 each; an InputError names what cannot be read."""
         ...
 
+    def prepare(self, rows: Iterable[int]) -> None:
+        """Fetch what images are in, several at a time, before they are read one by one; errors as of `read`."""
+        return
+
 
 class Names(Sequence[str]):
     """File names as one array of bytes: a list of a million strings takes some 0.4 kB each, and every worker process
@@ -62,7 +66,7 @@ class Names(Sequence[str]):
         return (self[i] for i in range(len(self)))
 
 
-class ImageFiles:
+class ImageFiles(Items):
     """Image files, decoded to RGB."""
 
     def __init__(self, paths: Iterable[str]) -> None:
@@ -85,7 +89,7 @@ def find_images(folder: Path) -> list[str]:
     )
 
 
-class DatasetItems:
+class DatasetItems(Items):
     """Images of a torchvision data set that yields PIL images."""
 
     def __init__(self, dataset: Any, name: str) -> None:

@@ -4,7 +4,7 @@ import io
 import os
 import random
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -46,6 +46,7 @@ def kept_indexes(
     folder: Path,
     state: Callable[[Path | str], str],
     make: Callable[[Path | str, str], dict[str, np.ndarray]],
+    names: Iterable[str],
 ) -> list[tuple[str, dict[str, np.ndarray]]]:
     """The state and the index of each file: as it was kept, or made anew and kept.
 
@@ -57,31 +58,35 @@ def kept_indexes(
         folder: of the indexes; one that cannot be written to costs the next run the time, no more.
         state: of a file, as by `state_of`.
         make: gives the arrays of a file and its state.
+        names: of the arrays; what is kept without one of them is made anew.
     """
+    wanted = frozenset(names)
     shared = os.environ.get(SHARED)
     order = list(dict.fromkeys(places))
     random.Random(f"{socket.gethostname()} {os.getpid()}").shuffle(order)
 
     def one(place: Path | str) -> tuple[str, dict[str, np.ndarray]]:
         known = state(place)
-        return known, _kept(folder / f"{known}.npz", shared, lambda: make(place, known))
+        return known, _kept(folder / f"{known}.npz", shared, lambda: make(place, known), wanted)
 
     with ThreadPoolExecutor(TOGETHER) as pool:
         found = dict(zip(order, pool.map(one, order), strict=True))
     return [found[place] for place in places]
 
 
-def _kept(path: Path, shared: str | None, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    found = _read(path)
+def _kept(
+    path: Path, shared: str | None, make: Callable[[], dict[str, np.ndarray]], names: frozenset[str]
+) -> dict[str, np.ndarray]:
+    found = _read(path, names)
     if found is not None:
         return found
     with ExitStack() as stack:
         with suppress(OSError):
             stack.enter_context(only_one(path.parent / "locks" / path.stem))
-        found = _read(path)
+        found = _read(path, names)
         if found is None and shared:
             _from_others(path, shared)
-            found = _read(path)
+            found = _read(path, names)
         if found is None:
             found = make()
             buffer = io.BytesIO()
@@ -125,8 +130,9 @@ def _for_others(name: str, content: bytes, shared: str) -> None:
         raise InputError(f"{SHARED}: indexes cannot be kept in {shared}: {said(error)}") from None
 
 
-def _read(path: Path) -> dict[str, np.ndarray] | None:
-    """None where it is not there, or damaged."""
+def _read(path: Path, names: frozenset[str]) -> dict[str, np.ndarray] | None:
+    """None where it is not there, damaged, or of something else."""
     with suppress(InputError, OSError):
-        return read_npz(path) if path.is_file() else None
+        found = read_npz(path) if path.is_file() else {}
+        return found if names <= found.keys() else None
     return None

@@ -27,6 +27,7 @@ from pcdistill.remote import common_folder, file_system, files_at, said, within
 
 ENDING = ".parquet"
 INDEX_FORMAT = "parquet 1"  # counts up when an index holds something else
+INDEXED = ("rows", "packed", "plain", "labels", "column", "leaf", "classes", "named")  # what it holds
 FEWEST = 256  # images: neighbouring row groups of a file are read together up to so many
 FETCHED = 4  # files at a time, for a batch
 HELD = 2 * WINDOW  # pieces that a process has mapped
@@ -404,7 +405,10 @@ def _indexes(
         with told(str(place)):
             return state_of(place, INDEX_FORMAT, labelled, features)
 
-    kept = kept_indexes(wanted, folder, state, lambda place, _: make_index(place, features, labelled=labelled))
+    def make(place: Path | str, _: str) -> dict[str, np.ndarray]:
+        return make_index(place, features, labelled=labelled)
+
+    kept = kept_indexes(wanted, folder, state, make, INDEXED)
     made = {place: _index(place, *one) for place, one in zip(wanted, kept, strict=True)}
     first = made[wanted[0]]
     for index in made.values():

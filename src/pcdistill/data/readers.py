@@ -7,7 +7,6 @@ from torch import Tensor
 
 from pcdistill.data.augment import COLUMNS, Augment, augment_batch, augment_image, draw_window
 from pcdistill.data.decoding import PIXELS, Window
-from pcdistill.data.encoded import EncodedItems
 from pcdistill.data.files import Items
 from pcdistill.data.loader import Job, generator_of, seed_of
 from pcdistill.data.workers import Workers
@@ -106,8 +105,7 @@ class _ItemTask:
 
     def __call__(self, job: tuple[int, list[int], list[int]]) -> list[Tensor]:
         epoch, index, rows = job
-        if isinstance(self.items, EncodedItems):
-            self.items.prepare(rows)
+        self.items.prepare(rows)
         with torch.random.fork_rng(devices=[]):
             samples = [self._sample(epoch, i, row) for i, row in zip(index, rows, strict=True)]
         return [torch.stack(view) for view in zip(*samples, strict=True)]

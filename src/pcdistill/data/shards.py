@@ -34,6 +34,7 @@ LABELS = ("cls", "json")  # a sample's file with the label, the first that is th
 JSON_KEYS = ("label", "cls", "class")  # of the json
 LARGEST_LABEL = 2**20  # bytes
 INDEX_FORMAT = 1  # counts up when an index holds something else
+INDEXED = ("keys", "offsets", "sizes", "labels")  # what it holds
 BLOCK = 512  # of tar
 FETCHED = 4  # shards at a time, for a batch
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -156,6 +157,7 @@ def read_shards(pattern: str, root: Path, *, labelled: bool = True) -> EncodedSe
         root / "indexes",
         lambda place: _state(place, labelled),
         lambda place, state: _arrays(make_index(place, copies, labelled=labelled, state=state)),
+        INDEXED,
     )
     found = [_index(*one) for one in kept]
     folder = common_folder(places)

@@ -27,8 +27,8 @@ def check_modules(student: nn.Module, teacher: nn.Module | None) -> None:
     for name, p in student.named_parameters():
         if p.requires_grad and p.dtype in (torch.float16, torch.bfloat16):
             raise InputError(
-                f"the student's {name} is {str(p.dtype).removeprefix('torch.')}, too coarse to be trained; pass "
-                'student.float(), and train_options={"precision": "bfloat16"} for speed'
+                f"the student's {name} is {str(p.dtype).removeprefix('torch.')}, too coarse to be trained; take "
+                "student.float(), and train.precision for speed"
             )
     if teacher is None:
         return

@@ -142,9 +142,9 @@ class DFMSDLoss(PyramidLoss):
     ) -> list[tuple[int, Tensor, Tensor]]:
         if self.masking == "none":
             return []
-        strides = self.align[self.teacher_index].strides
+        strides = cast(Sequence[int], self.align[self.teacher_index].strides)
         masks = self.masks(student, teacher, targets)
-        return [(stride, *both) for stride, both in zip(strides, masks, strict=True)]  # type: ignore[arg-type]
+        return [(stride, *both) for stride, both in zip(strides, masks, strict=True)]
 
     def _attention(self, wanted: Tensor, targets: Targets | None, image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         places = spatial_attention(wanted, self.temperature)

@@ -140,8 +140,8 @@ class GlobalContext(nn.Module):
         )
         nn.init.kaiming_normal_(self.score.weight, mode="fan_in")
         last = self.transform[-1]
-        nn.init.zeros_(last.weight)  # type: ignore[arg-type]
-        nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, features: Tensor) -> Tensor:
         """[N, D, H, W] -> [N, D, H, W]."""
