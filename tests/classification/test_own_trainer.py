@@ -364,6 +364,7 @@ def test_what_stands_in_padding_changes_nothing(seed, method, kept):
         assert all(p.grad is None or not p.grad.any() for p in student.parameters())
 
 
+@pytest.mark.slow
 def test_a_causal_language_model_of_transformers_has_its_own_loss():
     transformers = pytest.importorskip("transformers")
 

@@ -77,6 +77,7 @@ def test_a_replay_has_the_images_to_the_bit_and_the_logits_to_float16(options, w
     assert torch.equal(late.teacher_logits, list(replay.epoch(1))[3].teacher_logits)
 
 
+@pytest.mark.slow
 def test_processes_get_their_own_rows(weights, tmp_path):
     made = recipe(method="mlkd", teacher__weights=weights)
     make_cache(made, tmp_path / "cache", epochs=1)

@@ -146,6 +146,7 @@ def test_without_ray_its_extra_is_named(command, tmp_path, capsys, monkeypatch):
     assert "pip install 'pcdistill[cluster]'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_lock_of_a_process_that_ends_is_waited_for(tmp_path):
     assert wait_until_free(tmp_path / "none", 0)
     hold = (

@@ -119,6 +119,7 @@ def answering(monkeypatch):
     answers.set()
 
 
+@pytest.mark.slow
 def test_a_head_that_answers_is_not_lost(answering, monkeypatch):
     monkeypatch.setattr(module, "LOST_SECONDS", 1)
     nodes = module.Nodes(Place(1, 0, Path(), Path()))
@@ -128,6 +129,7 @@ def test_a_head_that_answers_is_not_lost(answering, monkeypatch):
     assert not any(thread.is_alive() for thread in nodes._threads)
 
 
+@pytest.mark.slow
 def test_a_head_that_does_not_answer_is_lost_and_the_main_thread_is_told(answering, monkeypatch):
     monkeypatch.setattr(module, "LOST_SECONDS", 1)
     nodes = module.Nodes(Place(1, 0, Path(), Path()))

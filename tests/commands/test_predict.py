@@ -152,6 +152,7 @@ def test_what_does_not_fit_is_one_sentence(tmp_path, plan, sentence):
         predict(tmp_path / "run", [str(root)], plan)
 
 
+@pytest.mark.slow
 def test_formats_of_a_detector(tmp_path):
     detector(tmp_path)
     for plan, sentence in ((Predict("json"), "is not for a detector"), (Predict("yolo"), "name their folder")):

@@ -110,7 +110,11 @@ def test_every_batch_of_every_epoch_and_view_is_augmented_anew():
 @MIXES
 @pytest.mark.parametrize(
     ("kind", "size", "ranks"),
-    [*(("memory", *pair) for pair in [(12, 2), (12, 3), (12, 4), (6, 2), (9, 3), (12, 12)]), ("items", 12, 4)],
+    [
+        *(("memory", *pair) for pair in [(12, 2), (9, 3), (12, 12)]),
+        *(pytest.param("memory", *pair, marks=pytest.mark.slow) for pair in [(12, 3), (12, 4), (6, 2)]),
+        ("items", 12, 4),
+    ],
 )
 def test_processes_together_see_what_one_process_sees(kind, mix, size, ranks):
     alone = list(make(kind, batch_size=size, views=(POLICY, POLICY), **mix).epoch(1))

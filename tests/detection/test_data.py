@@ -207,9 +207,9 @@ def test_photometric_changes_pixels_only():
     assert new["boxes"].shape == (0, 4)
 
 
-def test_unknown_augmentation_is_named():
+def test_unknown_augmentation_is_named(coco):
     with pytest.raises(InputError, match='unknown "filp"; did you mean "flip"'):
-        detection_data("digits-detection", augment="filp")
+        detection_data(f"coco:{coco[0]}", augment="filp")
 
 
 # COCO

@@ -252,7 +252,10 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("change", "sentence"), WRONG, ids=lambda v: v[-1] if isinstance(v, list) else "")
+OFTEN = [*WRONG[::2], *(pytest.param(*one, marks=pytest.mark.slow) for one in WRONG[1::2])]
+
+
+@pytest.mark.parametrize(("change", "sentence"), OFTEN, ids=lambda v: v[-1] if isinstance(v, list) else "")
 def test_wrong_values_are_named_before_anything_is_trained(squares, teacher, tmp_path, capsys, change, sentence):
     out = tmp_path / "run"
     text = error_of(capsys, "distill", *settings(squares, teacher), "--out", out, *change)
