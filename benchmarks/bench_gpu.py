@@ -1,15 +1,17 @@
 """PCD on a CUDA card: its numbers against float64, its time against KD's, and a whole step against timm's.
 
-python benchmarks/bench_gpu.py [--json results/gpu.json] [--seconds 400] [--parts parity,loss,step] [--only TEXT]\
-    [--smoke]
+python benchmarks/bench_gpu.py [--json results/gpu.json] [--seconds 400] [--parts parity,loss,step,graphs]\
+    [--only TEXT] [--smoke]
 
-Three parts, the most important rows of each first. Every row is printed and saved when it is measured; a row that
+Four parts, the most important rows of each first. Every row is printed and saved when it is measured; a row that
 fails says why and stops nothing. None is begun after --seconds. --smoke runs every row on a CPU, on a few numbers.
 
 - parity: relative errors of loss and gradient against PCD group by group in float64, on the same logits.
 - loss: milliseconds of forward and backward; beside them KD as it is and under torch.compile, and replays of a CUDA
   graph of each. "ratio" is PCD over the fastest compiled KD.
 - step: ResNet-50 teaches ResNet-18 at 224 pixels, random weights, a batch that is on the card already.
+- graphs: ResNet-32x4 teaches ResNet-8x4 at 32 pixels, by the engine with CUDA graphs and without; the mean loss of the
+  second epoch says whether they train alike.
 """
 
 import argparse
@@ -31,6 +33,7 @@ from torch.nn import functional as F
 
 import pcdistill
 from pcdistill.losses import kd_loss, pcd_loss
+from pcdistill.models import build_model
 from pcdistill.ops.pcd import pcd
 from pcdistill.ops.segments import rank_classes
 
@@ -39,6 +42,7 @@ from tests.references.pcd import pcd_by_group
 
 LossFn = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Row = dict[str, Any]
+GRAPHS = "reduce-overhead"
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
@@ -379,6 +383,7 @@ def by_engine(step: Step, compile_it: str | None, method: str) -> Row:
     if step.bench.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     times = 3 * step.steps
+    compiled = bool(compile_it) and not step.bench.smoke
     found = pcdistill.distill(
         teacher=step.model("resnet50"),
         student=step.model("resnet18"),
@@ -389,13 +394,49 @@ def by_engine(step: Step, compile_it: str | None, method: str) -> Row:
         lr=1e-4,
         train_options={
             "precision": NAMES[step.dtype],
-            "compile": bool(compile_it) and not step.bench.smoke,
+            "compile": compiled and (compile_it if compile_it == GRAPHS else True),
             "device": step.bench.device,
         },
         allow=["weak-teacher"],
         verbose=False,
     )
     return step.row(step.batch / found.history[-1]["images_per_second"])
+
+
+def small_pair(bench: Bench, batch: int, dtype: torch.dtype, compile_it: bool | str) -> Row:
+    """The second of two epochs of `pcdistill.distill` on small images, which wait for Python more than for the card."""
+    torch.manual_seed(0)
+    teacher, student = (build_model(f"cifar/{name}", num_classes=100) for name in ("resnet32x4", "resnet8x4"))
+    images = torch.randn(batch, 3, 32, 32, device=bench.device)
+    batches = Repeated((images, torch.arange(batch, device=bench.device) % 100), 2 if bench.smoke else 400)
+    if bench.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    found = pcdistill.distill(
+        teacher=teacher,
+        student=student,
+        train=batches,
+        val=Repeated((images, batches.batch[1]), 1),
+        losses=[{"method": "ce"}, {"method": "pcd", "strength": 4}],
+        epochs=2,
+        lr=0.01,
+        train_options={"precision": NAMES[dtype], "compile": False if bench.smoke else compile_it},
+        allow=["weak-teacher"],
+        verbose=False,
+    )
+    speed = found.history[-1]["images_per_second"]
+    memory = torch.cuda.max_memory_allocated() / 2**20 if bench.device == "cuda" else 0.0
+    return {"images/s": speed, "ms a step": 1e3 * batch / speed, "loss": found.history[-1]["train/loss"], "MiB": memory}
+
+
+def graphs_rows(bench: Bench, most_important: bool) -> None:
+    if not most_important:
+        return
+    for dtype in (torch.bfloat16, torch.float32):
+        for compile_it in (False, True, GRAPHS):
+            what = {"part": "graphs", "batch": 64, "dtype": NAMES[dtype], "compile": compile_it}
+            bench.measure(what, lambda d=dtype, how=compile_it: small_pair(bench, 4 if bench.smoke else 64, d, how))
+            if not bench.smoke:
+                torch._dynamo.reset()
 
 
 def with_compile(step: Step, model: nn.Module, mode: str | None) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -433,8 +474,8 @@ def step_rows(bench: Bench, most_important: bool) -> None:
     else:
         plan = [(way, small, bfloat16, None) for way in some]
         plan += [(way, batch, float32, None) for way in some]
-        plan += [(way, small, bfloat16, "reduce-overhead") for way in (most[-1], most[0], most[1])]
-        plan += [(most[-1], batch, bfloat16, "reduce-overhead")]
+        plan += [(way, small, bfloat16, GRAPHS) for way in (most[-1], *some)]
+        plan += [(most[-1], batch, bfloat16, GRAPHS)]
         plan += [(way, small, bfloat16, "default") for way in (most[1], most[2])]
     for way, size, dtype, how in plan:
         what = {"part": "step", "way": way, "batch": size, "dtype": NAMES[dtype], "compile": how or "no"}
@@ -450,13 +491,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="where to save the rows after every row")
     parser.add_argument("--seconds", type=float, default=400.0, help="no row is begun after so many")
-    parser.add_argument("--parts", default="parity,loss,step", help="some of them, with commas between")
+    parser.add_argument("--parts", default="parity,loss,step,graphs", help="some of them, with commas between")
     parser.add_argument("--only", default="", help="measure rows whose description contains this alone")
     parser.add_argument("--smoke", action="store_true", help="every row on a CPU, on a few numbers")
     args = parser.parse_args()
     bench = Bench(args.seconds, args.json, args.smoke, args.only)
     show(bench.info)
-    parts = {"parity": parity_rows, "loss": loss_rows, "step": step_rows}
+    parts = {"parity": parity_rows, "loss": loss_rows, "step": step_rows, "graphs": graphs_rows}
     for most_important in (True, False):
         for name in args.parts.split(","):
             parts[name](bench, most_important)

@@ -293,6 +293,7 @@ def test_keys_that_came_later_are_written_only_where_they_are_set():
             "entropy_weighting: must be true, false or a number",
         ),
         ({"student": {"kwargs": {"a": {1, 2}}}}, r"student\.kwargs\.a: must be a number, text, true"),
+        ({"optim": {"milestones": [1, "a"]}}, r"optim\.milestones\.1: input should be a number from 0, got 'a'"),
         ({"train": {"epochs": True}}, r"train\.epochs: input should be a number, got True"),
         ({"train": {"seed": 5_000_000_000}}, r"train\.seed: input should be less than or equal to 4294967295"),
         ({"data": {"image_size": 10**9}}, r"data\.image_size: .*less than or equal to 16384"),

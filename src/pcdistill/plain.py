@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BeforeValidator, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, TypeAdapter, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 from pydantic_core import PydanticCustomError, from_json
 
 from pcdistill.errors import InputError
@@ -40,6 +40,18 @@ def _no_truth(value: Any) -> Any:
 
 
 NUMBER = BeforeValidator(_no_truth)  # of types that take no true or false
+
+
+def either(words: str) -> WrapValidator:
+    """For a type with alternatives: one sentence in place of what is wrong with each of them."""
+
+    def check(value: Any, types: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return types(value)
+        except ValidationError as error:
+            raise PydanticCustomError("either", "input should be {words}", {"words": words}) from error
+
+    return WrapValidator(check)
 
 
 def shown(value: Any) -> str:

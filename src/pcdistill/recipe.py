@@ -19,9 +19,20 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pcdistill.errors import InputError, nearest
 from pcdistill.methods import METHODS
 from pcdistill.models.names import has_zoo_weights, is_endpoint, is_user_code
-from pcdistill.plain import NUMBER, one_line, parse_yaml, read_text, shown, structure_faults, value_faults, write_yaml
+from pcdistill.plain import (
+    NUMBER,
+    either,
+    one_line,
+    parse_yaml,
+    read_text,
+    shown,
+    structure_faults,
+    value_faults,
+    write_yaml,
+)
 
 RECIPES = Path(__file__).parent / "recipes"
+GRAPHS = "reduce-overhead"  # of train.compile: torch's name for compiled modules replayed as CUDA graphs
 ALONE = "none"  # the method that trains the student without a teacher
 LOADERS = "loaders"  # the data of a run from Python, on the caller's own loaders and modules
 FORBID = ConfigDict(extra="forbid")
@@ -135,7 +146,7 @@ class OptimConfig:
     nesterov: bool = False
     weight_decay: NotNegative = 5e-4
     schedule: Literal["cosine", "multistep", "constant"] = "cosine"
-    milestones: tuple[FromZero | NotNegative, ...] = ()
+    milestones: tuple[Annotated[FromZero | NotNegative, either("a number from 0")], ...] = ()
     gamma: Positive = 0.1
     warmup_epochs: NotNegative = 0.0
     clip_norm: Positive | None = 5.0
@@ -147,7 +158,8 @@ class TrainConfig:
 
     `channels_last` is by default on but for Apple's GPUs and for students whose training breaks in it on a CPU (see
     pcdistill.engine.placement.make_placement); `fold_teacher` folds the teacher's batch normalisation into its
-    convolutions where features are not compared. Both change rounding alone.
+    convolutions where features are not compared. Both change rounding alone. `compile`: student and teacher in
+    torch.compile; "reduce-overhead": and on a CUDA device replayed as graphs, for small models and batches.
     """
 
     __pydantic_config__ = FORBID
@@ -157,7 +169,7 @@ class TrainConfig:
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     ema: Share = 0.0
     keep: Literal["best", "last"] = "best"
-    compile: bool = False
+    compile: Annotated[bool | Literal["reduce-overhead"], either(f"true, false or {GRAPHS}")] = False
     channels_last: bool | None = None
     fold_teacher: bool = True
     sync_batchnorm: bool = True
@@ -537,6 +549,8 @@ def _check_together(recipe: Recipe, asked: Iterable[str], mistakes: _Mistakes) -
         _check_big(recipe, teacher, owner, mistakes)
     if recipe.optim.nesterov and recipe.optim.name == "sgd" and recipe.optim.momentum == 0:
         mistakes.add_of("optim.nesterov", "needs optim.momentum above 0")
+    if recipe.train.compile == GRAPHS and recipe.train.accumulate > 1:
+        mistakes.add_of("train.accumulate", f"must be 1 with train.compile {GRAPHS}, whose gradients last one batch")
 
 
 def _check_outside(recipe: Recipe, teacher: TeacherConfig, owner: str, mistakes: _Mistakes) -> None:

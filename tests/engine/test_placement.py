@@ -1,4 +1,4 @@
-"""Two processes (gloo, on the CPU) give the loss curve of one, at an equal global batch."""
+"""Two processes (gloo, on the CPU) give the loss curve of one; what CUDA graphs ask of a run."""
 
 import csv
 import platform
@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+import pcdistill
 from pcdistill import cli
 from pcdistill.engine import placement
-from pcdistill.engine.placement import emulates_bfloat16
+from pcdistill.engine.placement import emulates_bfloat16, make_accelerator, make_placement
+from pcdistill.errors import InputError
+from pcdistill.recipe import TrainConfig, make_recipe
 from tests.processes import finished, program
 
 # Without BatchNorm: its statistics are each process's own on a CPU, where PyTorch has no synchronised form.
@@ -92,3 +96,122 @@ def test_an_older_torch_leaves_the_question_to_linux(flags, emulated, monkeypatc
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     monkeypatch.setattr(placement, "Path", lambda _: tmp_path / "cpuinfo")
     assert emulates_bfloat16() == emulated
+
+
+# CUDA graphs
+
+
+class Loader:
+    """Batches of noise, the same in every epoch."""
+
+    def __init__(self, count: int = 3, batch: int = 8) -> None:
+        generator = torch.Generator().manual_seed(count)
+        self.batches = [
+            (torch.randn(batch, 3, 16, 16, generator=generator), torch.arange(batch) % 4) for _ in range(count)
+        ]
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+def small_net(seed):
+    torch.manual_seed(seed)
+    layers = (nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(*layers, nn.Linear(16, 4))
+
+
+def train(compile_it, **options):
+    return pcdistill.distill(
+        teacher=small_net(0),
+        student=small_net(1),
+        train=Loader(),
+        val=Loader(2),
+        losses=[{"method": "ce"}, {"method": "pcd", "strength": 4}],
+        epochs=2,
+        train_options={"compile": compile_it, "precision": "float32", **options},
+        allow=["weak-teacher"],
+        verbose=False,
+    )
+
+
+@pytest.fixture
+def events(monkeypatch):
+    """What is compiled, each step's beginning, and where compiled modules run as they are; nothing is compiled."""
+    found = []
+    monkeypatch.setattr(nn.Module, "compile", lambda module, **options: found.append(options["mode"]))
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: found.append("step"))
+    stance = torch.compiler.set_stance
+    monkeypatch.setattr(torch.compiler, "set_stance", lambda name: (found.append(name), stance(name))[1])
+    return found
+
+
+def with_graphs(monkeypatch):
+    """A CPU's placement as a card's would be."""
+    from pcdistill.commands import session
+
+    make = session.make_placement
+
+    def changed(*args):
+        placed = make(*args)
+        object.__setattr__(placed, "cuda_graphs", True)
+        return placed
+
+    monkeypatch.setattr(session, "make_placement", changed)
+
+
+def test_each_step_is_marked_and_passes_that_are_no_step_run_as_they_are(events, monkeypatch):
+    with_graphs(monkeypatch)
+    train("reduce-overhead", device="cpu")
+    assert events.count("reduce-overhead") == 2  # teacher and student
+    assert events.count("step") == 6  # three batches in two epochs
+    steps = [i for i, event in enumerate(events) if event == "step"]
+    assert "force_eager" in events[: steps[0]]  # the teacher's evaluation, and the try of a few samples
+    assert events[steps[2] + 1 : steps[3]] == ["force_eager"]  # the evaluation after an epoch
+    assert "force_eager" not in events[steps[0] : steps[2]]
+
+
+def test_on_a_cpu_it_is_compiled_without_graphs(events):
+    train("reduce-overhead", device="cpu")
+    assert events == [None, None]
+
+
+def test_training_is_the_same_with_graphs_prepared_and_without(events, monkeypatch):
+    plain = train(False, device="cpu")
+    with_graphs(monkeypatch)
+    marked = train("reduce-overhead", device="cpu")
+    for a, b in zip(plain.history, marked.history, strict=True):
+        assert a["train/loss"] == b["train/loss"]
+        assert a["val/loss"] == b["val/loss"]
+
+
+def test_gradients_of_several_batches_are_refused_before_any_training():
+    with pytest.raises(InputError, match="train.accumulate: must be 1 with train.compile reduce-overhead"):
+        make_recipe({"train": {"compile": "reduce-overhead", "accumulate": 2}}, "here")
+
+
+def test_another_word_is_named():
+    with pytest.raises(InputError, match="train.compile: input should be true, false or reduce-overhead, got 'max-aut"):
+        make_recipe({"train": {"compile": "max-autotune"}}, "here")
+
+
+def test_several_processes_with_graphs_are_refused(monkeypatch):
+    config = TrainConfig(compile="reduce-overhead", device="cpu")
+    accelerator = make_accelerator(config)
+
+    class Two:
+        device, num_processes = torch.device("cuda"), 2
+
+    assert not make_placement(config, accelerator).cuda_graphs
+    with pytest.raises(InputError, match="train.compile reduce-overhead is for one process so far; several take true"):
+        make_placement(config, Two())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_card_it_trains_as_without_graphs():
+    compiled, graphs = train(True), train("reduce-overhead")
+    for a, b in zip(compiled.history, graphs.history, strict=True):
+        assert b["train/loss"] == pytest.approx(a["train/loss"], rel=1e-5)
+        assert b["val/loss"] == pytest.approx(a["val/loss"], rel=1e-5)

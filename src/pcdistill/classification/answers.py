@@ -83,7 +83,7 @@ def _answers(models: dict[str, nn.Module], images: Tensor, placement: Placement)
     for who, model in models.items():
         was_training = model.training
         model.eval()
-        with placement.accelerator.autocast():
+        with placement.outside_steps(), placement.accelerator.autocast():
             logits = logits_of(model(images)).float()
         model.train(was_training)
         p, answer = logits.softmax(dim=1).max(dim=1)

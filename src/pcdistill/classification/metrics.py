@@ -81,7 +81,7 @@ def evaluate(
     totals = torch.zeros(5, dtype=torch.float64, device="cpu")
     sums: Tensor | None = None
     seen = 0
-    with evaluating(model):
+    with evaluating(model), placement.outside_steps():
         for batch in batches:
             batch = batch.to(placement.frozen)
             with accelerator.autocast():

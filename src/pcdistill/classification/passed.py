@@ -87,7 +87,7 @@ def takes_one(distiller: ClassificationDistiller, batch: Batch, views: int, plac
     """Whether a step can be made on one sample: batch normalisation of vectors cannot."""
     one = few_of(batch, views, 1).to(placement)
     try:
-        with as_it_is(distiller), torch.no_grad(), placement.accelerator.autocast():
+        with as_it_is(distiller), placement.outside_steps(), torch.no_grad(), placement.accelerator.autocast():
             distiller.train()
             distiller.student(one.images)
     except ValueError:

@@ -494,7 +494,7 @@ def speed_up(teacher: Teacher | TeacherEnsemble, recipe: Recipe, placement: Plac
             member.model = fold_batchnorm(member.model, example)
         placement.frozen.module(member.model)
         if recipe.train.compile and not isinstance(member.model, OutsideModel):
-            member.model.compile()
+            placement.compile(member.model)
 
 
 def stream_seed(recipe: Recipe) -> int:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 from torch import Tensor
@@ -138,8 +139,10 @@ def _make_cache(
 
     def logits(epoch: int, start: int) -> Iterator[Tensor]:
         for batch in data.train.epoch(epoch, start):
+            placement.begin_step()
             with placement.accelerator.autocast():
-                yield teacher(placement.frozen.images(batch.images)).float()
+                found = teacher(placement.frozen.images(batch.images))
+            yield found.to(torch.float32, copy=placement.cuda_graphs)
 
     console.start(1 - len(work) / len(writer.layout))
     writer.write(share(work, accelerator.process_index, accelerator.num_processes), logits)

@@ -206,7 +206,8 @@ class _Measuring:
             step = max(step - taught, 0.0)
         memory = _peak(self.device)
         if len(batch) < whole:
-            saved = _saved_bytes(distiller, batch.to(self.placement), self.accelerator)
+            with self.placement.outside_steps():
+                saved = _saved_bytes(distiller, batch.to(self.placement), self.accelerator)
             memory += int(saved * (whole / len(batch) - 1))
         caches, top_k = self._cache(logits, rows_of)
         evaluated = self._evaluate(distiller.get_submodule("student"), len(batch))
@@ -317,6 +318,7 @@ class _Measuring:
 
         @torch.no_grad()
         def once() -> Any:
+            self.placement.begin_step()
             with self.accelerator.autocast():
                 return call()
 

@@ -82,7 +82,7 @@ def try_step(distiller: nn.Module, few: Any, placement: Placement, hint: str = "
         InputError: what a module or a loss raised.
     """
     try:
-        with as_it_is(distiller), torch.enable_grad(), placement.accelerator.autocast():
+        with as_it_is(distiller), placement.outside_steps(), torch.enable_grad(), placement.accelerator.autocast():
             distiller.train()
             loss = distiller(few)["loss"]
             wanted = [p for p in distiller.parameters() if p.requires_grad]

@@ -215,7 +215,7 @@ class Trainer:
         plain: nn.Module = getattr(self.student, "_orig_mod", self.student)  # of one that came compiled
         self.ema = MovingAverage(plain, train.ema) if train.ema > 0 else None
         if train.compile and plain is self.student:
-            self.student.compile()
+            self.placement.compile(self.student)
         optimizer = make_optimizer(distiller, self.optim, device)
         self.distiller, self.optimizer = self.accelerator.prepare(distiller, optimizer)
 
@@ -253,6 +253,7 @@ class Trainer:
             closes = (self.batch + 1) % config.accumulate == 0 or self.batch + 1 == n_batches
             if self.batch % config.accumulate == 0:
                 self._set_schedules(total)
+            self.placement.begin_step()
             batch = batch.to(self.placement)
             with nullcontext() if closes else self.accelerator.no_sync(self.distiller):
                 result = self.distiller(batch)

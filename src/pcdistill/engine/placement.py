@@ -2,9 +2,10 @@
 
 import os
 import platform
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -13,7 +14,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from pcdistill.errors import InputError
-from pcdistill.recipe import TrainConfig
+from pcdistill.recipe import GRAPHS, TrainConfig
 
 Module = TypeVar("Module", bound=nn.Module)
 BFLOAT16 = {"avx512_bf16", "amx_bf16", "avx10_2", "bf16", "sve_bf16"}  # instructions, by any of their names
@@ -28,11 +29,13 @@ class Placement:
         accelerator: devices, processes and precision.
         memory_format: of the module that is trained, and of its images.
         frozen_format: of modules that run without a backward pass, and of images in evaluation.
+        cuda_graphs: compiled modules are replayed as CUDA graphs. Then what they return holds until `begin_step`.
     """
 
     accelerator: Accelerator
     memory_format: torch.memory_format = torch.contiguous_format
     frozen_format: torch.memory_format = torch.contiguous_format
+    cuda_graphs: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -48,6 +51,19 @@ class Placement:
         """The module itself, on the device and in the memory format."""
         module.to(self.device).to(memory_format=self.memory_format)
         return module
+
+    def compile(self, module: nn.Module) -> None:
+        """Have torch.compile run the module, in place."""
+        module.compile(mode="reduce-overhead" if self.cuda_graphs else None)
+
+    def begin_step(self) -> None:
+        """Nothing of the last step is read any more: its graphs' memory is free for this one's."""
+        if self.cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()
+
+    def outside_steps(self) -> AbstractContextManager[Any]:
+        """For passes that are no step of training: without graphs, which only pay for many passes of one shape."""
+        return torch.compiler.set_stance("force_eager") if self.cuda_graphs else nullcontext()
 
     def images(self, images: Tensor) -> Tensor:
         """Images on the device; a batch [N, C, H, W] also in the memory format."""
@@ -66,7 +82,8 @@ def make_placement(train: TrainConfig, accelerator: Accelerator, student: nn.Mod
         student: the module to train; None where nothing is trained.
 
     Raises:
-        InputError: the recipe asks for channels last with a student that breaks in it.
+        InputError: the recipe asks for channels last with a student that breaks in it, or for CUDA graphs with
+            several processes.
     """
     device = accelerator.device
     wanted = device.type != "mps" if train.channels_last is None else train.channels_last
@@ -77,7 +94,10 @@ def make_placement(train: TrainConfig, accelerator: Accelerator, student: nn.Mod
             "pass writes beyond its memory in this format on a CPU; leave it out"
         )
     chosen = torch.channels_last if wanted else torch.contiguous_format
-    return Placement(accelerator, torch.contiguous_format if broken is not None else chosen, chosen)
+    graphs = train.compile == GRAPHS and device.type == "cuda"
+    if graphs and accelerator.num_processes > 1:
+        raise InputError(f"train.compile {GRAPHS} is for one process so far; several take true")
+    return Placement(accelerator, torch.contiguous_format if broken is not None else chosen, chosen, graphs)
 
 
 def _broken_in_channels_last(student: nn.Module) -> str | None:
