@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 
 from pcdistill.losses.kd import kd_loss
-from pcdistill.losses.lskd import standardize_logits
+from pcdistill.losses.lskd import StandardizedLoss, standardize_logits
 from pcdistill.losses.pcd import PCDLoss, pcd_loss
 from tests.helpers import golden_pair, make_pair
 from tests.losses import logit_checks as checks
@@ -153,13 +153,14 @@ def test_groups_share_the_loss_and_both_sides_may_be_standardised():
     one_way = pcd_loss(student, teacher, stages=3, directions="f2cl", normalize="groups")
     torch.testing.assert_close(one_way, whole / 12)
     standard = pcd_loss(standardize_logits(student), standardize_logits(teacher), stages=3)
-    torch.testing.assert_close(pcd_loss(student, teacher, stages=3, standardize=True), standard)
-    torch.testing.assert_close(pcd_loss(7 * student + 1, 0.5 * teacher, standardize=True), standard)
+    wrapped = StandardizedLoss(PCDLoss())
+    torch.testing.assert_close(wrapped(student, teacher), standard)
+    torch.testing.assert_close(wrapped(7 * student + 1, 0.5 * teacher), standard)
 
 
-@pytest.mark.parametrize("standardize", [False, True])
-def test_empty_batch_autocast_and_constant_teacher(standardize):
-    checks.check_batch(lambda s, t, y: pcd_loss(s, t, y, standardize=standardize))
+@pytest.mark.parametrize("loss", [pcd_loss, StandardizedLoss(PCDLoss())], ids=["plain", "standardised"])
+def test_empty_batch_autocast_and_constant_teacher(loss):
+    checks.check_batch(loss)
 
 
 @checks.BAD_LOGITS
@@ -200,7 +201,6 @@ def test_the_progressive_schedule_walks_fine_to_coarse_and_back(cumulative):
         {"ranking": False},
         {"weighting": False},
         {"detach_weight": True},
-        {"standardize": True},
         {"normalize": "groups"},
         {"temperature": 2.0, "stages": 2},
         {"directions": "f2cl"},

@@ -13,10 +13,8 @@ from pcdistill.losses._common import (
     check_reduction,
     check_temperature,
     reduce_loss,
-    upcast,
 )
 from pcdistill.losses.base import LogitLoss
-from pcdistill.losses.lskd import standardize_logits
 from pcdistill.ops.pcd import Backend, check_backend, pcd
 from pcdistill.ops.segments import check_stages
 
@@ -60,7 +58,6 @@ def _distil(
     ranking: bool,
     weighting: bool,
     detach_weight: bool,
-    standardize: bool,
     normalize: Normalize,
     reduction: Reduction,
     backend: Backend,
@@ -68,12 +65,9 @@ def _distil(
     """PCD over the stages with these numbers of groups; all arguments but the logits are checked already."""
     check_logits(student_logits, teacher_logits)
     check_stages(max(sizes), student_logits.shape[1])
-    student, teacher = student_logits, teacher_logits.detach()
-    if standardize:
-        student, teacher = standardize_logits(upcast(student)), standardize_logits(upcast(teacher))
     per_sample = pcd(
-        student,
-        teacher,
+        student_logits,
+        teacher_logits.detach(),
         tuple(sizes),
         temperature=temperature,
         ranking=ranking,
@@ -97,7 +91,6 @@ def pcd_loss(
     ranking: bool = True,
     weighting: bool = True,
     detach_weight: bool = False,
-    standardize: bool = False,
     normalize: Normalize = "none",
     reduction: Reduction = "mean",
     backend: Backend = "auto",
@@ -123,7 +116,6 @@ def pcd_loss(
         ranking: False cuts the classes by index instead (the paper's ablation without LDR).
         weighting: False sets the weight 1 - cos(p, q) to 1 (the paper's ablation without WDM).
         detach_weight: True treats the weight as a constant; by default the gradient flows through it too.
-        standardize: pass both logits through :func:`pcdistill.losses.lskd.standardize_logits` first.
         normalize: "none" is the paper's plain sum. It grows about as S^2 (S (S + 1) groups in both directions), and
             with it the step that an optimiser takes: at a high learning rate S = 5 can diverge where S = 2 does not;
             clip gradients or lower the weight. "groups" divides by the number of groups summed, so that the step
@@ -154,7 +146,6 @@ def pcd_loss(
         ranking=ranking,
         weighting=weighting,
         detach_weight=detach_weight,
-        standardize=standardize,
         normalize=normalize,
         reduction=reduction,
         backend=backend,
@@ -182,7 +173,6 @@ class PCDLoss(LogitLoss):
         ranking: bool = True,
         weighting: bool = True,
         detach_weight: bool = False,
-        standardize: bool = False,
         normalize: Normalize = "none",
         schedule: Schedule = "joint",
         cumulative: bool = False,
@@ -205,7 +195,6 @@ class PCDLoss(LogitLoss):
         self.ranking = ranking
         self.weighting = weighting
         self.detach_weight = detach_weight
-        self.standardize = standardize
         self.normalize: Normalize = normalize
         self.schedule: Schedule = schedule
         self.cumulative = cumulative
@@ -244,13 +233,12 @@ class PCDLoss(LogitLoss):
             ranking=self.ranking,
             weighting=self.weighting,
             detach_weight=self.detach_weight,
-            standardize=self.standardize,
             normalize=self.normalize,
             reduction=self.reduction,
             backend=self.backend,
         )
 
     def extra_repr(self) -> str:
-        names = ["temperature", "stages", "directions", "ranking", "weighting", "detach_weight", "standardize"]
-        names += ["normalize", "schedule", "cumulative", "reduction", "backend"]
+        names = ["temperature", "stages", "directions", "ranking", "weighting", "detach_weight", "normalize"]
+        names += ["schedule", "cumulative", "reduction", "backend"]
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
