@@ -128,6 +128,19 @@ def test_old_checkpoints_without_batch_counters_fit(tmp_path):
     assert models.load_weights(tiny(), tmp_path / "w.pt").fits
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.float8_e5m2], ids=str)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_one_value_that_is_not_finite_is_found_in_every_precision(dtype, value, tmp_path):
+    good = {"weight": torch.ones(3, 2).to(dtype), "bias": torch.zeros(3)}
+    torch.save(good, tmp_path / "good.pt")
+    models.load_weights(nn.Linear(2, 3), tmp_path / "good.pt")
+    bad = torch.ones(3, 2)
+    bad[1, 1] = value
+    torch.save({**good, "weight": bad.to(dtype)}, tmp_path / "bad.pt")
+    with pytest.raises(InputError, match="not finite: weight"):
+        models.load_weights(nn.Linear(2, 3), tmp_path / "bad.pt")
+
+
 def test_parameters_that_are_not_finite_are_refused(tmp_path):
     state = tiny().state_dict()
     state["fc.bias"][0] = torch.nan
