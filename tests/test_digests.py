@@ -15,7 +15,7 @@ SHIPPED = {
     "coco-fasterrcnn-r50-retinanet-r50-dfmsd": "8eb851010758",
     "coco-fcos-x101-retinanet-r50-dfmsd": "fd17dbc728fa",
     "coco-retinanet-r101-r50-dfmsd": "115481262572",
-    "default": "0f7ab3e34ac4",
+    "default": "f4d316d5ecba",
     "detection": "1aab1bc0d1c7",
     "digits": "4dfaab65e551",
     "digits-detection": "6e433670dee1",

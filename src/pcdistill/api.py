@@ -229,7 +229,8 @@ def distill(
         verbose: print a line per epoch.
 
     Returns:
-        The student with its best weights (`train_options={"keep": "last"}` keeps the last), the history, the summary.
+        The student with the last epoch's weights, a detector with the best epoch's (`train_options={"keep": "best"}`
+        or "last" says which), the history, the summary.
 
     Raises:
         InputError: what does not fit, in one sentence: modules and the loaders' first batches before the first step.
@@ -303,7 +304,8 @@ def _recipe(tree: dict[str, Any]) -> Recipe:
     default = load_recipe("detection" if tree["task"] == "detection" else "default").to_dict()
     taught = tree["teacher"] is not None or tree["losses"]
     method = (tree["method"] or default["method"]) if taught else ALONE
-    return make_recipe({**tree, "method": method, "methods": default["methods"]}, "distill()")
+    train = {"keep": default["train"]["keep"], **tree["train"]}
+    return make_recipe({**tree, "method": method, "methods": default["methods"], "train": train}, "distill()")
 
 
 @contextmanager

@@ -136,7 +136,7 @@ STUDENTS = {
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.parametrize(
-    "extra", [{}, *(pytest.param(one, marks=pytest.mark.slow) for one in ({"ema": 0.5}, {"keep": "last"}))], ids=str
+    "extra", [{}, *(pytest.param(one, marks=pytest.mark.slow) for one in ({"ema": 0.5}, {"keep": "best"}))], ids=str
 )
 @pytest.mark.parametrize("name", STUDENTS)
 def test_students_of_every_make_train_and_are_saved(name, extra, teacher, tmp_path):
@@ -149,7 +149,7 @@ def test_students_of_every_make_train_and_are_saved(name, extra, teacher, tmp_pa
     assert found.student is student
     assert not student.training
     top1 = 100 * float((logits_of(student(VX)).argmax(1) == VY).float().mean())
-    which = "last" if extra.get("keep") == "last" else "best"
+    which = extra.get("keep", "last")
     assert top1 == pytest.approx(found.summary[which]["val"]["top1"], abs=0.01)
     saved = load_file(tmp_path / "student.safetensors")
     plain = {key.replace("_orig_mod.", "").removeprefix("module."): x for key, x in student.state_dict().items()}
