@@ -1,5 +1,6 @@
 """What a run gets on a node, and the nodes that cannot carry one out."""
 
+import os
 import re
 import threading
 import time
@@ -11,6 +12,7 @@ import torch
 import pcdistill
 from pcdistill.commands.jobs import Terminated, sigterm_as_interrupt
 from pcdistill.errors import InputError
+from pcdistill.files import PART
 
 pytest.importorskip("ray")
 
@@ -52,6 +54,7 @@ def test_a_run_gets_its_part_of_a_node(wanted, device, expected, tmp_path):
     place = module.place_of(wanted, device, nodes, tmp_path / "not" / "there")
     assert (place.threads, place.gpus) == expected
     assert place.token.parent == tmp_path
+    assert PART.fullmatch(place.token.name)["pid"] == str(os.getpid())
 
 
 @pytest.mark.parametrize(

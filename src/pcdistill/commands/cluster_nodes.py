@@ -4,6 +4,7 @@ Every run is of one version of pcdistill and of PyTorch, and lies where all node
 """
 
 import math
+import os
 import signal
 import threading
 import uuid
@@ -101,7 +102,8 @@ def place_of(wanted: Wanted, device: str, resources: Sequence[Resources], out: P
         threads = max(1, math.floor(min(shares, default=1) + 1e-9))
     there = out.absolute()
     root = next(path for path in (there, *there.parents) if path.is_dir())
-    place = Place(threads, gpus, Path.cwd(), root / f".{uuid.uuid4().hex}.tmp")
+    # By this name the next command in the folder clears it away if this one is killed (`clear_parts`).
+    place = Place(threads, gpus, Path.cwd(), root / f".{uuid.uuid4().hex}.{os.getpid()}.tmp")
     if not any(map(place.fits, resources)):
         each = sorted({(int(one.get("CPU", 0)), int(one.get("GPU", 0))) for one in resources})
         have = ", ".join(_amount(*one) for one in each)
