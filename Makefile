@@ -4,7 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 # One thread a process: the tests' tensors are tiny, and two processes share the cores better than two thread pools.
-TEST_ENV = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+# Compiled modules are kept, whatever the environment says: the tests start hundreds of programs.
+TEST_ENV = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
 COVERED = --cov --cov-report=term:skip-covered --cov-report=html:build/coverage
 
 .PHONY: install demo newcomer test test-slow test-all test-faults lint types bench check-release check-lowest site clean

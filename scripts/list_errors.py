@@ -4,6 +4,7 @@ The page is there to be read: by whoever looks for a message, and once in a whil
 """
 
 import ast
+import functools
 import re
 import sys
 from collections.abc import Iterator
@@ -27,8 +28,13 @@ From a recipe, the sentence begins with the file, or with the key. Several mista
 """
 
 
-def sentences(path: Path) -> Iterator[str]:
+@functools.cache
+def sentences(path: Path) -> tuple[str, ...]:
     """The sentence of every place in a file, in order."""
+    return tuple(_sentences(path))
+
+
+def _sentences(path: Path) -> Iterator[str]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for scope in [tree, *(n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef))]:
         assigned = _assigned(scope)

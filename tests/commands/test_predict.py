@@ -169,6 +169,7 @@ def test_folders_are_searched_and_an_empty_one_is_named(tmp_path):
     assert [file.name for file in find_files([str(tmp_path / "a b")])] == ["z.JPG", "ü/a.png"]
 
 
+@pytest.mark.slow
 def test_two_images_of_one_name_do_not_overwrite_each_other(tmp_path):
     _, data = detector(tmp_path)
     folder = drawn_digits(tmp_path, data, count=1)

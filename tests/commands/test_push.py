@@ -90,7 +90,7 @@ def _regular(path):
 def hub():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.files = {}
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
         yield server
