@@ -58,7 +58,13 @@ def run(out: Path, *, method: str = "kd", lr: float = 0.05, **options):
             teacher[3].weight[i, i] = 3.0
     return pcdistill.distill(
         **{"teacher": teacher, "student": net(6), "train": loader, "val": loader, "epochs": 2, "verbose": False},
-        **{"method": method, "lr": lr, "out": out, "optim": {"warmup_epochs": 0}, "train_options": options},
+        **{
+            "method": method,
+            "lr": lr,
+            "out": out,
+            "optim": {"warmup_epochs": 0},
+            "train_options": {"keep": "best", **options},
+        },
     )
 
 
