@@ -42,7 +42,7 @@ def classification_findings(config: DataConfig, samples: int) -> Findings:
     kind = "arrays" if items is None else items.kind if isinstance(items, EncodedItems) else "image files"
     findings = Findings(config.name, "classification", kind, list(source.classes), facts)
     if "test" not in parts:
-        findings.warnings.append("there is no test split: results are those of validation, which also chose the epoch")
+        findings.warnings.append("there is no test split: results are those of validation")
     counts = facts[0].counts
     few = [f"{name} ({count})" for name, count in counts.items() if count < FEW]
     if few:
