@@ -54,7 +54,7 @@ class Placement:
 
     def compile(self, module: nn.Module) -> None:
         """Have torch.compile run the module, in place."""
-        module.compile(mode="reduce-overhead" if self.cuda_graphs else None)
+        module.compile(mode=GRAPHS if self.cuda_graphs else None)
 
     def begin_step(self) -> None:
         """Nothing of the last step is read any more: its graphs' memory is free for this one's."""
