@@ -218,7 +218,7 @@ class TermConfig:
     standardize: bool = False
     strength: Positive | None = None
     strength_follow: bool = True
-    entropy_weighting: bool | float = False
+    entropy_weighting: Annotated[bool | float, either("true, false or a number")] = False
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -849,8 +849,6 @@ def _validated(tree: dict[str, Any], mistakes: _Mistakes) -> Recipe | None:
 def _told(found: Any) -> tuple[str, str]:
     """One of the schema's errors: the dotted key, and a sentence."""
     path, kind, given = [str(part) for part in found["loc"]], found["type"], shown(found["input"])
-    if path[-2:-1] == ["entropy_weighting"]:  # one error for each type that it may have
-        return ".".join(path[:-1]), f"must be true, false or a number, got {given}"
     key = ".".join(path)
     if kind in ("unexpected_keyword_argument", "extra_forbidden"):
         known = _keys_at(path[:-1])

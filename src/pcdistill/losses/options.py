@@ -39,9 +39,9 @@ def takes(options: type) -> Callable[[T], T]:
         own = list(inspect.signature(made).parameters.values()) if not isinstance(made, type) else []
         named = [p for p in own if p.kind is not p.VAR_KEYWORD]
         signature = inspect.Signature([*named, *inspect.signature(options).parameters.values()])
-        made.__signature__ = signature  # type: ignore[attr-defined]
+        made.__signature__ = signature  # type: ignore[attr-defined]  # inspect reads it, its types do not know it
         if isinstance(made, type):
-            made.options = options  # type: ignore[attr-defined]
+            made.options = options  # type: ignore[attr-defined]  # a class in general has none
         return made
 
     return with_signature
