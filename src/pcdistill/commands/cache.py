@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 from torch import Tensor
@@ -141,8 +140,7 @@ def _make_cache(
         for batch in data.train.epoch(epoch, start):
             placement.begin_step()
             with placement.accelerator.autocast():
-                found = teacher(placement.frozen.images(batch.images))
-            yield found.to(torch.float32, copy=placement.cuda_graphs)
+                yield teacher(placement.frozen.images(batch.images)).float()
 
     console.start(1 - len(work) / len(writer.layout))
     writer.write(share(work, accelerator.process_index, accelerator.num_processes), logits)
