@@ -19,6 +19,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from pcdistill import cli
+from pcdistill.commands import machine
 from pcdistill.recipe import load_recipe
 from pcdistill.stats import MARGIN
 from tests.processes import PATIENCE, wait_until
@@ -280,6 +281,22 @@ def test_print_config_shows_the_resolved_recipe_and_runs_nothing(tmp_path, capsy
     assert shown["train"]["epochs"] == 7
     assert shown["optim"]["milestones"] == [4.38, 5.25, 6.12]  # at the same shares of seven epochs as of 240
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("rank", "times"), [("0", 1), ("3", 0)])
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [((), "done: recipe"), (("--json",), '"done": "recipe"'), (("--print-config",), "task: classification")],
+)
+def test_of_several_processes_the_first_alone_says_it(rank, times, more, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli.Cache, "carry_out", lambda *_: "done: recipe")
+    monkeypatch.setattr(machine, "machine_result", lambda *_: {"done": "recipe"})
+    monkeypatch.setenv("RANK", rank)
+    call("cache", "digits", "--out", tmp_path, *more)
+    said = capsys.readouterr()
+    assert said.out.count(says) == times
+    assert bool(said.out) == bool(times)
+    assert said.err == ""
 
 
 # Wrong input: one clear sentence, exit code 2.

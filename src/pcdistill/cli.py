@@ -137,11 +137,14 @@ class Common:
     NAME: ClassVar[str]
 
     def run(self, command: str) -> None:
+        from pcdistill.commands.claim import leads
+
         recipe = self.load()
         if self.print_config:
             from pcdistill.commands.printed import printed_recipe
 
-            print(printed_recipe(recipe, self.console(self.NAME)), end="")
+            if leads():
+                print(printed_recipe(recipe, self.console(self.NAME)), end="")
             return
         from pcdistill.commands.defaults import default_folder, first_line
 
@@ -152,6 +155,8 @@ class Common:
         for key, name in self.by_size().items():
             console.say(f"no {flags_of(self).get(key, key)} was named: {name}, by the size of the images")
         text = self.carry_out(recipe, out, command)
+        if not leads():  # the first process says it for all
+            return
         if self.json:
             from pcdistill.commands.machine import machine_result
 
@@ -211,9 +216,10 @@ class Common:
         raise NotImplementedError
 
     def console(self, label: str) -> "Console":
+        from pcdistill.commands.claim import leads
         from pcdistill.engine.console import Console
 
-        return Console(label, quiet=self.quiet)
+        return Console(label, quiet=self.quiet or not leads())
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def curve(tmp_path: Path, processes: int, *extra: str) -> list[dict[str, float]]
     if processes == 1:
         cli.main(arguments)
     else:
-        finished(program(*arguments, processes=processes))
+        assert finished(program(*arguments, processes=processes)).stdout.count("(last epoch, ") == 1
     with open(out / "metrics.csv") as file:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 

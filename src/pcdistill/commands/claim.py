@@ -31,6 +31,11 @@ OF_COMPARISON = ("comparison.json", "report.html", "table.md", "results.csv", "p
 _held: set[Path] = set()  # by this process
 
 
+def leads() -> bool:
+    """Whether this is the first process of a run, or its only one: the one that writes and speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def claimed(out: Path | None, kind: Kind, recipe: Recipe | None = None) -> Iterator[None]:
     """Hold a folder within the block: it is ours or empty, and no other process works in it.
@@ -48,7 +53,7 @@ def claimed(out: Path | None, kind: Kind, recipe: Recipe | None = None) -> Itera
         PcdistillError: another process works in it.
         OSError: it cannot be made.
     """
-    if out is None or os.environ.get("RANK", "0") != "0":
+    if out is None or not leads():
         yield
         return
     if "\0" not in str(out) and _place(out) in _held:
