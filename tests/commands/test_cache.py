@@ -19,6 +19,7 @@ from pcdistill.distillation import cache_writer as writing
 from pcdistill.distillation.cache_replay import CachedBatches, resolve_cache
 from pcdistill.distillation.cache_store import CacheInfo, TeacherCache, epoch_file
 from pcdistill.distillation.teacher import Teacher
+from pcdistill.engine.placement import Placement
 from pcdistill.errors import InputError
 from pcdistill.losses import pcd_loss
 from pcdistill.recipe import load_recipe
@@ -54,6 +55,19 @@ def cache(weights, tmp_path_factory):
     out = tmp_path_factory.mktemp("cache") / "kd"
     make_cache(recipe(method="kd", teacher__weights=weights), out, epochs=2)
     return out
+
+
+def test_each_pass_of_the_teacher_is_a_step_of_its_own(weights, tmp_path, monkeypatch):
+    """CUDA graphs write over what the pass before returned, so each begins with a mark; none is on a CPU itself."""
+    events = []
+    forward = Teacher.forward
+    monkeypatch.setattr(Placement, "begin_step", lambda _: events.append("step"))
+    monkeypatch.setattr(Teacher, "forward", lambda *args: (events.append("pass"), forward(*args))[1])
+    make_cache(recipe(method="kd", teacher__weights=weights), tmp_path / "cache", epochs=2)
+    assert events.count("step") == 2 * (200 // 32)
+    first = events.index("step")
+    assert set(events[:first]) == {"pass"}  # the teacher is evaluated before
+    assert events[first:] == ["step", "pass"] * (2 * (200 // 32))
 
 
 @pytest.mark.slow

@@ -8,6 +8,8 @@ import torch
 from pcdistill import cli
 from pcdistill.commands.plan import Wanted, part_of, plan, size_text
 from pcdistill.data.loader import Batch
+from pcdistill.distillation.teacher import Teacher
+from pcdistill.engine.placement import Placement
 from pcdistill.errors import InputError
 from pcdistill.recipe import load_recipe
 
@@ -33,6 +35,18 @@ def test_every_part_is_measured_and_told():
     for word in ("What bounds the speed is", "Peak memory", "Gbit/s between nodes", "is trained first", "an epoch"):
         assert word in found["text"]
     json.dumps({key: value for key, value in found.items() if key != "text"}, allow_nan=False)
+
+
+def test_each_measured_pass_of_the_teacher_is_a_step_of_its_own(monkeypatch):
+    """CUDA graphs write over what the pass before returned, so each begins with a mark; none is on a CPU itself."""
+    events = []
+    forward = Teacher.forward
+    monkeypatch.setattr(Placement, "begin_step", lambda _: events.append("step"))
+    monkeypatch.setattr(Teacher, "forward", lambda *args: (events.append("pass"), forward(*args))[1])
+    planned()
+    passes = [i for i, event in enumerate(events) if event == "pass"]
+    assert len(passes) > 3
+    assert all(events[i - 1] == "step" for i in passes)
 
 
 def test_a_student_alone_needs_no_teacher():
