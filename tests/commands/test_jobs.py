@@ -85,6 +85,26 @@ def test_side_by_side_and_one_by_one_give_the_same_bits(tmp_path):
     assert read_metadata(files[0]) == read_metadata(files[1])
 
 
+def test_a_free_place_waits_where_no_job_can_begin_yet(tmp_path):
+    """None stands for "later": the place is offered again when another run has ended, and then takes what came up."""
+    ended = []
+
+    def one_after_the_other():
+        yield Job("first", recipe(0), tmp_path / "first")
+        while "first" not in ended:
+            yield None
+        yield Job("second", recipe(1), tmp_path / "second", threads=2)
+        yield Job("third", recipe(2), tmp_path / "third")
+
+    places = [Share(1), Share(1), Share(1)]
+    threads = {}
+    for job, outcome in run_jobs(one_after_the_other(), places, console=Console(quiet=True), total=3):
+        ended.append(job.name)
+        threads[job.name] = outcome.summary["threads"]
+    assert ended[0] == "first"
+    assert threads == {"first": 1, "second": 2, "third": 1}
+
+
 @pytest.mark.slow
 def test_a_failed_run_and_a_killed_process_do_not_end_the_others(tmp_path):
     wrong = recipe(student={"name": "cifar/resnet8", "kwargs": {"no_such": 1}})

@@ -6,20 +6,25 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 from pcdistill import report
 from pcdistill.commands.claim import claimed
 from pcdistill.commands.contents import PresentContents
 from pcdistill.commands.defaults import method_folder
 from pcdistill.commands.ending import write_pages
-from pcdistill.commands.folder import (
-    read_json,
-    read_recipe,
-    recorded_summary,
-    refuse_another_run,
-    refuse_stopped_run,
+from pcdistill.commands.first_teachers import (
+    check_teacher,
+    check_weights,
+    in_order,
+    refuse_other_runs,
+    teacher_threads,
+    train_teacher,
+    trained_first,
+    untrained_teachers,
+    value_text,
 )
+from pcdistill.commands.folder import read_json, read_recipe, recorded_summary
 from pcdistill.commands.header import (
     Told,
     data_lines,
@@ -29,24 +34,15 @@ from pcdistill.commands.header import (
     starts_from,
     training_line,
 )
-from pcdistill.commands.jobs import Job, Pool, check_numbers, pool_of
-from pcdistill.commands.run import run_with_report
-from pcdistill.commands.session import bare_model, check_names, open_data, rehearse, try_own_student
+from pcdistill.commands.jobs import Job, Machine, Outcome, Pool, check_numbers, pool_of
+from pcdistill.commands.session import bare_model, open_data, rehearse, try_own_student
 from pcdistill.commands.tasks import task_of
-from pcdistill.commands.teachers import (
-    comes_from_cache,
-    facts_without_model,
-    teacher_file,
-    teacher_folder,
-    teacher_recipe,
-    training_of,
-    without_model,
-)
+from pcdistill.commands.teachers import facts_without_model, without_model
 from pcdistill.distillation.cache_replay import resolve_cache
 from pcdistill.distillation.objective import at_strength
 from pcdistill.engine.console import Console, duration
 from pcdistill.engine.placement import make_accelerator
-from pcdistill.errors import InputError, PcdistillError, TrainingStopped, nearest
+from pcdistill.errors import InputError, PcdistillError, nearest
 from pcdistill.files import atomic_write, clear_parts, new_digest
 from pcdistill.methods import METHODS
 from pcdistill.models.names import is_user_code
@@ -55,7 +51,6 @@ from pcdistill.report.compare_page import Curves
 from pcdistill.report.strengths import best_strengths
 from pcdistill.stats import MARGIN
 
-K = TypeVar("K")
 RECORD = "comparison.json"  # says what results the pages are of
 GROUPS = {"all-logit": "logits", "all-feature": "features", "all-detection": "pyramids"}
 
@@ -186,9 +181,10 @@ def _compare(
     recipes = _fitting(recipe, recipes, plan, out, console)
     if not console.quiet and not all(recorded_summary(key.folder(out), one) for key, one in recipes.items()):
         say_header(recipe, recipes, plan, out, console)
+    teachers: list[Job] = []
     if any(one.distils for one in recipes.values()):
-        recipes = with_teachers(recipe, recipes, out, console=console, command=command, pool=plan.pool)
-    results = carry_out(recipes, plan, out, console=console, command=command)
+        teachers, recipes = untrained_teachers(recipe, recipes, out, command)
+    results = carry_out(recipes, plan, out, console=console, command=command, teachers=teachers)
     done = [key for key in recipes if key in results]
     ordered = [results[key] for key in done]
     chosen = best_strengths(ordered)
@@ -226,7 +222,7 @@ def pair_lines(recipe: Recipe, data: Any, *, taught: bool) -> list[str]:
     lines = data_lines(recipe, data, -(-len(data.train) // recipe.train.accumulate))
     told: list[tuple[str, ModelConfig, str]] = [("student", recipe.student, starts_from(recipe.student, recipe.task))]
     for number, config in enumerate(recipe.all_teachers if taught else ()):
-        trained = _trained_first(recipe, number)
+        trained = trained_first(recipe, number)
         first = "" if trained is None else f", and is trained first ({trained.train.epochs} epochs)"
         told.insert(number, ("teacher", config, starts_from(config, recipe.task) + first))
     for role, model, starts in told:
@@ -323,9 +319,24 @@ def _recipes(recipe: Recipe, plan: Plan) -> dict[Key, Recipe]:
 
 
 def carry_out(
-    recipes: dict[Key, Recipe], plan: Plan, out: Path, *, console: Console, command: str | None
+    recipes: dict[Key, Recipe],
+    plan: Plan,
+    out: Path,
+    *,
+    console: Console,
+    command: str | None,
+    teachers: Sequence[Job] = (),
 ) -> dict[Key, dict[str, Any]]:
-    """The summaries of all runs: those that are there, then the others side by side; without those that failed."""
+    """The summaries of all runs: those that are there, then the others side by side; without those that failed.
+
+    `teachers` are trained first. On a machine with room for several runs, students that need none go beside them.
+
+    Raises:
+        InputError: no run ended with a result, or a teacher failed.
+        TrainingStopped: a teacher was stopped.
+        PcdistillError: the operating system refused what all runs or a teacher need.
+        Interrupted: stopped by a signal.
+    """
     results: dict[Key, dict[str, Any]] = {}
     waiting: dict[str, Key] = {}
     refuse_other_runs({key.folder(out): recipe for key, recipe in recipes.items()}, out)
@@ -338,12 +349,30 @@ def carry_out(
         present.settle(key.folder(out), recipe, summary)
         results[key] = summary
         write_pages(key.folder(out), summary, missing_only=True)
-        console.say(f"[{len(results)}/{len(recipes)}] {key}: {_value(summary)}, as it was found")
+        console.say(f"[{len(results)}/{len(recipes)}] {key}: {value_text(summary)}, as it was found")
     jobs = [Job(name, recipes[key], key.folder(out), command) for name, key in waiting.items()]
-    pool = pool_of(plan, len(jobs), next(iter(recipes.values())).train.device)
-    console.start()
+    check_weights(jobs, teachers)
+    device = next(iter(recipes.values())).train.device
+    todo = [replace(job, threads=teacher_threads(recipes.values(), plan, device)) for job in teachers]
+    pool = pool_of(plan, len(recipes), device, waiting=len(todo) + len(jobs))
+    ended: dict[str, Outcome] = {}
+    if isinstance(pool, Machine) and len(pool.places) > 1 and not all(job.recipe.distils for job in jobs):
+        total = len(todo) + len(jobs)
+        console.start()
+        outcomes = pool.run(in_order(todo, jobs, ended), console=console, total=total)
+    else:
+        for job in todo:
+            train_teacher(job, plan.pool, console)
+        total, todo = len(jobs), []
+        console.start()
+        outcomes = pool.run(jobs, console=console)
     failed = refused = 0
-    for done, (job, outcome) in enumerate(pool.run(jobs, console=console), start=1):
+    for done, (job, outcome) in enumerate(outcomes, start=1):
+        if job in todo:
+            ended[job.name] = outcome
+            if outcome.status == "done":
+                console.say(f"{job.name}: {value_text(outcome.summary or {})}")
+            continue
         key = waiting[job.name]
         if outcome.status in ("failed", "refused"):
             failed += 1
@@ -353,9 +382,11 @@ def carry_out(
         if outcome.status == "stopped":
             console.warn(f"{key}: {outcome.text}")
         results[key] = outcome.summary or recorded_summary(job.out, job.recipe) or {}
-        left = console.time_left(done / len(jobs))
-        tail = f"  ({duration(left)} left)" if left and done < len(jobs) else ""
-        console.say(f"[{len(results)}/{len(recipes)}] {key}: {_value(results[key])}{tail}")
+        left = console.time_left(done / total)
+        tail = f"  ({duration(left)} left)" if left and done < total else ""
+        console.say(f"[{len(results)}/{len(recipes)}] {key}: {value_text(results[key])}{tail}")
+    for outcome in ended.values():
+        check_teacher(outcome)
     if failed:
         console.warn(
             f"{failed} of {len(jobs)} runs failed; the table is of the others. The same command tries them again"
@@ -365,94 +396,3 @@ def carry_out(
     if not results:
         raise InputError("no run of the comparison ended with a result; the warnings above say why")
     return results
-
-
-def with_teachers(
-    recipe: Recipe,
-    recipes: dict[K, Recipe],
-    out: Path,
-    *,
-    console: Console,
-    command: str | None,
-    pool: Pool | None = None,
-) -> dict[K, Recipe]:
-    """The recipes, with teachers that are trained once, in `out`, where they have no weights for the classes.
-
-    They are trained here, or where `pool` trains them.
-    """
-    for number in range(len(recipe.all_teachers)):
-        trained = _trained_first(recipe, number)
-        if trained is None:
-            continue
-        name = teacher_folder(number)
-        refuse_other_runs({out / name: trained}, out)
-        refuse_stopped_run(out / name, trained, root=out)
-        summary = recorded_summary(out / name, trained)
-        # Of a teacher that is done the weights may be gone; what needs them says so.
-        weights = teacher_file(out / name)
-        gone = not any(path.exists() for path in (weights, out / name / "best.pt", out / name / "last.pt"))
-        if summary is not None and (weights.exists() or gone):
-            PresentContents().settle(out / name, trained, summary)
-        else:
-            _train_teacher(Job(name, trained, out / name, command, role="teacher"), pool, console)
-        changes = {"weights": str(teacher_file(out / name)), "pretrained": False}
-        recipes = {key: _with_teacher(one, number, changes) for key, one in recipes.items()}
-    return recipes
-
-
-def _train_teacher(job: Job, pool: Pool | None, console: Console) -> None:
-    """Train a teacher, here or where the pool does.
-
-    Raises:
-        InputError: wrong input.
-        TrainingStopped: it was stopped.
-        PcdistillError: the operating system refused something that it needs.
-    """
-    if pool is None:
-        run_with_report(job.recipe, job.out, console=console.labelled(job.name), command=job.command, role=job.role)
-        return
-    errors = {"stopped": TrainingStopped, "failed": InputError, "refused": PcdistillError}
-    for _, outcome in pool.run([job], console=console):
-        if outcome.status in errors:
-            raise errors[outcome.status](outcome.text)
-        console.say(f"{job.name}: {_value(outcome.summary or {})}")
-
-
-def refuse_other_runs(runs: Mapping[Path, Recipe], root: Path) -> None:
-    """Pass over folders of a comparison that hold no runs of other recipes, before anything is trained.
-
-    Raises:
-        InputError: one does; or, before that, a name in its recipe is mistyped.
-    """
-    for folder, recipe in runs.items():
-        try:
-            refuse_another_run(folder, recipe, root=root)
-        except InputError:
-            check_names(recipe, task_of(recipe))
-            raise
-
-
-def _with_teacher(recipe: Recipe, number: int, changes: dict[str, Any]) -> Recipe:
-    """The same with one of its teachers changed."""
-    teachers = list(recipe.all_teachers)
-    teachers[number] = replace(teachers[number], **changes)
-    return recipe.with_teachers(teachers)
-
-
-def _trained_first(recipe: Recipe, number: int) -> Recipe | None:
-    """The recipe that trains a teacher first; the data are opened only if that depends on their classes."""
-    config = recipe.all_teachers[number]
-    if comes_from_cache(config) or (config.weights is None and not config.pretrained):
-        return teacher_recipe(recipe, number)
-    if config.weights is not None and (config.epochs == 0 or "mismatched-weights" not in recipe.allow):
-        return None
-    task = task_of(recipe)
-    return training_of(recipe, number, task, open_data(task, recipe, make_accelerator(recipe.train)))
-
-
-def _value(summary: dict[str, Any]) -> str:
-    last = summary.get("last")
-    if not last:
-        return str(summary.get("status", "no result"))
-    metric = summary["metric"]
-    return f"{(last['test'] or last['val'])[metric]:.2f} % {'AP' if metric == 'map' else 'top-1'}"

@@ -41,6 +41,7 @@ class Job:
         command: what the user typed, for the record.
         trial: only to be trained, and judged after every epoch; what it did is told by its history alone.
         role: what the trained model is to be, as :class:`pcdistill.commands.session.Session` takes it.
+        threads: of this run, in the place of its share's.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Job:
     command: str | None = None
     trial: bool = False
     role: Literal["student", "teacher"] = "student"
+    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ class Machine:
         return f"{len(self.places)} at a time, {threads} thread{'s' if threads > 1 else ''} each"
 
     def run(
-        self, jobs: Iterable[Job], *, console: Console, total: int | None = None, judge: Judge | None = None
+        self, jobs: Iterable[Job | None], *, console: Console, total: int | None = None, judge: Judge | None = None
     ) -> Iterator[tuple[Job, Outcome]]:
         """As :func:`run_jobs`."""
         return run_jobs(jobs, self.places, console=console, total=total, judge=judge)
@@ -152,13 +154,20 @@ class SideBySide(Protocol):
     def pool(self) -> Pool | None: ...
 
 
-def pool_of(plan: SideBySide, runs: int, device: str) -> Pool:
-    """The plan's own pool, else this machine, divided for so many runs."""
-    return plan.pool or Machine(shares(plan.jobs, runs, threads=plan.threads, device=device))
+def pool_of(plan: SideBySide, runs: int, device: str, *, waiting: int | None = None) -> Pool:
+    """The plan's own pool, else this machine, divided for so many runs.
+
+    Where fewer are still `waiting`, shares are left empty. They are not made larger: a run that goes on after a stop
+    has the threads that it had.
+    """
+    if plan.pool is not None:
+        return plan.pool
+    places = shares(plan.jobs, runs, threads=plan.threads, device=device)
+    return Machine(places[: max(1, runs if waiting is None else waiting)])
 
 
 def run_jobs(
-    jobs: Iterable[Job],
+    jobs: Iterable[Job | None],
     places: Sequence[Share],
     *,
     console: Console,
@@ -171,7 +180,8 @@ def run_jobs(
 
     Args:
         jobs: in the order in which they are begun. Each is asked for when a place is free, after what was yielded
-            before was dealt with: a job may depend on the outcomes so far.
+            before was dealt with: a job may depend on the outcomes so far. None in a job's place says that none can
+            begin before one that is under way has ended.
         places: from :func:`shares`.
         console: progress of all.
         total: how many jobs there are, for the progress; by default the length of `jobs`.
@@ -190,8 +200,7 @@ def run_jobs(
         with sigterm_as_interrupt():
             for place in places:
                 workers.append(_Worker(place))
-            for worker in workers:
-                worker.give(next(waiting, None))
+            _hand_out(workers, waiting)
             while any(worker.job for worker in workers):
                 for worker in _ready(workers):
                     job, message = worker.job, worker.receive()
@@ -207,7 +216,7 @@ def run_jobs(
                             worker.start()
                         worker.job = None
                         yield job, message
-                        worker.give(next(waiting, None))
+                        _hand_out(workers, waiting)
     except KeyboardInterrupt as stop:
         number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
         raise Interrupted(
@@ -227,19 +236,40 @@ class Abandoned(Exception):
     """A trial that its judge gave up."""
 
 
+def _hand_out(workers: "Sequence[_Worker]", waiting: Iterator[Job | None]) -> None:
+    """The next jobs to all who have none, and an end where there are no more."""
+    for worker in workers:
+        if worker.job is None and not worker.over:
+            job = next(waiting, _NO_MORE)
+            if job is None:
+                return
+            worker.give(job)
+
+
+@contextmanager
+def threads_of_torch(number: int) -> Iterator[None]:
+    """So many within the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _one_by_one(
-    jobs: Iterable[Job], share: Share, shown: "Progress", judge: Judge | None
+    jobs: Iterable[Job | None], share: Share, shown: "Progress", judge: Judge | None
 ) -> Iterator[tuple[Job, Outcome]]:
     """In this process: another would only cost its start."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(share.threads)
     try:
         for job in jobs:
-            outcome = carry_out_job(job, _here_console(shown, job), partial(judge, job) if judge else lambda row: True)
+            assert job is not None  # nothing is under way that could be waited for
+            go_on: Callable[[dict[str, float]], bool] = partial(judge, job) if judge else lambda row: True
+            with threads_of_torch(job.threads or share.threads):
+                outcome = carry_out_job(job, _here_console(shown, job), go_on)
             shown.draw(job, 1.0)
             yield job, outcome
     finally:
-        torch.set_num_threads(threads)
         shown.console.close()
 
 
@@ -306,12 +336,20 @@ class Progress:
         self.console.overall(whole, f"{ended} of {self.total} runs", going)
 
 
+class _NoMore:
+    """In the place of a job: there are no more."""
+
+
+_NO_MORE = _NoMore()
+
+
 class _Worker:
     """A process that carries out one job after the other."""
 
     def __init__(self, share: Share) -> None:
         self.share = share
         self.job: Any = None
+        self.over = False
         self.start()
 
     process: BaseProcess
@@ -325,10 +363,11 @@ class _Worker:
             self.process.start()
         other.close()
 
-    def give(self, job: Job | None) -> None:
-        self.job = job
+    def give(self, job: "Job | _NoMore") -> None:
+        self.over = isinstance(job, _NoMore)
+        self.job = None if self.over else job
         with suppress(BrokenPipeError):  # a process that has died is found when it is read
-            self.pipe.send(job)
+            self.pipe.send(self.job)
 
     def answer(self, go_on: bool) -> None:
         """To the row of an epoch, for which a trial waits."""
@@ -365,10 +404,10 @@ def _ready(workers: Sequence[_Worker]) -> list[_Worker]:
 def _work(pipe: Connection, threads: int) -> None:
     """The process: jobs come through the pipe, progress and outcomes go back."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal; the parent decides
-    torch.set_num_threads(threads)
     # A parent that is gone wants no result, and the run's checkpoint is kept.
     with suppress(EOFError, BrokenPipeError, ConnectionResetError, Interrupted):
         while (job := pipe.recv()) is not None:
+            torch.set_num_threads(job.threads or threads)
             pipe.send(carry_out_job(job, JobConsole(pipe.send, pipe.send), partial(_ask, pipe)))
 
 

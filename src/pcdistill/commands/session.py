@@ -266,7 +266,8 @@ class Session:
         if self.out is not None:
             clear_parts(self.out)
         check_trackers(self.recipe)
-        for config in (self.recipe.student, *self.recipe.all_teachers):
+        # A student alone may be trained beside its comparison's teacher, whose file is not there yet.
+        for config in (self.recipe.student, *(self.recipe.all_teachers if self.recipe.distils else ())):
             if config.weights is not None:
                 check_file(config.weights)
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from pcdistill import report
 from pcdistill.commands.claim import claimed
-from pcdistill.commands.compare import Plan, compare, with_teachers
+from pcdistill.commands.compare import Plan, compare
+from pcdistill.commands.first_teachers import with_teachers
 from pcdistill.commands.folder import read_json
 from pcdistill.commands.session import check_names
 from pcdistill.commands.tasks import task_of

@@ -16,10 +16,10 @@ from pcdistill.commands.compare import (
     comparison_text,
     pair_lines,
     renamed,
-    with_teachers,
     write_comparison,
 )
 from pcdistill.commands.contents import PresentContents
+from pcdistill.commands.first_teachers import with_teachers
 from pcdistill.commands.header import device_line, training_line
 from pcdistill.commands.jobs import Pool, check_numbers, pool_of
 from pcdistill.commands.session import check_names, open_data, try_own_student
