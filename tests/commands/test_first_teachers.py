@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ import torch
 
 from pcdistill.commands import compare as compare_module
 from pcdistill.commands.compare import Plan, compare
-from pcdistill.commands.first_teachers import in_order, teacher_threads
+from pcdistill.commands.first_teachers import check_weights, in_order, teacher_threads
 from pcdistill.commands.jobs import Job, Machine, Outcome
 from pcdistill.engine.console import Console
 from pcdistill.errors import InputError, PcdistillError, TrainingStopped
@@ -139,6 +139,14 @@ def test_a_teachers_file_that_is_not_there_is_known_before_a_student_alone_is_tr
     with pytest.raises(InputError, match="no.pt does not exist"):
         compare(missing, Plan(["none", "kd"], 1, jobs=2), tmp_path / "c", console=Console(quiet=True))
     assert not (tmp_path / "c" / "none").exists()
+
+
+def test_a_job_that_goes_on_is_not_asked_for_its_files(tmp_path):
+    one = replace(job("b", "kd"), out=tmp_path, recipe=with_method(small(**{"teacher.weights": "no.pt"}), "kd", 0))
+    with pytest.raises(InputError, match="no.pt does not exist"):
+        check_weights([one], [])
+    (tmp_path / "last.pt").touch()
+    check_weights([one], [])
 
 
 def test_a_comparison_ends_with_its_teacher_and_goes_on(tmp_path):

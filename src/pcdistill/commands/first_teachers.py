@@ -115,9 +115,12 @@ def in_order(teachers: Sequence[Job], jobs: Sequence[Job], ended: Mapping[str, O
 
 
 def check_weights(jobs: Sequence[Job], teachers: Sequence[Job]) -> None:
-    """Raise InputError if a file that a job needs is neither there nor made by the trainings of `teachers`."""
+    """Raise InputError if a file that a new job needs is neither there nor made by the trainings of `teachers`.
+
+    A job that goes on may need none; it says so itself.
+    """
     made = {str(teacher_file(job.out)) for job in teachers}
-    for job in jobs:
+    for job in (one for one in jobs if not (one.out / "last.pt").exists()):
         for config in (job.recipe.student, *(job.recipe.all_teachers if job.recipe.distils else ())):
             if config.weights is not None and config.weights not in made:
                 check_file(config.weights)
