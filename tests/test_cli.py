@@ -308,6 +308,16 @@ def test_a_missing_folder(capsys, tmp_path):
     )
 
 
+@pytest.mark.parametrize("data", ["{}", "{}.npz", "coco:{}.json", "yolo:{}.yaml", "voc:{}", "wds:{}.tar", "hf:{}"])
+@pytest.mark.parametrize("command", ["train", "check-data"])
+def test_the_home_of_a_user_that_is_not_there_is_one_sentence(capsys, tmp_path, monkeypatch, command, data):
+    """Python has no path for it. As in a shell it is taken as it stands."""
+    monkeypatch.chdir(tmp_path)
+    name = "~nobody-is-called-so/photos"
+    argv = ("--data", data.format(name)) if command == "train" else (data.format(name),)
+    assert name in error_of(capsys, command, *argv)
+
+
 def test_an_unknown_option_names_the_nearest(capsys):
     assert "--epochs" in error_of(capsys, "distill", "--epoch", "3")
 

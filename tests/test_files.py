@@ -5,13 +5,14 @@ import os
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
 from pcdistill.errors import InputError
-from pcdistill.files import atomic_file, atomic_write, clear_parts, sealed_json, unsealed_json
+from pcdistill.files import atomic_file, atomic_write, clear_parts, home_followed, sealed_json, unsealed_json
 
 
 def dead_pid() -> int:
@@ -136,3 +137,13 @@ def test_any_changed_byte_of_sealed_json_is_found_or_changes_nothing(content, da
     except InputError:
         return
     assert found == json.loads(json.dumps(content))
+
+
+@pytest.mark.parametrize("name", ["~.", "~nobody-is-called-so/a", "~a\0b", "~\udcff", "a/~"])
+def test_no_home_is_made_up(name):
+    assert home_followed(name) == home_followed(Path(name)) == Path(name)
+
+
+def test_a_home_is_followed(monkeypatch):
+    monkeypatch.setenv("HOME", "/homes/ä b")
+    assert home_followed("~/photos") == Path("/homes/ä b/photos")

@@ -64,6 +64,14 @@ def atomic_write(path: Path, data: bytes | str) -> None:
             raise unreadable(path)
 
 
+def home_followed(name: str | Path) -> Path:
+    """A path with ~ and ~USER followed; of a user that is not there it stays as it stands, as in a shell."""
+    try:
+        return Path(os.path.expanduser(name))
+    except ValueError:  # no user can be called so
+        return Path(name)
+
+
 def unreadable(path: Path) -> OSError:
     """The error of a file whose bytes do not come back as they were written."""
     return OSError(errno.EIO, "what was written cannot be read back; the disk may be failing", str(path))

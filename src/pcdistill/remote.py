@@ -9,6 +9,7 @@ from typing import Any
 
 from pcdistill.errors import InputError
 from pcdistill.extras import need
+from pcdistill.files import home_followed
 
 # Two letters or more: one is a drive of Windows. A Path keeps but one of the slashes.
 URL = re.compile(r"([a-z][a-z0-9+.-]+):/{1,3}(?=[^/])")
@@ -64,7 +65,7 @@ def files_at(name: str | Path, ending: str) -> list[Path | str]:
     """
     place = place_of(name)
     if isinstance(place, Path):
-        place = place.expanduser()
+        place = home_followed(place)
         if has_magic(str(place)):
             return [Path(one) for one in sorted(glob(str(place), recursive=True))]
         if place.is_dir():

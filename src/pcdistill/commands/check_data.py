@@ -6,6 +6,7 @@ from pathlib import Path
 from pcdistill.commands.tasks import TASKS
 from pcdistill.data.findings import Findings, SplitFacts
 from pcdistill.errors import InputError
+from pcdistill.files import home_followed
 from pcdistill.recipe import DataConfig, recipe_for
 
 BOXES = ("coco:", "voc:", "yolo:")
@@ -37,7 +38,7 @@ def task_for(name: str) -> str:
     """The task that data is for, by its name and by what lies in the folder."""
     if name.startswith(BOXES) or recipe_for(name) == "digits-detection":
         return "detection"
-    path = Path(name).expanduser()
+    path = home_followed(name)
     if path.suffix.lower() in (".json", ".xml", ".yaml", ".yml"):
         return "detection"
     boxes = path.is_dir() and (any((path / sign).exists() for sign in SIGNS) or any(path.glob("train/*.xml")))

@@ -15,6 +15,7 @@ import yaml
 from pcdistill import __version__
 from pcdistill.data import DATASETS
 from pcdistill.errors import InputError
+from pcdistill.files import home_followed
 from pcdistill.models.names import is_user_code
 from pcdistill.recipe import RECIPES, Recipe, TeacherConfig, make_recipe
 
@@ -35,7 +36,7 @@ def data_argument(text: str | None) -> bool:
     if text is None or text.endswith((".yaml", ".yml")) or (RECIPES / f"{text}.yaml").exists():
         return False
     named = text in DATASETS or text.startswith(("coco:", "voc:", "yolo:", "wds:", "hf:", "torchvision/"))
-    return named or text.endswith(".npz") or Path(text).expanduser().is_dir()
+    return named or text.endswith(".npz") or home_followed(text).is_dir()
 
 
 def models_by_size(data: str, given: Mapping[str, Any]) -> dict[str, str]:
@@ -60,7 +61,7 @@ def image_side(data: str) -> int | None:
         return FOLDER_SIDE
     if data.startswith("torchvision/"):
         return SIDES_TORCHVISION.get(data.removeprefix("torchvision/"), FOLDER_SIDE)
-    path = Path(data).expanduser()
+    path = home_followed(data)
     if path.suffix == ".npz":
         return _npz_side(path)
     return FOLDER_SIDE if data == "imagenet" or path.is_dir() else None

@@ -17,6 +17,7 @@ from pcdistill.commands.student import Student, open_student
 from pcdistill.data.files import EXTENSIONS
 from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.errors import InputError, PcdistillError
+from pcdistill.files import home_followed
 
 BATCH = 32
 SHOWN_SCORE = 0.3  # boxes below it are not written to csv or yolo, nor drawn
@@ -129,7 +130,7 @@ def find_files(images: Sequence[str]) -> list[File]:
     """
     found: list[File] = []
     for given in images:
-        path = Path(given).expanduser()
+        path = home_followed(given)
         if not path.is_dir():
             found.append(File(str(path), path.name))  # if it is none, reading it says so
             continue

@@ -22,6 +22,7 @@ from pcdistill.data.shards import read_shards
 from pcdistill.data.tables import PREFIX as TABLE
 from pcdistill.data.tables import read_table
 from pcdistill.errors import InputError, nearest
+from pcdistill.files import home_followed
 from pcdistill.plain import shown
 
 VAL_NAMES = ("val", "valid", "validation")
@@ -122,7 +123,7 @@ def path_of(name: str | Path, key: str) -> Path:
         InputError: no file can have this name.
     """
     try:
-        path = Path(name).expanduser()
+        path = home_followed(name)
         path.exists()
     except (OSError, RuntimeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error

@@ -18,6 +18,7 @@ from pcdistill.data.encoded import EncodedItems, EncodedPart, EncodedSet
 from pcdistill.data.parquet import find_tables, read_parquet
 from pcdistill.errors import InputError, nearest
 from pcdistill.extras import need
+from pcdistill.files import home_followed
 from pcdistill.remote import URL, place_of
 
 PREFIX = "hf:"
@@ -89,7 +90,7 @@ def read_table(
     need("datasets", what=f"{PREFIX}{name}")
     place, config, split = _parse(name)
     where = f"{PREFIX}{place}" + (f"@{config}" if config else "")
-    if config is not None and Path(place).expanduser().is_file():
+    if config is not None and home_followed(place).is_file():
         raise InputError(f"{where}: {place} is a file, and has no configurations")
     if streamed or lies_elsewhere(place):
         found, features = _files(place, config, where)
@@ -116,12 +117,12 @@ def read_table(
 
 def lies_elsewhere(place: str) -> bool:
     """Whether a place is a URL or a glob, whose files are read where they lie."""
-    return URL.match(place) is not None or (has_magic(place) and not Path(place).expanduser().exists())
+    return URL.match(place) is not None or (has_magic(place) and not home_followed(place).exists())
 
 
 def _files(place: str, config: str | None, where: str) -> tuple[dict[str, list[Path | str]], Any]:
     """The parquet files of each split, and the features that the hub tells; None where the files tell them."""
-    path = Path(place).expanduser()
+    path = home_followed(place)
     if lies_elsewhere(place) or path.is_file():
         return find_tables(place, where), None
     with _without_bars(), _told(where):
@@ -141,12 +142,12 @@ def _parse(name: str) -> tuple[str, str | None, str | None]:
     match = NAMED.fullmatch(name)
     if match is None:
         raise InputError(f"{PREFIX}{name} names no data; it must be {PREFIX}NAME or {PREFIX}NAME:SPLIT")
-    if match["split"] is None or Path(name).expanduser().exists():
+    if match["split"] is None or home_followed(name).exists():
         place, split = name, None
     else:
         place, split = match["name"], match["split"]
     before, at, config = place.rpartition("@")
-    if not at or not before or not config or URL.match(place) or Path(place).expanduser().exists():
+    if not at or not before or not config or URL.match(place) or home_followed(place).exists():
         return place, None, split
     return before, config, split
 
@@ -183,7 +184,7 @@ def _open(place: str, config: str | None, download: bool) -> tuple[list[str], Ca
     """The names of the splits, and what opens one as a memory-mapped table."""
     import datasets
 
-    path = Path(place).expanduser()
+    path = home_followed(place)
     with _told(f"{PREFIX}{place}"):
         if path.is_dir() and any((path / one).is_file() for one in ("state.json", "dataset_dict.json")):
             if config is not None:

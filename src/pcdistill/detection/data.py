@@ -21,6 +21,7 @@ from pcdistill.detection import digits as digits_detection
 from pcdistill.detection.formats import KINDS, DetectionSet, Note, Record, read_set
 from pcdistill.detection.packed import PackedSamples, Target
 from pcdistill.errors import InputError, nearest
+from pcdistill.files import home_followed
 from pcdistill.recipe import DataConfig
 
 AUGMENTATIONS = ("flip", "photometric", "crop")
@@ -347,7 +348,7 @@ def _place(name: str, root: str | None) -> tuple[Path, str | None]:
     """The folder or file, and the kind that the name gives."""
     prefix, colon, rest = name.partition(":")
     kind = prefix if colon and prefix in KINDS else None
-    path = Path(rest if kind else name).expanduser()
+    path = home_followed(rest if kind else name)
     if root is not None and not path.is_absolute():
         path = Path(root) / path
     if not path.exists() and kind is None:

@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch.nn import functional as F
 
 from pcdistill.distillation.strength import Strength
 from pcdistill.errors import InputError, nearest
+from pcdistill.files import home_followed
 from pcdistill.losses._features import rows_of
 from pcdistill.losses.base import Features, Kind, Needs, Shapes, check_fit, check_needs, kind_of, needs_of
 from pcdistill.losses.eakd import EntropyWeightedLoss
@@ -493,7 +493,7 @@ def short_name(method: str) -> str:
 def import_user_object(spec: str, where: str) -> Callable[..., Any]:
     """What `path/to/file.py:name` names. The user's file is run: that is what the user asked for."""
     path_text, _, name = spec.rpartition(":")
-    path = Path(path_text).expanduser()
+    path = home_followed(path_text)
     if not path.is_file():
         raise InputError(f"{where}: file {path} does not exist")
     module_name = f"pcdistill_user_{path.stem}_{abs(hash(str(path.resolve())))}"

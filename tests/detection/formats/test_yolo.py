@@ -1,7 +1,7 @@
 """YOLO files that are damaged or of another kind, and the ways that tools write them."""
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 
 from pcdistill.detection.formats import read_set
 from pcdistill.detection.formats.yolo import label_file
@@ -24,6 +24,7 @@ def sound_labels(tmp_path_factory):
 
 @FUZZ
 @given(data=annotations.yolo_files())
+@example(data=b"path: ~.\ntrain: images/train\nval: images/val\nnc: 2\nnames: [cat, dog]\n")
 def test_a_damaged_yaml_is_read_or_refused(sound, data):
     place, file = sound
     file.write_bytes(data)

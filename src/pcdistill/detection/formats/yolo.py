@@ -19,6 +19,7 @@ from pcdistill.detection.formats.base import (
 )
 from pcdistill.detection.formats.images import images_in
 from pcdistill.errors import InputError
+from pcdistill.files import home_followed
 from pcdistill.plain import MOST_DATA, parse_yaml, read_text
 
 LAYOUT = "data.yaml, or classes.txt beside images/ and labels/"
@@ -197,7 +198,7 @@ def _root(path: Any, file: Path, notes: list[Note]) -> Path:
         return file.parent
     if not isinstance(path, str):
         raise InputError(f"{file}: path must be a folder, got {shown(path)}")
-    root = file.parent / Path(path.replace("\\", "/")).expanduser()
+    root = file.parent / home_followed(path.replace("\\", "/"))
     if _is_dir(root):
         return root
     notes.append(Note("repaired", f"{file}: path: {shown(path)} does not exist here; the file's own folder was taken"))
