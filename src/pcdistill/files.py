@@ -19,6 +19,7 @@ SEAL = (
     "blake2b:"  # what stands before a checksum within a text: a damaged key does not make the file pass for an old one
 )
 CHUNK = 1 << 22  # bytes
+ARCHIVE = b"PK\x03\x04"  # how a zip archive that holds anything begins
 MARK = b"pcdistill blake2b "  # a zip archive's comment: this, and the checksum of all that stands before the comment
 FOLDER = 0x10  # an attribute in a zip archive; torch reads nothing of a part that has it, and gives memory as it was
 LENGTH = 2  # bytes of the comment's length, which stand right before it
@@ -181,20 +182,38 @@ def check_archive(path: Path) -> str | None:
 
 
 def damaged_archive(path: Path, *, comment: bool = True) -> bool:
-    """Whether a part of a zip archive differs from its CRC-32, or there is a comment where none may be.
+    """Whether a part of a zip archive differs from its CRC-32.
+
+    Without `comment` also whether there is one, or the rest of one, or anything before or behind the archive.
 
     What is no zip archive has nothing to compare with. Torch can be told to write no CRC-32; it then writes 0.
     """
     try:
         if not zipfile.is_zipfile(path):
-            return False
+            # Torch's reader finds an archive in front of the torn end of another.
+            return not comment and _begins_with(path, ARCHIVE)
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
                 if info.external_attr & FOLDER or (info.CRC and _length(archive, info) != info.file_size):
                     return True
-            return bool(archive.comment) and not comment
+            if comment:
+                return False
+            first = min((info.header_offset for info in archive.infolist()), default=0)
+            # A comment that was cut off leaves its length, and what was put in front is skipped by the library.
+            return bool(archive.comment) or first > 0 or not _ends_with(path, bytes(LENGTH))
     except Exception:  # a damaged archive fails in any way there is
         return True
+
+
+def _begins_with(path: Path, start: bytes) -> bool:
+    with open(path, "rb") as file:
+        return file.read(len(start)) == start
+
+
+def _ends_with(path: Path, end: bytes) -> bool:
+    with open(path, "rb") as file:
+        file.seek(-len(end), os.SEEK_END)
+        return file.read() == end
 
 
 def _length(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:

@@ -66,6 +66,21 @@ def test_any_changed_byte_is_refused(sealed, tmp_path):
     assert len(places) > 200
 
 
+@pytest.mark.parametrize("before", ["", "all of it", "a part"])
+@pytest.mark.parametrize("form", ["sealed", "unsealed"])
+def test_what_is_not_the_file_alone_is_refused(form, before, request, tmp_path):
+    """A zip library finds the archive at the end of a longer file, and one whose comment was cut off."""
+    path, written = tmp_path / "last.pt", request.getfixturevalue(form)
+    ends = {len(written)} if form == "unsealed" else range(len(written) - 60, len(written) + 1)
+    for end in ends:
+        path.write_bytes({"": b"", "all of it": written, "a part": written[:7]}[before] + written[:end])
+        if end == len(written) and not before:
+            load_checkpoint(path)
+            continue
+        with pytest.raises(InputError, match=r"damaged|was not written by"):
+            load_checkpoint(path)
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.data())
 def test_any_damage_is_refused(sealed, tmp_path_factory, data):
