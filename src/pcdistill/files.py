@@ -19,7 +19,8 @@ SEAL = (
     "blake2b:"  # what stands before a checksum within a text: a damaged key does not make the file pass for an old one
 )
 CHUNK = 1 << 22  # bytes
-ARCHIVE = b"PK\x03\x04"  # how a zip archive that holds anything begins
+ARCHIVE, END = b"PK\x03\x04", b"PK\x05\x06"  # how a zip archive that holds anything begins, and how its last record
+RECORD = 22  # bytes of that record without a comment; the comment's length stands at its end
 MARK = b"pcdistill blake2b "  # a zip archive's comment: this, and the checksum of all that stands before the comment
 FOLDER = 0x10  # an attribute in a zip archive; torch reads nothing of a part that has it, and gives memory as it was
 LENGTH = 2  # bytes of the comment's length, which stand right before it
@@ -191,29 +192,25 @@ def damaged_archive(path: Path, *, comment: bool = True) -> bool:
     try:
         if not zipfile.is_zipfile(path):
             # Torch's reader finds an archive in front of the torn end of another.
-            return not comment and _begins_with(path, ARCHIVE)
+            return not comment and _read_at(path, 0, len(ARCHIVE)) == ARCHIVE
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
                 if info.external_attr & FOLDER or (info.CRC and _length(archive, info) != info.file_size):
                     return True
             if comment:
                 return False
+            # What stands before the archive is skipped by the library, and so is what follows its last record.
             first = min((info.header_offset for info in archive.infolist()), default=0)
-            # A comment that was cut off leaves its length, and what was put in front is skipped by the library.
-            return bool(archive.comment) or first > 0 or not _ends_with(path, bytes(LENGTH))
+            end = _read_at(path, path.stat().st_size - RECORD, RECORD)
+            return first > 0 or not end.startswith(END) or not end.endswith(bytes(LENGTH))
     except Exception:  # a damaged archive fails in any way there is
         return True
 
 
-def _begins_with(path: Path, start: bytes) -> bool:
+def _read_at(path: Path, start: int, length: int) -> bytes:
     with open(path, "rb") as file:
-        return file.read(len(start)) == start
-
-
-def _ends_with(path: Path, end: bytes) -> bool:
-    with open(path, "rb") as file:
-        file.seek(-len(end), os.SEEK_END)
-        return file.read() == end
+        file.seek(start)
+        return file.read(length)
 
 
 def _length(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:

@@ -52,13 +52,25 @@ def test_what_needs_a_teacher_waits_for_all_of_them(ends, expected):
     assert " ".join(found) == expected
 
 
+def test_the_order_ends_after_the_teachers_where_nothing_waits_for_them():
+    ended: dict[str, Outcome] = {}
+    order = in_order(TEACHERS, [STUDENTS[0]], ended)
+    assert [next(order) for _ in range(4)] == [*TEACHERS, STUDENTS[0], None]
+    ended["teacher"] = Outcome("done")
+    assert next(order) is None
+    ended["teacher-2"] = Outcome("done")
+    assert list(order) == []
+
+
+@pytest.mark.parametrize("asked", [1, 4])  # by then all students alone are under way
 @pytest.mark.parametrize(
     ("status", "error"), [("stopped", TrainingStopped), ("failed", InputError), ("refused", PcdistillError)]
 )
-def test_a_teacher_that_ends_without_weights_ends_all(status, error):
+def test_a_teacher_that_ends_without_weights_ends_all(status, error, asked):
     ended: dict[str, Outcome] = {}
-    order = in_order(TEACHERS, STUDENTS, ended)
-    next(order)
+    order = in_order(TEACHERS, [STUDENTS[0]], ended)
+    for _ in range(asked):
+        next(order)
     ended["teacher"] = Outcome(status, "why it did")
     with pytest.raises(error, match="why it did"):
         next(order)
@@ -149,6 +161,25 @@ def test_a_job_that_goes_on_is_not_asked_for_its_files(tmp_path):
     check_weights([one], [])
 
 
+def test_a_student_alone_is_not_asked_for_a_teachers_file(tmp_path):
+    alone = with_method(small(**{"teacher.weights": "no.pt"}), "none", 0)
+    check_weights([replace(job("a", "none"), out=tmp_path, recipe=alone)], [])
+
+
+def test_runs_that_are_left_have_the_threads_that_all_had(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    compare(small(), Plan(["none"], 1, jobs=1, threads=1), tmp_path, console=Console(quiet=True))
+
+    def run(self, jobs, **_):
+        raise Asked([place.threads for place in self.places], [one.name for one in jobs])
+
+    monkeypatch.setattr(Machine, "run", run)
+    with pytest.raises(Asked) as asked:
+        compare(small(), Plan(["none"], 2), tmp_path, console=Console(quiet=True))
+    assert asked.value.args == ([1, 1], ["none, seed 1"])
+
+
+@pytest.mark.slow
 def test_a_comparison_ends_with_its_teacher_and_goes_on(tmp_path):
     wrong = small(**{"optim.lr": 1e30, "optim.clip_norm": None, "optim.warmup_epochs": 0.0, "train.epochs": 60})
     with pytest.raises(TrainingStopped, match="not finite"):

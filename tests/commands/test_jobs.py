@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -85,6 +86,42 @@ def test_side_by_side_and_one_by_one_give_the_same_bits(tmp_path):
     assert read_metadata(files[0]) == read_metadata(files[1])
 
 
+def test_jobs_are_handed_out_in_order_and_a_place_without_one_is_asked_again():
+    workers = [SimpleNamespace(job=None, told=[]) for _ in range(3)]
+    for one in workers:
+        one.give = lambda job, one=one: (setattr(one, "job", job), one.told.append(job))
+    waiting = iter(["a", None, "b", None, "c"])
+
+    def handed() -> list[object]:
+        module._hand_out(workers, waiting)
+        return [one.job for one in workers]
+
+    assert handed() == ["a", None, None]
+    assert handed() == ["a", "b", None]
+    workers[0].job = None
+    assert handed() == ["c", "b", None]
+    assert [one.told for one in workers] == [["a", "c"], ["b"], [None]]
+
+
+def test_no_process_is_started_that_would_have_no_job(tmp_path, monkeypatch):
+    monkeypatch.delattr(module, "_Worker")
+    ((_, outcome),) = run_jobs([Job("one", recipe(), tmp_path)], [Share(1)] * 4, console=Console(quiet=True))
+    assert outcome.status == "done"
+
+
+def test_several_processes_of_one_run_are_one_place(monkeypatch):
+    """Each GPU is one process's then, and several runs would wait for each other's processes."""
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert shares("auto", 9) == shares(1, 9) == [Share(4)]
+    assert shares("auto", 9, threads=2) == [Share(2)]
+    with pytest.raises(InputError, match="--jobs 2 is several runs at a time, and each run takes all 8 processes"):
+        shares(2, 9)
+
+
+@pytest.mark.slow
 def test_a_free_place_waits_where_no_job_can_begin_yet(tmp_path):
     """None stands for "later": the place is offered again when another run has ended, and then takes what came up."""
     ended = []

@@ -78,6 +78,13 @@ def test_wrong_input_is_told_before_anything_is_trained(fails, tmp_path, argv, s
     assert not (tmp_path / "out").exists()
 
 
+def test_a_search_by_several_processes_is_refused(fails, tmp_path, monkeypatch):
+    """Each would propose trials of its own, and wait for the others in the first."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "tune is started as one process, and there are 2" in fails(*command(tmp_path))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_the_search_never_evaluates_on_the_test_set_and_ends_in_a_recipe(monkeypatch, capsys, tmp_path):
     out, seen = tmp_path / "out", []

@@ -69,8 +69,12 @@ def test_any_changed_byte_is_refused(sealed, tmp_path):
 @pytest.mark.parametrize("before", ["", "all of it", "a part"])
 @pytest.mark.parametrize("form", ["sealed", "unsealed"])
 def test_what_is_not_the_file_alone_is_refused(form, before, request, tmp_path):
-    """A zip library finds the archive at the end of a longer file, and one whose comment was cut off."""
+    """A zip library finds the archive in a longer file, and one whose comment was cut off."""
     path, written = tmp_path / "last.pt", request.getfixturevalue(form)
+    for more in (b"\0", b"\0" * 30, written[:9], written[-22:] + b"\0"):
+        path.write_bytes(written + more)
+        with pytest.raises(InputError, match=r"damaged|was not written by"):
+            load_checkpoint(path)
     ends = {len(written)} if form == "unsealed" else range(len(written) - 60, len(written) + 1)
     for end in ends:
         path.write_bytes({"": b"", "all of it": written, "a part": written[:7]}[before] + written[:end])

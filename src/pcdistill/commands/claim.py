@@ -36,6 +36,11 @@ def leads() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def several() -> int:
+    """How many processes `torchrun` or Accelerate started for this run; 1 without them."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @contextmanager
 def claimed(out: Path | None, kind: Kind, recipe: Recipe | None = None) -> Iterator[None]:
     """Hold a folder within the block: it is ours or empty, and no other process works in it.

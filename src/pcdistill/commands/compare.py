@@ -14,7 +14,6 @@ from pcdistill.commands.contents import PresentContents
 from pcdistill.commands.defaults import method_folder
 from pcdistill.commands.ending import write_pages
 from pcdistill.commands.first_teachers import (
-    check_teacher,
     check_weights,
     in_order,
     refuse_other_runs,
@@ -354,7 +353,7 @@ def carry_out(
     check_weights(jobs, teachers)
     device = next(iter(recipes.values())).train.device
     todo = [replace(job, threads=teacher_threads(recipes.values(), plan, device)) for job in teachers]
-    pool = pool_of(plan, len(recipes), device, waiting=len(todo) + len(jobs))
+    pool = pool_of(plan, len(recipes), device)
     ended: dict[str, Outcome] = {}
     if isinstance(pool, Machine) and len(pool.places) > 1 and not all(job.recipe.distils for job in jobs):
         total = len(todo) + len(jobs)
@@ -385,8 +384,6 @@ def carry_out(
         left = console.time_left(done / total)
         tail = f"  ({duration(left)} left)" if left and done < total else ""
         console.say(f"[{len(results)}/{len(recipes)}] {key}: {value_text(results[key])}{tail}")
-    for outcome in ended.values():
-        check_teacher(outcome)
     if failed:
         console.warn(
             f"{failed} of {len(jobs)} runs failed; the table is of the others. The same command tries them again"

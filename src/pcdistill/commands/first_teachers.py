@@ -100,18 +100,20 @@ def check_teacher(outcome: Outcome) -> None:
 def in_order(teachers: Sequence[Job], jobs: Sequence[Job], ended: Mapping[str, Outcome]) -> Iterator[Job | None]:
     """Teachers, then the jobs in their order, of which only those without a teacher come before all teachers ended.
 
+    It ends after all teachers have, so that none fails unseen.
+
     Raises:
         PcdistillError: what a teacher's training ended with.
     """
     waiting = [*teachers, *jobs]
-    while waiting:
-        for outcome in ended.values():
-            check_teacher(outcome)
+    while waiting or len(ended) < len(teachers):
         trained = len(ended) == len(teachers)
         job = next((one for one in waiting if trained or not one.recipe.distils), None)
         if job is not None:
             waiting.remove(job)
         yield job
+        for outcome in ended.values():
+            check_teacher(outcome)
 
 
 def check_weights(jobs: Sequence[Job], teachers: Sequence[Job]) -> None:

@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TextIO
 
 import torch
 
-from pcdistill.commands.claim import claimed
+from pcdistill.commands.claim import claimed, several
 from pcdistill.engine.console import Console
 from pcdistill.engine.loop import Interrupted
 from pcdistill.errors import InputError, PcdistillError, TrainingStopped, os_sentence
@@ -78,15 +78,20 @@ class Share:
 
 
 def check_numbers(jobs: int | Literal["auto"], threads: int | None) -> None:
-    """Raise InputError unless there are runs at a time, and threads of each run."""
+    """Raise InputError unless there are runs at a time, as this process can have, and threads of each run."""
     if jobs != "auto" and jobs < 1:
         raise InputError(f"--jobs must be auto or at least 1, got {jobs}")
+    if jobs not in ("auto", 1) and several() > 1:
+        raise InputError(
+            f"--jobs {jobs} is several runs at a time, and each run takes all {several()} processes that were started; "
+            "leave --jobs out, or start one process"
+        )
     if threads is not None and threads < 1:
         raise InputError(f"--threads must be at least 1, got {threads}")
 
 
 def shares(jobs: int | Literal["auto"], runs: int, *, threads: int | None = None, device: str = "auto") -> list[Share]:
-    """How the machine is divided.
+    """How the machine is divided. Several processes of one run are one share: each run takes all of them.
 
     Args:
         jobs: runs at a time; "auto" is one for each GPU, else as many as there are cores for `threads`.
@@ -95,10 +100,12 @@ def shares(jobs: int | Literal["auto"], runs: int, *, threads: int | None = None
         device: the recipe's train.device; GPUs are used unless it is "cpu".
 
     Raises:
-        InputError: numbers below 1.
+        InputError: numbers below 1, or several runs at a time by several processes.
     """
     check_numbers(jobs, threads)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if several() > 1:
+        return [Share(threads or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))]
     gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
     wanted = (gpus or max(1, cores // (threads or 1))) if jobs == "auto" else jobs
     count = max(1, min(wanted, runs))
@@ -154,16 +161,9 @@ class SideBySide(Protocol):
     def pool(self) -> Pool | None: ...
 
 
-def pool_of(plan: SideBySide, runs: int, device: str, *, waiting: int | None = None) -> Pool:
-    """The plan's own pool, else this machine, divided for so many runs.
-
-    Where fewer are still `waiting`, shares are left empty. They are not made larger: a run that goes on after a stop
-    has the threads that it had.
-    """
-    if plan.pool is not None:
-        return plan.pool
-    places = shares(plan.jobs, runs, threads=plan.threads, device=device)
-    return Machine(places[: max(1, runs if waiting is None else waiting)])
+def pool_of(plan: SideBySide, runs: int, device: str) -> Pool:
+    """The plan's own pool, else this machine, divided for so many runs: with the done ones, all get equal threads."""
+    return plan.pool or Machine(shares(plan.jobs, runs, threads=plan.threads, device=device))
 
 
 def run_jobs(
@@ -190,7 +190,9 @@ def run_jobs(
     Raises:
         Interrupted: stopped by a signal; the same call continues.
     """
-    shown = Progress(console, len(jobs) if isinstance(jobs, Sequence) else total or 1)
+    whole = len(jobs) if isinstance(jobs, Sequence) else total or 1
+    places = places[: max(1, whole)]
+    shown = Progress(console, whole)
     if len(places) == 1 and places[0].gpu is None:
         yield from _one_by_one(jobs, places[0], shown, judge)
         return
@@ -239,8 +241,12 @@ class Abandoned(Exception):
 def _hand_out(workers: "Sequence[_Worker]", waiting: Iterator[Job | None]) -> None:
     """The next jobs to all who have none, and an end where there are no more."""
     for worker in workers:
-        if worker.job is None and not worker.over:
-            job = next(waiting, _NO_MORE)
+        if worker.job is None:
+            try:
+                job = next(waiting)
+            except StopIteration:
+                worker.give(None)
+                continue
             if job is None:
                 return
             worker.give(job)
@@ -336,20 +342,12 @@ class Progress:
         self.console.overall(whole, f"{ended} of {self.total} runs", going)
 
 
-class _NoMore:
-    """In the place of a job: there are no more."""
-
-
-_NO_MORE = _NoMore()
-
-
 class _Worker:
     """A process that carries out one job after the other."""
 
     def __init__(self, share: Share) -> None:
         self.share = share
         self.job: Any = None
-        self.over = False
         self.start()
 
     process: BaseProcess
@@ -363,11 +361,10 @@ class _Worker:
             self.process.start()
         other.close()
 
-    def give(self, job: "Job | _NoMore") -> None:
-        self.over = isinstance(job, _NoMore)
-        self.job = None if self.over else job
-        with suppress(BrokenPipeError):  # a process that has died is found when it is read
-            self.pipe.send(self.job)
+    def give(self, job: Job | None) -> None:
+        self.job = job
+        with suppress(BrokenPipeError, ConnectionResetError):  # one that has died is found when it is read
+            self.pipe.send(job)
 
     def answer(self, go_on: bool) -> None:
         """To the row of an epoch, for which a trial waits."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pcdistill import report
 from pcdistill.commands.cache import make_cache
-from pcdistill.commands.claim import claimed
+from pcdistill.commands.claim import claimed, several
 from pcdistill.commands.compare import (
     Key,
     Plan,
@@ -89,6 +89,10 @@ def tune(recipe: Recipe, plan: TunePlan, out: Path, *, console: Console, command
     from pcdistill.commands.search import Space
 
     check_numbers(plan.jobs, plan.threads)
+    if several() > 1:
+        raise InputError(
+            f"tune is started as one process, and there are {several()}; --jobs or --cluster spread its trials"
+        )
     if not recipe.all_teachers:
         raise InputError("tune needs a teacher (--teacher MODEL)")
     task = task_of(recipe)

@@ -125,7 +125,7 @@ def path_of(name: str | Path, key: str) -> Path:
     try:
         path = home_followed(name)
         path.exists()
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{key}: no file or folder can be called {shown(str(name))}: {reason}") from None
     return path
