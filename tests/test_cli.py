@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -316,6 +317,28 @@ def test_the_home_of_a_user_that_is_not_there_is_one_sentence(capsys, tmp_path, 
     name = "~nobody-is-called-so/photos"
     argv = ("--data", data.format(name)) if command == "train" else (data.format(name),)
     assert name in error_of(capsys, command, *argv)
+
+
+def test_a_home_is_followed_wherever_a_path_may_stand(teacher, tmp_path, monkeypatch, capsys):
+    """A shell follows ~ neither in --out=~/runs nor in a recipe: so a folder ~ would be made."""
+    home, work = tmp_path / "hömé x", tmp_path / "work"
+    home.mkdir()
+    work.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(work)
+    shutil.copy(teacher, home / "teacher.safetensors")
+    (home / "net.py").write_text("from pcdistill.models.cifar import MODELS\n\n\nsmall = MODELS['resnet8']\n")
+    (home / "base.yaml").write_text("data: {name: digits, limit: 256}\ntrain: {epochs: 1}\n")
+    (home / "r.yaml").write_text(
+        "base: ~/base.yaml\nmethod: kd\nteacher: {name: cifar/resnet8, weights: ~/teacher.safetensors}\n"
+        "student: {name: '~/net.py:small'}\n"
+    )
+    call("cache", "~/r.yaml", "--epochs", "1", "--out=~/cache", "--quiet")
+    call("distill", "~/r.yaml", "--teacher-cache=~/cache", "--out=~/run", "--quiet")
+    call("evaluate", "~/run", "--weights=~/run/student.safetensors")
+    call("report", "~/run")
+    assert (home / "run" / "report.html").exists()
+    assert list(work.iterdir()) == []
 
 
 def test_an_unknown_option_names_the_nearest(capsys):

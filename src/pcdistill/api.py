@@ -25,6 +25,7 @@ from pcdistill.engine.console import Console
 from pcdistill.engine.modes import left_as_it_was
 from pcdistill.engine.placement import Placement
 from pcdistill.errors import InputError, PcdistillError
+from pcdistill.files import home_followed
 from pcdistill.recipe import (
     ALONE,
     LOADERS,
@@ -295,7 +296,7 @@ def distill(
                 )
             passed = _Passed(student, frozen, (train, val, test), views, student_stats, console)
         stack.enter_context(_words_of_python())
-        result = run_with_report(recipe, None if out is None else Path(out), console=console, task=passed)
+        result = run_with_report(recipe, None if out is None else home_followed(out), console=console, task=passed)
     return Distilled(result.student.eval(), result.history, result.summary)
 
 

@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_type_hints
 
@@ -47,6 +47,15 @@ def keys_of(command: Any) -> dict[str, Any]:
             if isinstance(key, Key) and value is not None and value != ():
                 found[key.name] = list(value) if isinstance(value, tuple) else value
     return found
+
+
+def with_home(command: Any) -> Any:
+    """The command with ~ in its paths followed: a shell leaves that of --out=~/runs as it stands."""
+    from pcdistill.files import home_followed
+
+    values = {one.name: getattr(command, one.name) for one in fields(command)}
+    paths = {name: home_followed(value) for name, value in values.items() if isinstance(value, Path)}
+    return replace(command, **paths)
 
 
 def refuse_keys(overrides: Iterable[str], refused: Mapping[str, str]) -> None:
@@ -821,7 +830,7 @@ def main(argv: list[str] | None = None) -> None:
             args=argv,
             config=(tyro.conf.FlagCreatePairsOff,),
         )
-        command.run(shlex.join(["pcdistill", *argv]))
+        with_home(command).run(shlex.join(["pcdistill", *argv]))
         sys.stdout.flush()
     except InputError as error:
         _fail(str(error), 2)

@@ -66,7 +66,7 @@ def atomic_write(path: Path, data: bytes | str) -> None:
             raise unreadable(path)
 
 
-def home_followed(name: str | Path) -> Path:
+def home_followed(name: str | os.PathLike[str]) -> Path:
     """A path with ~ and ~USER followed; of a user that is not there it stays as it stands, as in a shell."""
     try:
         return Path(os.path.expanduser(name))

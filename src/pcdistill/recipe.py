@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from pcdistill.errors import InputError, nearest
+from pcdistill.files import home_followed
 from pcdistill.methods import METHODS
 from pcdistill.models.names import has_zoo_weights, is_endpoint, is_user_code
 from pcdistill.plain import (
@@ -660,14 +661,14 @@ def _read(source: str | Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, A
             raise InputError(f"{path.name}: base: must be a recipe's name or a .yaml file, got {shown(base)}")
         if len(above) >= MOST_BASES:
             raise InputError(f"{above[0].name}: base: more than {MOST_BASES} recipes below each other")
-        place = path.parent / base if base.endswith((".yaml", ".yml")) else base
+        place = path.parent / home_followed(base) if base.endswith((".yaml", ".yml")) else base
         below, _ = _read(place, (*above, path.resolve()))
         tree = _merge(below, tree)
     return tree, path.name
 
 
 def _read_file(source: str | Path) -> tuple[dict[str, Any], Path]:
-    path = Path(source)
+    path = home_followed(source)
     if path.suffix not in (".yaml", ".yml"):
         known = recipe_names()
         if str(source) not in known:

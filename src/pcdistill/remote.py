@@ -16,7 +16,7 @@ URL = re.compile(r"([a-z][a-z0-9+.-]+):/{1,3}(?=[^/])")
 
 
 def place_of(name: str | Path) -> Path | str:
-    """A local path, or the URL of what lies elsewhere; `file:///folder` is local.
+    """A local path, ~ followed, or the URL of what lies elsewhere; `file:///folder` is local.
 
     Args:
         name: as the user gave it, also as a Path, which takes a URL's second slash away.
@@ -24,7 +24,7 @@ def place_of(name: str | Path) -> Path | str:
     text = str(name)
     match = URL.match(text)
     if match is None:
-        return Path(name)
+        return home_followed(name)
     scheme, rest = match[1], text[match.end() :]
     return Path("/", rest) if scheme in ("file", "local") else f"{scheme}://{rest}"
 
@@ -65,7 +65,6 @@ def files_at(name: str | Path, ending: str) -> list[Path | str]:
     """
     place = place_of(name)
     if isinstance(place, Path):
-        place = home_followed(place)
         if has_magic(str(place)):
             return [Path(one) for one in sorted(glob(str(place), recursive=True))]
         if place.is_dir():

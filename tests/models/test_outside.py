@@ -29,6 +29,15 @@ def test_the_function_gets_the_batch_in_float32_and_its_logits_come_back(tmp_pat
     assert torch.equal(Teacher(model, class_map=[2, 0])(images), (images.mean(dim=(2, 3)) * 2)[:, [2, 0]])
 
 
+def test_a_file_in_the_users_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    beside = called(tmp_path)
+    model = CalledModel("~/mine.py:predict", 3, {})
+    images = torch.rand(2, 3, 4, 4)
+    assert torch.equal(model(images), beside(images))
+    assert torch.equal(model.identity, beside.identity)
+
+
 def test_an_answer_in_memory_that_is_written_again_stays_as_it_was(tmp_path):
     model = called(
         tmp_path, "import torch\nkept = torch.zeros(2, 3)\ndef predict(images):\n    kept.add_(1)\n    return kept\n"

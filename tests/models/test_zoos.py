@@ -169,7 +169,7 @@ class FakeConfig:
 
     @classmethod
     def from_pretrained(cls, name, **options):
-        if name == "absent":
+        if name == "absent" or name.startswith("~"):
             raise OSError("absent is not a local folder")
         return cls(**options)
 
@@ -213,6 +213,7 @@ def test_a_hugging_face_model_gives_logits(transformers):
     teacher = models.build_model("hf/some/net", num_classes=None, pretrained=True)
     assert teacher(torch.zeros(2, 3, 224, 224)).shape == (2, 2)
     assert models.class_names(teacher) == models.class_names(None, "hf/some/net") == ["cat", "dog"]
+    assert models.class_names(models.build_model("hf/~/net", num_classes=None, pretrained=True)) == ["cat", "dog"]
     assert models.input_stats(teacher) == ((0.5,) * 3, (0.2,) * 3, 224)
 
 

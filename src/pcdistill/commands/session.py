@@ -53,7 +53,7 @@ from pcdistill.engine.placement import (
 from pcdistill.engine.together import FailTogether
 from pcdistill.engine.tracking import Tracker, Trackers, check_trackers
 from pcdistill.errors import InputError, TrainingStopped
-from pcdistill.files import clear_parts, sealed_json
+from pcdistill.files import clear_parts, home_followed, sealed_json
 from pcdistill.models.heads import head_metadata
 from pcdistill.models.names import is_user_code
 from pcdistill.models.weights import TEACHER_FILE, check_file
@@ -404,7 +404,9 @@ class Session:
                 return False
             own = teacher_file(self.out / teacher_folder(number))
             trained = self._trained_by(number) is not None
-            if (trained and not own.is_file()) or (config.weights is not None and not Path(config.weights).is_file()):
+            if (trained and not own.is_file()) or (
+                config.weights is not None and not home_followed(config.weights).is_file()
+            ):
                 return False
         return True
 

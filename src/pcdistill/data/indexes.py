@@ -14,7 +14,7 @@ import numpy as np
 
 from pcdistill.arrays import read_npz
 from pcdistill.errors import InputError
-from pcdistill.files import atomic_write, home_followed, new_digest, only_one
+from pcdistill.files import atomic_write, new_digest, only_one
 from pcdistill.remote import file_system, place_of, said
 
 SHARED = "PCDISTILL_INDEXES"  # of the environment: a folder or URL where several machines share indexes
@@ -103,7 +103,7 @@ def _from_others(path: Path, shared: str) -> None:
     place = place_of(shared)
     with suppress(OSError):
         if isinstance(place, Path):
-            content = (home_followed(place) / path.name).read_bytes()
+            content = (place / path.name).read_bytes()
         else:
             system, there = file_system(f"{place}/{path.name}")
             content = system.cat_file(there)
@@ -119,7 +119,7 @@ def _for_others(name: str, content: bytes, shared: str) -> None:
     place = place_of(shared)
     try:
         if isinstance(place, Path):
-            atomic_write(home_followed(place) / name, content)
+            atomic_write(place / name, content)
         else:
             system, there = file_system(f"{place}/{name}")
             system.makedirs(there.rpartition("/")[0], exist_ok=True)

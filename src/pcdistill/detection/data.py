@@ -350,7 +350,7 @@ def _place(name: str, root: str | None) -> tuple[Path, str | None]:
     kind = prefix if colon and prefix in KINDS else None
     path = home_followed(rest if kind else name)
     if root is not None and not path.is_absolute():
-        path = Path(root) / path
+        path = home_followed(root) / path
     if not path.exists() and kind is None:
         raise InputError(
             f'unknown detection data "{name}"{nearest(name, ["digits-detection"])}; it must be digits-detection or '

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from pcdistill.errors import InputError, what_failed
 from pcdistill.models.fetching import within_reach
-from pcdistill.models.zoos import Origin, transformers_package
+from pcdistill.models.zoos import Origin, place_of_hub, transformers_package
 
 if TYPE_CHECKING:
     from torch import nn
@@ -75,7 +75,7 @@ def input_stats(
         mean, std, size = preset.mean, preset.std, preset.crop_size[0]
     elif name.startswith("hf/"):
         with within_reach():
-            processor = transformers_package(name[3:]).AutoImageProcessor.from_pretrained(name[3:])
+            processor = transformers_package(name[3:]).AutoImageProcessor.from_pretrained(place_of_hub(name[3:]))
         sizes = dict(getattr(processor, "crop_size", None) or processor.size)
         mean, std, size = processor.image_mean, processor.image_std, sizes.get("height") or sizes.get("shortest_edge")
     else:
@@ -117,7 +117,7 @@ def class_names(model: "nn.Module | None", name: str | None = None, *, wnids: bo
         names = list(_torchvision_weights(name, origin).meta["categories"])
     elif name.startswith("hf/"):
         with within_reach():
-            labels = transformers_package(name[3:]).AutoConfig.from_pretrained(name[3:]).id2label
+            labels = transformers_package(name[3:]).AutoConfig.from_pretrained(place_of_hub(name[3:])).id2label
         names = [str(labels[i]) for i in range(len(labels))]
     if names is not None and model is not None and origin is None and _outputs(model) not in (None, len(names)):
         return None

@@ -3,9 +3,9 @@
 import difflib
 import fnmatch
 from collections.abc import Callable
-from pathlib import Path
 
 from pcdistill.errors import InputError, nearest
+from pcdistill.files import home_followed
 
 
 def list_models(pattern: str = "") -> list[str]:
@@ -84,7 +84,7 @@ def has_zoo_weights(name: str, task: str = "classification") -> bool:
     if task != "detection" or zoo == "torchvision":
         return zoo in ("timm", "torchvision", "hf")
     if zoo == "hf":
-        return "/" in rest or Path(rest).exists()
+        return "/" in rest or home_followed(rest).exists()
     return bool(rest) and not rest.startswith("tiny")
 
 

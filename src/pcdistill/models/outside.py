@@ -2,14 +2,13 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pcdistill.errors import InputError
-from pcdistill.files import new_digest
+from pcdistill.files import home_followed, new_digest
 from pcdistill.models.zoos import user_code, user_object
 
 
@@ -86,7 +85,7 @@ class CalledModel(OutsideModel):
             raise InputError(f"{name} is a class; teacher.call needs what is called with images and gives logits")
         if isinstance(function, nn.Module):
             raise InputError(f"{name} is a module; write a function that returns it, and leave teacher.call out")
-        content = Path(self.path).read_bytes()
+        content = home_followed(self.path).read_bytes()
         super().__init__(name, num_classes, content + repr((attribute, sorted(kwargs.items()))).encode())
         self.function, self.kwargs = function, dict(kwargs)
 

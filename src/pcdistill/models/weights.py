@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import ConfigDict, Field, TypeAdapter
 
 from pcdistill.errors import InputError, first_line
-from pcdistill.files import CHECKSUM, CHUNK, SEAL, atomic_file, check_archive, new_digest, unreadable
+from pcdistill.files import CHECKSUM, CHUNK, SEAL, atomic_file, check_archive, home_followed, new_digest, unreadable
 from pcdistill.plain import checked_json, parse_json
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def load_weights(model: "nn.Module", path: PathLike, *, allow_mismatch: bool = F
     """
     import torch
 
-    tensors, key, others = _read_state(Path(path))
+    tensors, key, others = _read_state(home_followed(path))
     own = _plain(model.state_dict(keep_vars=True))
     fitting = {k: v for k, v in tensors.items() if k in own and v.shape == own[k].shape}
     present = {id(own[k]) for k in fitting}  # a tied tensor may be stored under one of its names only
@@ -226,7 +226,7 @@ def _why_unreadable(error: Exception) -> str:
 
 def check_file(path: PathLike) -> None:
     """Raise InputError if there is no weights file; nothing is read."""
-    path = Path(path)
+    path = home_followed(path)
     if not path.exists():
         raise InputError(f"weights file {path} does not exist")
     if not path.is_file():
@@ -311,7 +311,7 @@ def read_metadata(path: PathLike) -> dict[str, Any]:
     """
     from safetensors import SafetensorError, safe_open
 
-    path = Path(path)
+    path = home_followed(path)
     check_file(path)
     if path.suffix != ".safetensors":
         return {}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pcdistill.errors import InputError, NotFetched, PcdistillError, first_line, nearest
 from pcdistill.extras import need
+from pcdistill.files import home_followed
 from pcdistill.models.fetching import out_of_reach
 
 if TYPE_CHECKING:
@@ -207,9 +208,9 @@ def _replace_input(model: "nn.Module", in_channels: int, *, keep: bool) -> None:
 
 def _build_hf(request: Request) -> Built:
     transformers = transformers_package(request.name)
-    full_name = f"hf/{request.name}"
+    full_name, place = f"hf/{request.name}", place_of_hub(request.name)
     with _build_errors(full_name):
-        config = transformers.AutoConfig.from_pretrained(request.name)
+        config = transformers.AutoConfig.from_pretrained(place)
     unknown = [key for key in request.kwargs if not hasattr(config, key)]
     if unknown:  # transformers would take it and do nothing with it
         raise InputError(f'model "{full_name}" has no option "{unknown[0]}"{nearest(unknown[0], vars(config))}')
@@ -224,7 +225,7 @@ def _build_hf(request: Request) -> Built:
                 f"{full_name} with pretrained weights reads {channels} channels, got in_channels {request.in_channels}"
             )
         with _build_errors(full_name):
-            model = auto.from_pretrained(request.name, ignore_mismatched_sizes=True, **{**kwargs, **request.kwargs})
+            model = auto.from_pretrained(place, ignore_mismatched_sizes=True, **{**kwargs, **request.kwargs})
         if not {"dtype", "torch_dtype"} & request.kwargs.keys():
             model = model.float()  # a file in half precision is read as such, and is too coarse to be trained
         if resized and not _takes(model, channels, request.image_size):
@@ -236,8 +237,13 @@ def _build_hf(request: Request) -> Built:
     if resized:
         kwargs["image_size"] = request.image_size
     with _build_errors(full_name):
-        config = transformers.AutoConfig.from_pretrained(request.name, **{**kwargs, **request.kwargs})
+        config = transformers.AutoConfig.from_pretrained(place, **{**kwargs, **request.kwargs})
         return Built(logits_only(auto.from_config(config)), own_head)
+
+
+def place_of_hub(name: str) -> str:
+    """What transformers is told: a name of the hub as it stands, of a folder its path with ~ followed."""
+    return str(home_followed(name))
 
 
 def _takes(model: Any, channels: int, image_size: int | None) -> bool:
@@ -286,7 +292,7 @@ def user_object(name: str) -> Any:
     if not path.endswith(".py"):
         raise InputError(f'model "{name}" must be written path/to/file.py:function')
     with user_code(path):
-        namespace = _execute(Path(path))
+        namespace = _execute(home_followed(path))
     found = getattr(namespace, attribute, None)
     if not callable(found):
         public = [n for n, value in vars(namespace).items() if callable(value) and not n.startswith("_")]
@@ -334,7 +340,7 @@ def _execute(path: Path) -> ModuleType:
 @contextmanager
 def user_code(path: str) -> Iterator[None]:
     """Let a user's file import its neighbours, as a script may, and name the line where it fails."""
-    folder = str(Path(path).resolve().parent)
+    folder = str(home_followed(path).resolve().parent)
     sys.path.insert(0, folder)
     try:
         yield

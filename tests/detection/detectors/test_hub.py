@@ -42,6 +42,14 @@ def test_a_folder_gives_weights_classes_size_and_normalisation(folder):
     assert comes_whole(name)
 
 
+def test_a_folder_in_the_users_home(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    name = f"hf/~/{folder.name}"
+    assert pretrained_classes(name) == ("cat", "N/A 2", "dog", "N/A 4")
+    assert build_detector(name, num_classes=None, pretrained=True).min_size == 96
+    assert comes_whole(name)
+
+
 def test_with_other_classes_all_but_the_heads_is_kept(folder):
     model = build_detector(f"hf/{folder}", num_classes=2, pretrained=True, kwargs={"min_size": 64})
     weights = load_file(folder / "model.safetensors")

@@ -12,6 +12,7 @@ from typing import Any
 from pcdistill.detection.detectors.set_prediction import HubDetector, side_of
 from pcdistill.errors import InputError, first_line, nearest
 from pcdistill.extras import need
+from pcdistill.models.zoos import place_of_hub
 
 OWN_OPTIONS = ("min_size", "max_size", "square", "image_mean", "image_std", "detections_per_img")
 
@@ -32,7 +33,7 @@ def build_hub_detector(
         InputError: transformers is missing or too old, there is no such model, the hub is out of reach, an option is
             unknown.
     """
-    transformers = transformers_package()
+    transformers, name = transformers_package(), place_of_hub(name)
     if pretrained and is_kind(name):
         raise InputError(
             f"hf/{name} is a kind of model and has no weights; name a model of the hub or a folder, or set pretrained "
@@ -60,7 +61,7 @@ def build_hub_detector(
 
 def hub_classes(name: str) -> tuple[str, ...]:
     """Names of the classes 1..K of a model's weights; those that are not used are called "N/A <number>"."""
-    transformers = transformers_package()
+    transformers, name = transformers_package(), place_of_hub(name)
     with _hub_errors(name):
         labels = transformers.AutoConfig.from_pretrained(name).id2label
     names = [str(labels[i]) for i in sorted(labels)]
