@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision import datasets
 
 from pcdistill.data.decoding import Window
-from pcdistill.data.files import ImageFiles
+from pcdistill.data.files import ImageFiles, find_images
 from pcdistill.data.sources import open_source, stratified
 from pcdistill.errors import InputError
 from tests.helpers import data_of
@@ -293,6 +293,47 @@ class TestFolders:
         write_images(tmp_path / "dog" / "more", 3, suffix=".JPG")
         data = data_of(str(tmp_path), image_size=8)
         assert data.train.num_samples + data.val.num_samples == 15
+
+    def test_what_is_hidden_or_seen_is_passed_over(self, tmp_path):
+        class_folders(tmp_path, {"cat": 4, "dog": 4, "cat/.thumbnails": 4})
+        write_images(tmp_path / "elsewhere" / "more", 3)
+        (tmp_path / "dog" / "linked").symlink_to(tmp_path / "elsewhere" / "more")
+        (tmp_path / "dog" / "linked again").symlink_to(tmp_path / "elsewhere" / "more")
+        (tmp_path / "cat" / "self").symlink_to(".")
+        (tmp_path / "cat" / "all").symlink_to("..")
+        found = {name: len(find_images(tmp_path / name)) for name in ("cat", "dog")}
+        assert found == {"cat": 4, "dog": 4 + 3}
+        (tmp_path / "kitten").symlink_to("cat")  # a class itself may be a link
+        assert len(find_images(tmp_path / "kitten")) == 4
+
+    @pytest.mark.parametrize(
+        ("names", "splits"),
+        [
+            (("Train", "Test"), {"train", "test"}),
+            (("Training", "Testing"), {"train", "test"}),
+            (("train", "TEST", "Meta"), {"train", "test"}),
+            (("TRAIN", "Valid"), {"train", "test"}),
+            (("train", "Val", "test"), {"train", "val", "test"}),
+            (("training", "notes"), None),
+        ],
+        ids=str,
+    )
+    def test_splits_in_any_case(self, tmp_path, names, splits):
+        for name in names:
+            class_folders(tmp_path / name, {"cat": 3, "dog": 3})
+        source = open_source(str(tmp_path))
+        assert source.classes == (sorted(names) if splits is None else ["cat", "dog"])
+        assert {name for name in ("train", "val", "test") if getattr(source, name) is not None} == (splits or {"train"})
+        assert set(source.origins) == (splits or set())
+
+    def test_splits_that_cannot_be_told_are_refused(self, tmp_path):
+        class_folders(tmp_path / "one" / "Test", {"cat": 3, "dog": 3})
+        with pytest.raises(InputError, match=r"one holds Test/ and no folder train/ to learn from"):
+            open_source(str(tmp_path / "one"))
+        for name in ("train", "Train"):
+            class_folders(tmp_path / "two" / name, {"cat": 3, "dog": 3})
+        with pytest.raises(InputError, match=r"two holds Train/ and train/; which of them is the split train\? Keep one"):
+            open_source(str(tmp_path / "two"))
 
     @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".gif", ".bmp", ".ppm", ".tif"])
     def test_formats_are_read_as_rgb(self, tmp_path, suffix):

@@ -80,13 +80,28 @@ class ImageFiles(Items):
 
 
 def find_images(folder: Path) -> list[str]:
-    """Paths of all image files in a folder, however deep, in order."""
-    return sorted(
-        os.path.join(parent, file)
-        for parent, _, files in os.walk(folder, followlinks=True)
-        for file in files
-        if os.path.splitext(file)[1].lower() in EXTENSIONS and not file.startswith(".")
-    )
+    """Paths of all image files in a folder, however deep, in order; what is hidden is passed over.
+
+    A link to another folder is followed, but not to one that was seen or lies above: its images would count twice.
+    """
+    real = Path(os.path.realpath(folder))
+    seen = {str(real), *map(str, real.parents)}
+    found: list[str] = []
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        inside = []
+        for name in sorted(folders):
+            place = os.path.realpath(os.path.join(parent, name))
+            if not name.startswith(".") and place not in seen:
+                seen.add(place)
+                inside.append(name)
+        folders[:] = inside
+        found += [os.path.join(parent, name) for name in files if is_image(name)]
+    return sorted(found)
+
+
+def is_image(name: str) -> bool:
+    """Whether a file is taken as an image, by its name: a hidden one is not."""
+    return os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")
 
 
 class DatasetItems(Items):

@@ -2,8 +2,9 @@
 
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from pcdistill.files import home_followed
 from pcdistill.plain import shown
 
 VAL_NAMES = ("val", "valid", "validation")
+SPLIT_FOLDERS = {"train": ("train", "training"), "val": VAL_NAMES, "test": ("test", "testing")}  # in any case
 IMAGENET_STATS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OFFICIAL = "the data set's own"
 SPLIT_SEED = 20250524  # which images are held out never depends on a run's seed
@@ -288,19 +290,23 @@ def _folders(root: Path) -> Source:
 
     A folder train/ with images right in it, beside other folders, is the class of that name.
     """
-    train_dir = root / "train"
-    siblings = [f.name for f in root.iterdir() if f.is_dir() and f.name not in ("train", "test", *VAL_NAMES)]
-    is_class = bool(siblings) and train_dir.is_dir() and not any(f.is_dir() for f in train_dir.iterdir())
-    if not train_dir.is_dir() or is_class:
+    folders = sorted(f for f in root.iterdir() if f.is_dir() and not f.name.startswith("."))
+    splits = {split: _split_folder(root, folders, names) for split, names in SPLIT_FOLDERS.items()}
+    train_dir, val, test = splits["train"], splits["val"], splits["test"]
+    others_too = any(f.name.lower() not in chain(*SPLIT_FOLDERS.values()) for f in folders)
+    if train_dir is None and not others_too and any(_holds_folders(f) for f in folders):
+        raise InputError(f"{root} holds {', '.join(f'{f.name}/' for f in folders)} and no folder train/ to learn from")
+    lone = train_dir is not None and train_dir.name.lower() != "train" and val is None and test is None
+    if train_dir is None or (others_too and (lone or not _holds_folders(train_dir))):
         classes, train = _class_folders(root)
         return Source(classes, train, stats=IMAGENET_STATS)
-    classes, train = _class_folders(root / "train")
-    val = next((found for name in VAL_NAMES if (found := root / name).is_dir()), None)
-    test = root / "test" if (root / "test").is_dir() else None
-    origins = {"train": "the folder train/", "test": "the folder test/"}
-    if test is None:
+    classes, train = _class_folders(train_dir)
+    origins = {"train": f"the folder {train_dir.name}/"}
+    if test is not None:
+        origins["test"] = f"the folder {test.name}/"
+    elif val is not None:
         val, test = None, val
-        origins["test"] = f"the folder {test.name}/, as there is no test/" if test is not None else ""
+        origins["test"] = f"the folder {test.name}/, as there is no test/"
     if val is not None:
         origins["val"] = f"the folder {val.name}/"
     others = {}
@@ -310,9 +316,9 @@ def _folders(root: Path) -> Source:
         names, split = _class_folders(folder)
         if names != classes:
             only_train, only_here = sorted(set(classes) - set(names)), sorted(set(names) - set(classes))
-            told = [f"only in train/: {', '.join(only_train[:3])}"] if only_train else []
+            told = [f"only in {train_dir.name}/: {', '.join(only_train[:3])}"] if only_train else []
             told += [f"only in {folder.name}/: {', '.join(only_here[:3])}"] if only_here else []
-            raise InputError(f"{root}: the class folders of train/ and {folder.name}/ differ ({'; '.join(told)})")
+            raise InputError(f"{root}: the class folders of {train_dir.name}/ and {folder.name}/ differ ({'; '.join(told)})")
         others[folder] = split
     return Source(
         classes,
@@ -322,6 +328,26 @@ def _folders(root: Path) -> Source:
         stats=IMAGENET_STATS,
         origins=origins,
     )
+
+
+def _holds_folders(folder: Path) -> bool:
+    return any(inside.is_dir() for inside in folder.iterdir())
+
+
+def _split_folder(root: Path, folders: Sequence[Path], names: Sequence[str]) -> Path | None:
+    """The folder of a split: the first of the names that there is, in any case.
+
+    Raises:
+        InputError: two folders differ in nothing but case.
+    """
+    for name in names:
+        found = [folder for folder in folders if folder.name.lower() == name]
+        if len(found) > 1:
+            both = " and ".join(f"{folder.name}/" for folder in found)
+            raise InputError(f"{root} holds {both}; which of them is the split {name}? Keep one")
+        if found:
+            return found[0]
+    return None
 
 
 def _class_folders(folder: Path) -> tuple[list[str], Split]:

@@ -65,6 +65,35 @@ def test_a_single_file_is_a_set_of_one_image(tmp_path):
     assert found.origins == {"train": "one.xml"}
 
 
+@pytest.mark.parametrize("text", ["<html/>", "<svg xmlns='http://www.w3.org/2000/svg'><g/></svg>"])
+def test_another_kind_of_xml_is_refused(text, tmp_path):
+    with pytest.raises(InputError, match=r"one.xml: not a VOC annotation: it begins with <(html|svg)>, not with <ann"):
+        one(tmp_path, text)
+
+
+def test_a_namespace_changes_nothing(tmp_path):
+    text = exports.xml_text(exports.SETS["train"]["one"])
+    assert "<annotation>" in text
+    found = one(tmp_path, text.replace("<annotation>", '<annotation xmlns="http://example.org/voc">'))
+    assert found.splits["train"][0].boxes.tolist() == [[4, 2, 20, 12], [32, 8, 64, 32]]
+
+
+def test_a_hidden_file_beside_is_passed_over(tmp_path):
+    (tmp_path / "Annotations").mkdir()
+    (tmp_path / "Annotations" / "._one.xml").write_bytes(b"\0\5\x16\7")
+    exports.pictures(tmp_path / "JPEGImages", {"one": []})
+    exports.write_xml(tmp_path / "Annotations" / "one.xml", exports.SETS["train"]["one"])
+    assert len(read_set(tmp_path).splits["train"]) == 1
+
+
+def test_an_image_that_is_listed_twice_counts_once(tmp_path):
+    exports.voc_official(tmp_path)
+    listing = tmp_path / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main" / "train.txt"
+    names = listing.read_text().splitlines()
+    listing.write_text("\n".join([*names, names[0], f"{names[0]}.jpg"]))
+    assert [record.path.stem for record in read_set(tmp_path).splits["train"]] == names
+
+
 @pytest.mark.parametrize(("text", "crowd"), [("1", 1), ("True", 1), ("0", 0), ("Unspecified", 0), ("", 0)])
 def test_difficult_as_number_or_text(text, crowd, tmp_path):
     found = one(tmp_path, exports.xml_text([("cat", 4, 2, 20, 12)], difficult=text))

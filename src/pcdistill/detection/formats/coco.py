@@ -23,7 +23,7 @@ from pcdistill.detection.formats.base import (
     shown,
     size_of,
 )
-from pcdistill.detection.formats.images import ImageFinder
+from pcdistill.detection.formats.images import ImageFinder, seen_in
 from pcdistill.errors import InputError
 from pcdistill.plain import MOST_DATA, parse_json, read_text
 
@@ -77,13 +77,13 @@ def find_coco(root: Path, *, sure: bool) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for split, aliases in SPLITS.items():
         places = [place.format(alias) for place in PLACES for alias in aliases]
-        files = [sorted(path for path in root.glob(place) if path.is_file()) for place in places]
+        files = [[path for path in seen_in(root, place) if path.is_file()] for place in places]
         best = next((several[-1] for several in files if several), None)
         if best is not None:
             found[split] = best
     if "train" not in found:
         sole = next((root / name for name in SOLE if (root / name).is_file()), None)
-        every = sorted({*root.glob("*.json"), *root.glob("annotations/*.json")} - set(found.values()))
+        every = [path for path in seen_in(root, "*.json", "annotations/*.json") if path not in found.values()]
         if sole is None and sure and len(every) == 1:
             sole = every[0]
         if sole is not None:

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 import numpy as np
 from PIL import Image
 
-from pcdistill.data.files import EXTENSIONS
+from pcdistill.data.files import EXTENSIONS, is_image
 from pcdistill.errors import InputError
 
 Size = tuple[int, int]
@@ -107,9 +107,14 @@ def images_in(folder: Path) -> list[Path]:
         found += [
             Path(parent, name)
             for name in files
-            if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")
+            if is_image(name)
         ]
     return sorted(found)
+
+
+def seen_in(folder: Path, *patterns: str) -> list[Path]:
+    """What a folder's glob patterns find, sorted; hidden files are passed over, such as those that macOS leaves."""
+    return sorted({path for one in patterns for path in folder.glob(one) if not path.name.startswith(".")})
 
 
 def check_found(where: Path, paths: Sequence[Path | None], names: Sequence[str]) -> list[Path]:

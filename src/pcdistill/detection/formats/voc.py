@@ -18,7 +18,7 @@ from pcdistill.detection.formats.base import (
     shown,
     size_of,
 )
-from pcdistill.detection.formats.images import ImageFinder, Size
+from pcdistill.detection.formats.images import ImageFinder, Size, seen_in
 from pcdistill.errors import InputError
 from pcdistill.plain import MOST_DATA, read_text
 
@@ -65,17 +65,21 @@ def find_voc(root: Path) -> dict[str, Group]:
             group = groups.setdefault(split, Group("", root, []))
             group.origin += (", " if group.origin else "") + _relative(listing, root)
             group.where = group.where if group.files else listing
-            group.files += [(_xml(folder, split, entry, listing), entry, finder) for entry in entries]
+            named: dict[Path | str, tuple[Path | None, str, ImageFinder]] = {}
+            for entry in entries:  # one that is listed twice could be learnt from and held out
+                file = _xml(folder, split, entry, listing)
+                named.setdefault(file or entry, (file, entry, finder))
+            group.files += named.values()
     if groups:
         return groups
     for split, aliases in SPLITS.items():
         for alias in aliases:
             places = [root / alias / "Annotations", root / alias, root / "Annotations" / alias]
-            found = next((place for place in places if any(place.glob("*.xml"))), None)
+            found = next((place for place in places if seen_in(place, "*.xml")), None)
             if found is not None and split not in groups:
                 groups[split] = _folder_group(found, root, split)
     if "train" not in groups:
-        found = next((p for p in (root / "Annotations", root / "annotations", root) if any(p.glob("*.xml"))), None)
+        found = next((p for p in (root / "Annotations", root / "annotations", root) if seen_in(p, "*.xml")), None)
         if found is not None:
             groups["train"] = _folder_group(found, root, "train")
     return groups
@@ -202,8 +206,7 @@ def _folder_group(found: Path, root: Path, split: str) -> Group:
     above = found.parent if found != root else root
     finder = ImageFinder([found, *_folders(above, found, split), *_folders(root, found, split)])
     origin = "all images" if found == root else f"{_relative(found, root)}/"
-    files = sorted(found.glob("*.xml"))
-    return Group(origin, found, [(file, file.stem, finder) for file in files])
+    return Group(origin, found, [(file, file.stem, finder) for file in seen_in(found, "*.xml")])
 
 
 def _image_file(image: XmlImage, stem: str, finder: ImageFinder) -> tuple[Path | None, bool, bool]:
@@ -235,6 +238,10 @@ def _read_xml(file: Path) -> XmlImage:
         if file.stat().st_size > MOST_BYTES:
             raise ValueError(f"it has more than {MOST_BYTES >> 20} MiB")
         root = ET.parse(file, ET.XMLParser(target=_NoDoctype())).getroot()
+        for node in root.iter():
+            node.tag = node.tag.rpartition("}")[2]  # a namespace stands before it
+        if root.tag.lower() != "annotation" and all(root.find(key) is None for key in ("filename", "size", "object")):
+            raise ValueError(f"it begins with <{shown(root.tag)[1:-1]}>, not with <annotation>")
         names = [text.strip() for key in ("filename", "path") if (text := root.findtext(key)) and text.strip()]
         size = size_of(_optional(root, "size/width"), _optional(root, "size/height"))
         rows = list(_rows(root, file))

@@ -17,7 +17,7 @@ from pcdistill.detection.formats.base import (
     finish_split,
     shown,
 )
-from pcdistill.detection.formats.images import images_in
+from pcdistill.detection.formats.images import images_in, seen_in
 from pcdistill.errors import InputError
 from pcdistill.files import home_followed
 from pcdistill.plain import MOST_DATA, parse_yaml, read_text
@@ -56,8 +56,7 @@ def find_yolo(root: Path) -> Path | None:
     for name in ("data.yaml", "data.yml", "dataset.yaml"):
         if (root / name).is_file():
             return root / name
-    every = sorted([*root.glob("*.yaml"), *root.glob("*.yml")])
-    for path in every:
+    for path in seen_in(root, "*.yaml", "*.yml"):
         if isinstance(tree := _load_yaml(path), dict) and "names" in tree and "train" in tree:
             return path
     if (root / "classes.txt").is_file() and (root / "labels").is_dir():
