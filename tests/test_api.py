@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -95,6 +96,58 @@ def test_the_gate_names_a_wrong_number_of_classes(loaders):
     wrong = nn.Sequential(nn.Flatten(), nn.Linear(16, 7))
     with pytest.raises(InputError, match=r"logits \[7\] per image and the data has 4 classes"):
         run(wrong, loaders)
+
+
+class Colour(nn.Module):
+    """Wants three channels, where the images have one."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    def forward(self, x):
+        return self.net(x)
+
+
+ONE, TWO = ((0.5,), (0.5,)), ((0.5,) * 2, (0.5,) * 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"teacher": Colour()}, r"the teacher cannot run on images \[2, 1, 4, 4\] \(RuntimeError: .*"),
+        (
+            {"class_map": [0, 1, 2, 9]},
+            "class_map names position 9 of the teacher's outputs, which are 4, counted from 0",
+        ),
+        ({"class_map": [0.0, 1, 2, 3]}, "class_map must be whole numbers, one for each class of the student, got .*"),
+        ({"class_map": [0, 1, 2, -1]}, r"class_map must hold positions .* from 0 and each once, got \[0, 1, 2, -1\]"),
+        ({"class_map": [0, 1, 2, 2]}, r"class_map must hold positions .* from 0 and each once, got \[0, 1, 2, 2\]"),
+        ({"student_stats": ONE, "teacher_stats": TWO}, "student_stats and teacher_stats must be .* each channel.*"),
+        ({"student_stats": ONE, "teacher_stats": ((0.5,), (0.0,))}, "student_stats and .* std above 0, got .*"),
+        ({"student_stats": TWO, "teacher_stats": ((0.4,) * 2, (0.5,) * 2)}, "mean and std .* of 2 channels, .* have 1"),
+        ({"teacher_image_size": 0}, "the teacher's image_size must be 1 pixel or more, got 0"),
+        ({"optim": torch.optim.SGD(net(4).parameters(), 0.1)}, "optim must be a mapping of keys .*, got SGD"),
+        ({"train_options": ["ema"]}, "train_options must be a mapping of keys .*, got list"),
+        ({"out": __file__}, r".*test_api\.py is a file; out must name a folder"),
+        ({"teacher": None}, "the terms ce, kd need a teacher; name one, or use method none"),
+        ({"teacher": None, "method": "kt"}, r'distill\(\): method: unknown method "kt"; did you mean .*'),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_one_sentence(options, says, teacher, loaders):
+    options = {"teacher": teacher, "method": "kd", **options}
+    held = options.pop("teacher")
+    with pytest.raises(InputError) as caught:
+        run(held, loaders, **options)
+    assert re.fullmatch(says, str(caught.value)), str(caught.value)
+
+
+def test_no_name_of_a_method_stands_twice_in_the_sentence_that_lists_them(teacher, loaders):
+    with pytest.raises(InputError) as caught:
+        run(teacher, loaders, method="foo")
+    known = str(caught.value).rpartition("known: ")[2].split(", ")
+    assert len(known) == len(set(known)) > 40
 
 
 def test_an_untrained_teacher_is_refused_and_can_be_allowed(loaders):

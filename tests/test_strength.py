@@ -65,8 +65,9 @@ def test_the_labels_weight_counts():
     assert float((whole - 0.25 * own).norm() / own.norm()) == pytest.approx(1.0, rel=1e-3)
 
 
-def test_without_a_term_of_the_labels_their_loss_is_measured_all_the_same():
-    objective = objective_of(recipe_of({"method": "kd", "strength": 3.0}))
+@pytest.mark.parametrize("before", [[], [{"method": "ce", "weight": 0.0}]], ids=["no term", "weight 0"])
+def test_without_a_pull_of_the_labels_their_loss_is_measured_all_the_same(before):
+    objective = objective_of(recipe_of(*before, {"method": "kd", "strength": 3.0}))
     student, teacher, target = torch.randn(8, 10).requires_grad_(), torch.randn(8, 10), torch.arange(8)
     (whole,) = torch.autograd.grad(objective(student, teacher, target)["loss"], student)
     (own,) = torch.autograd.grad(torch.nn.functional.cross_entropy(student, target), student)

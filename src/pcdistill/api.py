@@ -19,7 +19,7 @@ from pcdistill.data.contents import loader_contents
 from pcdistill.data.passed import RAW, LoaderBatches
 from pcdistill.data.sharing import Share
 from pcdistill.data.streaming import with_lengths
-from pcdistill.distillation.passed import check_modules, try_step
+from pcdistill.distillation.passed import check_modules, first_pass, try_step
 from pcdistill.distillation.teacher import Teacher
 from pcdistill.engine.console import Console
 from pcdistill.engine.modes import left_as_it_was
@@ -132,7 +132,8 @@ class _Passed(Classification):
         """Raise InputError for a student whose outputs are fewer or more than the classes that a teacher knows."""
         if self._teacher is None or target.ndim != 1 or target.is_floating_point():
             return
-        top, teacher = int(target.max()), int(self._teacher.to(images.device)(images).shape[-1])
+        with first_pass("teacher", images):
+            top, teacher = int(target.max()), int(self._teacher.to(images.device)(images).shape[-1])
         if teacher != outputs and teacher == top + 1:
             raise InputError(
                 f"the student gives {outputs} outputs for each image; labels of the first validation batch go up to "
@@ -198,9 +199,10 @@ def distill(
             parameters that require no gradient, stay so. It may be compiled.
         train: batches (images, target [N]); any iterable that can be iterated once per epoch. With views = 2,
             ((weak, strong), target). Labels are integers from 0, -100 for an image without one, or probabilities
-            [N, K]. A last batch of one image is left out where the student's batch normalisation cannot take it. With
-            several processes a DataLoader is split among them. For detection (images, targets): images [3, H, W] in
-            0..1, a list or stacked, and for each a mapping of "boxes" [M, 4] xyxy in pixels and "labels" [M] from 1.
+            [N, K]. A last batch of one image is left out where the student's batch normalisation cannot take it, of
+            a list or a DataLoader that tells its batch size. With several processes a DataLoader is split among them.
+            For detection (images, targets): images [3, H, W] in 0..1, a list or stacked, and for each a mapping of
+            "boxes" [M, 4] xyxy in pixels and "labels" [M] from 1.
         val: batches of held-out data; picks the best epoch, and the teacher must pass its gate on them.
         test: batches that best and last epoch and the teacher are evaluated on once, at the end.
         task: "detection" for boxes.
@@ -252,14 +254,14 @@ def distill(
         recipe = _recipe(
             {
                 "task": task,
-                "detection": dict(detection or {}),
+                "detection": _keys("detection", detection),
                 "method": method,
                 "losses": [dict(term) for term in losses or ()],
                 "teacher": None if teacher is None else {"name": type(teacher).__name__},
                 "student": {"name": type(student).__name__},
                 "data": {"name": LOADERS, "views": None if task == "detection" else views},
-                "optim": {"lr": lr, **(optim or {})},
-                "train": {"epochs": epochs, "seed": seed, **(train_options or {})},
+                "optim": {"lr": lr, **_keys("optim", optim)},
+                "train": {"epochs": epochs, "seed": seed, **_keys("train_options", train_options)},
                 "allow": list(allow),
             }
         )
@@ -300,11 +302,18 @@ def distill(
     return Distilled(result.student.eval(), result.history, result.summary)
 
 
+def _keys(name: str, given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Further keys of the recipe, none by default."""
+    if given is not None and not isinstance(given, Mapping):
+        raise InputError(f"{name} must be a mapping of keys of the recipe to values, got {type(given).__name__}")
+    return dict(given or {})
+
+
 def _recipe(tree: dict[str, Any]) -> Recipe:
     """The recipe of a call: where it names no method, the one that the task's own recipe names."""
     default = load_recipe("detection" if tree["task"] == "detection" else "default").to_dict()
     taught = tree["teacher"] is not None or tree["losses"]
-    method = (tree["method"] or default["method"]) if taught else ALONE
+    method = tree["method"] or (default["method"] if taught else ALONE)
     train = {"keep": default["train"]["keep"], **tree["train"]}
     return make_recipe({**tree, "method": method, "methods": default["methods"], "train": train}, "distill()")
 
@@ -326,7 +335,9 @@ def in_python(text: str) -> str:
     for pattern, words in (
         (r"--allow ([\w-]+)", r'allow=("\1",)'),
         (r"--out \(from Python: out\)", "out"),
-        (r"--out (\S+?)(?=[\s),;]|$)", r'out="\1"'),
+        (r"--out (?!must\b)(\S+?)(?=[\s),;]|$)", r'out="\1"'),
+        (r"--out\b", "out"),
+        (r" \(--teacher-epochs N\b[^)]*\) or rename the class folders", ", or give its names in the student's words"),
         (r"\boptim\.lr\b", "lr"),
         (r"\btrain\.(epochs|seed)\b", r"\1"),
         (rf"\boptim\.({optim})\b", r'optim["\1"]'),

@@ -638,7 +638,7 @@ def method_terms(method: str, named: Mapping[str, Any], *, task: str = "classifi
         return terms
     if is_user_code(method):
         return [own, {"method": method, "weight": 1.0}]
-    known = [ALONE, *METHODS, *named]
+    known = list(dict.fromkeys([ALONE, *METHODS, *named]))
     raise InputError(f'method: unknown method "{method}"{nearest(method, known)}; known: {", ".join(known)}')
 
 

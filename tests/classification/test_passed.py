@@ -412,7 +412,7 @@ BAD_LOADERS = {
     "three views": (lambda: [(x, x, y) for x, y in loader()], r"labels must be integers \[32\].*got float32"),
     "other keys": (lambda: [{"pixels": x, "y": y} for x, y in loader()], "got the keys pixels, y"),
     "lists": (lambda: [(x, y.tolist()) for x, y in loader()], "must be tensors, got Tensor, list"),
-    "images alone": (lambda: [x for x, _ in loader()], r"must yield \(images, target\) or a dict, got Tensor"),
+    "images alone": (lambda: [x for x, _ in loader()], r"must yield \(images, target\) or a mapping, got Tensor"),
     "one label": (lambda: [(x, y[0]) for x, y in loader()], "32 images and one number for labels"),
     "empty batch": (lambda: [(x[:0], y[:0]) for x, y in loader()], "the batch holds no images"),
     "empty": (list, "has no batches"),

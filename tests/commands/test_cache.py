@@ -21,7 +21,7 @@ from pcdistill.distillation.cache_store import CacheInfo, TeacherCache, epoch_fi
 from pcdistill.distillation.teacher import Teacher
 from pcdistill.engine.placement import Placement
 from pcdistill.errors import InputError
-from pcdistill.losses import pcd_loss
+from pcdistill.losses import kd_loss, pcd_loss
 from pcdistill.recipe import load_recipe
 from tests.helpers import data_of
 
@@ -244,6 +244,23 @@ def test_logits_that_float16_cannot_hold_are_refused(weights, tmp_path, monkeypa
     monkeypatch.setattr(Teacher, "forward", lambda self, x: torch.full((len(x), 10), 1e5))
     with pytest.raises(InputError, match="NaN or beyond float16's 65504 in epoch 1, batch 1"):
         make_cache(recipe(method="kd", teacher__weights=weights), tmp_path / "cache", epochs=1)
+
+
+@pytest.mark.parametrize(("offset", "refused"), [(0.0, False), (100.0, False), (2000.0, True), (30000.0, True)])
+def test_logits_that_float16_would_blur_are_refused(offset, refused):
+    """Against the softmax of what comes back: what passes is within float16's rounding, what is refused is not."""
+    logits = torch.randn(16, 10, generator=torch.Generator().manual_seed(0)) + offset
+    back = info(10).decode(info(10).encode(logits))
+    lost = float(kd_loss(back, logits, temperature=1.0))
+    assert (writing.coarseness(logits) > 0) == refused == (lost > 1e-3)
+    assert writing.coarseness(1000 * (logits - offset) + offset) == 0  # they differ by as much more
+
+
+def test_blurred_logits_are_refused_with_what_to_take(weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(Teacher, "forward", lambda self, x: torch.linspace(9000, 9003, 10).repeat(len(x), 1))
+    with pytest.raises(InputError, match=r"change them by up to 3.* in epoch 1, batch 1; take --storage int8$"):
+        make_cache(recipe(method="kd", teacher__weights=weights), tmp_path / "a", epochs=1)
+    make_cache(recipe(method="kd", teacher__weights=weights), tmp_path / "b", epochs=1, storage="int8")
 
 
 def info(classes=100, top_k=None, temperature=4.0):

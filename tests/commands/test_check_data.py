@@ -1,6 +1,8 @@
 """`pcdistill check-data`: what it says of sound and of doubtful data, of both tasks; its page and its JSON."""
 
+import base64
 import html.parser
+import io
 import json
 
 import numpy as np
@@ -100,6 +102,47 @@ def test_what_a_training_refuses_is_refused(tmp_path):
     with pytest.raises(SystemExit) as caught:
         main(["check-data", f"yolo:{tmp_path / 'data.yaml'}"])
     assert caught.value.code == 2
+
+
+def test_pictures_are_decoded_as_a_training_decodes_them(tmp_path):
+    """A damaged one, one beyond Pillow's limit, 32-bit numbers, and arrays that are not square: its own sentences."""
+    for name in ("cat", "dog"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(3):
+            grey = np.full((16, 16), 20000 * (name == "dog"), np.uint16)
+            Image.fromarray(grey).save(tmp_path / "data" / name / f"{i}.png")
+    dogs = [one for one in check(str(tmp_path / "data")).samples if one.label == "dog"]
+    for one in dogs:  # 16 bits: not white, as in Pillow's own conversion
+        shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(one.picture))))
+        assert abs(shown.astype(float) - (20000 >> 8)).max() < 4
+    whole = (tmp_path / "data" / "dog" / "0.png").read_bytes()
+    damaged = tmp_path / "data" / "dog" / "0.png"
+    ppm = b"P6 20000 20000 255 " + bytes(30)
+    float32 = io.BytesIO()
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(float32, "TIFF")
+    for content, says in (
+        (whole[:41], "cannot be read"),
+        (ppm, "exceeds limit"),
+        (float32.getvalue(), "black and white of its 32-bit numbers are not known"),
+    ):
+        damaged.write_bytes(content)
+        with pytest.raises(InputError, match=rf"the image .*0\.png cannot be read.*{says}|{says}") as caught:
+            check(str(tmp_path / "data"), samples=100)
+        assert "\n" not in str(caught.value)
+    arrays = {"x_train": np.zeros((8, 6, 8, 3), np.uint8), "y_train": np.arange(8) % 2}
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(InputError, match="the images are 6 x 8; give data.image_size"):
+        check(str(tmp_path / "a.npz"))
+
+
+def test_an_upright_picture_is_turned_once(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            exif = Image.Exif()
+            exif[274] = 6
+            Image.new("RGB", (40, 20)).save(tmp_path / name / f"{i}.jpg", exif=exif)
+    assert {one.size for one in check(str(tmp_path)).samples} == {(160, 320)}
 
 
 @pytest.mark.parametrize("export", exports.EXPORTS, ids=str)

@@ -162,6 +162,13 @@ def test_the_operations_of_rand_augment_are_torchvisions(channels):
     assert len(RAND_SPACE) == len(plain._AUGMENTATION_SPACE)
 
 
+@pytest.mark.parametrize("name", [name for name in RAND_SPACE if name != "identity"])
+def test_channels_that_are_no_colours_are_treated_one_by_one(name):
+    images = torch.randint(0, 256, (2, 4, 9, 9), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    each = [apply_operation(images[:, c : c + 1], name, 1.0) for c in range(4)]
+    assert torch.equal(apply_operation(images, name, 1.0), torch.cat(each, 1))
+
+
 @pytest.mark.slow
 def test_rand_augment_draws_every_operation_equally_often():
     n = 14000

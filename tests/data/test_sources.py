@@ -332,7 +332,9 @@ class TestFolders:
             open_source(str(tmp_path / "one"))
         for name in ("train", "Train"):
             class_folders(tmp_path / "two" / name, {"cat": 3, "dog": 3})
-        with pytest.raises(InputError, match=r"two holds Train/ and train/; which of them is the split train\? Keep one"):
+        with pytest.raises(
+            InputError, match=r"two holds Train/ and train/; which of them is the split train\? Keep one"
+        ):
             open_source(str(tmp_path / "two"))
 
     @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".gif", ".bmp", ".ppm", ".tif"])

@@ -102,6 +102,26 @@ def test_wrong_batches_are_named(batches, sentence):
         )
 
 
+def test_held_out_images_without_a_box_are_refused():
+    empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0).long()}
+    without = [([torch.rand(3, 32, 32)], [dict(empty)])] * 3
+    for val in (without, DataLoader(without, None)):
+        with pytest.raises(InputError, match="the validation loader: no image of its 3 batches has a box to choose"):
+            pcdistill.distill(
+                task="detection", teacher=None, student=detector("fcos"), train=loader(4), val=val, verbose=False
+            )
+    found = pcdistill.distill(
+        task="detection",
+        teacher=None,
+        student=detector("fcos"),
+        train=loader(4),
+        val=[*without, *loader(2, 4)],
+        epochs=1,
+        verbose=False,
+    )
+    assert found.history[0]["val/map"] >= 0
+
+
 def test_names_of_classes_are_for_detectors():
     with pytest.raises(InputError, match='give task="detection"'):
         pcdistill.distill(teacher=None, student=torch.nn.Linear(1, 1), train=[1], val=[1], classes=["a"])

@@ -89,7 +89,7 @@ def build_data(config: DataConfig, stream: Stream) -> Data:
     _check(config, stream)
     source = open_source(config.name, root=config.root, download=config.download, streamed=config.streamed)
     check_source(source, config.name)
-    channels, native = _shape(source, config.name, config.image_size)
+    channels, native = shape_of(source, config.name, config.image_size)
     size = config.image_size or native
     train_rows, rest, val_split, val_rows = split_rows(source, config)
     mean, std = source.stats or _measure(cast(Tensor, source.train.images), train_rows)
@@ -195,7 +195,7 @@ def _unlabelled(
         split = open_unlabelled(name, root=config.root, download=config.download, streamed=config.streamed)
         rows = torch.arange(len(split.labels))
         fingerprint = _fingerprint(Source([], split), rows)
-        channels, _ = _shape(Source([], split), f"data.unlabelled: {name}", config.image_size)
+        channels, _ = shape_of(Source([], split), f"data.unlabelled: {name}", config.image_size)
         if channels != len(training.mean):
             raise InputError(
                 f"data.unlabelled: the images of {name} have {channels} channels, those of {config.name} "
@@ -273,7 +273,7 @@ def check_source(source: Source, name: str) -> None:
             raise InputError(f"{name}: a validation or test split has no images")
 
 
-def _shape(source: Source, name: str, image_size: int | None) -> tuple[int, int]:
+def shape_of(source: Source, name: str, image_size: int | None) -> tuple[int, int]:
     """Channels and side of the images; files are brought to one side, arrays must have one."""
     if source.train.images is None:
         return 3, image_size or FOLDER_SIZE

@@ -1,6 +1,5 @@
 """What there is to say about a classification set: images and classes of its splits, and samples."""
 
-import io
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -9,11 +8,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pcdistill.classification.data import check_source, origins_of, split_rows
+from pcdistill.classification.data import check_source, origins_of, shape_of, split_rows
+from pcdistill.data.decoding import Picture, decoded_of
 from pcdistill.data.encoded import EncodedItems
 from pcdistill.data.findings import Findings, Sample, SplitFacts, equal_files, equal_rows, make_sample, spread
 from pcdistill.data.sources import Source, Split, open_source
-from pcdistill.errors import InputError
 from pcdistill.recipe import DataConfig
 
 FEW = 10  # training images: a class with fewer is told
@@ -36,6 +35,7 @@ def classification_findings(config: DataConfig, samples: int) -> Findings:
     """
     source = open_source(config.name, root=config.root, download=config.download, streamed=config.streamed)
     check_source(source, config.name)
+    shape_of(source, config.name, config.image_size)
     parts = _parts(source, config)
     facts = [_facts(name, part, source.classes) for name, part in parts.items()]
     items = source.train.items
@@ -94,23 +94,15 @@ def _sample(name: str, part: _Part, row: int, classes: list[str]) -> Sample:
     label = classes[int(part.split.labels[row])]
     if part.split.images is not None:
         pixels = part.split.images[row]
-        pixels = pixels.expand(3, -1, -1) if len(pixels) == 1 else pixels[:3] if len(pixels) > 2 else pixels[:1]
-        array = pixels.permute(1, 2, 0).numpy()
-        image = Image.fromarray(array if array.shape[2] == 3 else array[..., 0])
-        return make_sample(image, name, f"image {row}", label=label)
+        pixels = pixels[:3] if len(pixels) > 2 else pixels[:1].expand(3, -1, -1)
+        return make_sample(Image.fromarray(pixels.permute(1, 2, 0).numpy()), name, f"image {row}", label=label)
+    items: Any = part.split.items
     paths = _paths(part.split)
-    if isinstance(part.split.items, EncodedItems):
-        shown = part.split.items.name(row)
-        try:
-            with Image.open(io.BytesIO(part.split.items.content(row))) as image:
-                return make_sample(image, name, shown, label=label)
-        except OSError as error:
-            raise InputError(f"the image {shown} cannot be read: {error}") from None
-    if paths is None:
-        items: Any = part.split.items  # a data set of torchvision's
-        return make_sample(items.dataset[row][0], name, f"image {row}", label=label)
-    try:
-        with Image.open(paths[row]) as image:
-            return make_sample(image, name, os.path.basename(paths[row]), label=label)
-    except OSError as error:
-        raise InputError(f"the image {paths[row]} cannot be read: {error}") from None
+    if isinstance(items, EncodedItems):
+        shown = items.name(row)
+        image = Picture(shown, items.content(row)).decode().image
+    elif paths is not None:
+        shown, image = os.path.basename(paths[row]), Picture(paths[row]).decode().image
+    else:  # a data set of torchvision's
+        shown, image = f"image {row}", decoded_of(items.image(row)).image
+    return make_sample(image, name, shown, label=label)

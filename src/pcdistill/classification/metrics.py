@@ -29,6 +29,11 @@ def _training_top1(counts: dict[str, float]) -> dict[str, float]:
     return {"top1": 100 * counts["correct"] / max(counts["counted"], 1.0)} if "correct" in counts else {}
 
 
+def near_chance(chance: float) -> float:
+    """Percent below which top-1 counts as near `chance`: half more, but no more than a tenth of the way to 100."""
+    return min(1.5 * chance, chance + (100 - chance) / 10)
+
+
 @dataclass(frozen=True)
 class Collapse:
     """Gives a reason to stop when top-1, once well above chance, is back at it for two epochs.
@@ -46,7 +51,9 @@ class Collapse:
         if len(values) < 2:
             return None
         best = max(values[:-1])
-        if best <= 3 * self.chance or max(values[-2:]) >= 1.5 * self.chance:
+        # Of two or three classes chance is half or a third of all: "three times" would never be reached.
+        well_above = min(3 * self.chance, (100 + self.chance) / 2)
+        if best <= well_above or max(values[-2:]) >= near_chance(self.chance):
             return None
         return (
             f"top1 has collapsed to {values[-1]:.1f} % (chance is {self.chance:.1f} %) after a best of {best:.1f} % in "

@@ -13,6 +13,7 @@ from pcdistill.classification.features import Tapped, tap
 from pcdistill.classification.given_batch import Inputs, read_batch, rows_that_count
 from pcdistill.data.loader import UNLABELLED, Batch, labelled_rows
 from pcdistill.distillation.objective import Objective, build_objective, check_losses, method_kind, term_needs, views_of
+from pcdistill.distillation.passed import first_pass
 from pcdistill.distillation.teacher import Teacher, logits_of
 from pcdistill.errors import InputError, PcdistillError
 from pcdistill.methods import METHODS
@@ -191,8 +192,9 @@ class Distiller(nn.Module):
 
     def _look(self, student: nn.Module, teacher: Teacher, seen: "Inputs") -> int:
         """K, after a pass of both models over the example."""
-        with _evaluating(student), torch.no_grad():
+        with first_pass("student", seen.inputs), _evaluating(student), torch.no_grad():
             own = _run(student, seen.inputs)
+        with first_pass("teacher", seen.inputs):
             theirs = _run_teacher(teacher, seen.inputs)
         for name, logits in (("student", own), ("teacher", theirs)):
             if logits.ndim not in (2, 3) or not bool(logits.isfinite().all()):

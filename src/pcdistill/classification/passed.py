@@ -1,6 +1,6 @@
 """Classifiers that a user passes in: classes from outputs, and tries on a few samples before the first step."""
 
-from collections.abc import Sized
+from collections.abc import Mapping, Sized
 from typing import Any
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pcdistill.classification.distiller import ClassificationDistiller
 from pcdistill.data.loader import Batch, labelled_rows
-from pcdistill.distillation.passed import check_modules
+from pcdistill.distillation.passed import check_modules, first_pass
 from pcdistill.distillation.teacher import logits_of
 from pcdistill.distillation.unused import as_it_is
 from pcdistill.engine.modes import evaluating
@@ -27,15 +27,8 @@ def count_classes(student: nn.Module, images: Tensor) -> int:
     Raises:
         InputError: the student cannot run on the images, or gives no logits [N, C].
     """
-    try:
-        with evaluating(student), torch.no_grad():
-            logits = logits_of(unwrap(student)(images))
-    except PcdistillError:
-        raise
-    except Exception as error:  # a user's module may raise anything
-        raise InputError(
-            f"the student cannot run on images {list(images.shape)} ({what_failed(error)}){channels_hint(images)}"
-        ) from error
+    with first_pass("student", images, channels_hint(images)), evaluating(student), torch.no_grad():
+        logits = logits_of(unwrap(student)(images))
     if logits.ndim != 2 or len(logits) != len(images) or not logits.is_floating_point() or logits.shape[1] < 2:
         kind = str(logits.dtype).removeprefix("torch.")
         raise InputError(
@@ -106,7 +99,7 @@ def few_of(batch: Batch, views: int, count: int) -> Batch:
 def last_size(loader: Any) -> int | None:
     """Samples in the last batch of an epoch of a DataLoader, or a list of batches; None where it cannot be told."""
     if isinstance(loader, list | tuple):
-        last = loader[-1].values() if isinstance(loader[-1], dict) else loader[-1]
+        last = loader[-1].values() if isinstance(loader[-1], Mapping) else loader[-1]
         sizes = {len(part) for part in last if isinstance(part, Tensor) and part.ndim > 0}
         return sizes.pop() if len(sizes) == 1 else None
     size, dataset = getattr(loader, "batch_size", None), getattr(loader, "dataset", None)

@@ -16,7 +16,7 @@ from pcdistill.classification.data import Data, build_data
 from pcdistill.classification.distiller import ClassificationDistiller
 from pcdistill.classification.features import tap
 from pcdistill.classification.findings import classification_findings
-from pcdistill.classification.metrics import evaluate, top1_metric
+from pcdistill.classification.metrics import evaluate, near_chance, top1_metric
 from pcdistill.classification.passed import check_own_student
 from pcdistill.data.findings import Findings
 from pcdistill.data.finite import problem_of
@@ -34,6 +34,7 @@ from pcdistill.distillation.objective import (
     term_needs,
     views_of,
 )
+from pcdistill.distillation.passed import first_pass
 from pcdistill.distillation.teacher import Stats, Teacher, TeacherEnsemble, align_classes, members_of
 from pcdistill.engine.console import Console
 from pcdistill.engine.loop import Metric
@@ -379,7 +380,7 @@ def check_teacher(
     first = next(iter(batches.epoch(0)))
     placement = Placement(placement.accelerator)  # as they come: the teacher's memory format is chosen after the gate
     images = placement.images(first.images[:2])
-    with placement.accelerator.autocast():
+    with first_pass("teacher", images), placement.accelerator.autocast():
         logits = teacher(images)
     if logits.ndim != 2 or logits.shape[1] != num_classes:
         raise InputError(
@@ -393,7 +394,7 @@ def check_teacher(
             "the teacher's logits are NaN or infinite on held-out images; check that its weights are loaded and its "
             "input normalisation (teacher.mean, teacher.std) is right"
         )
-    weak = _weakness(result, num_classes)
+    weak = weakness(result, num_classes)
     if weak is None and student is not None:
         own = evaluate(student, batches.epoch(0), placement, limit=GATE_SAMPLES)
         if own["top1"] > result["top1"]:
@@ -420,14 +421,15 @@ def _refuse_bad_inputs(batches: Any) -> None:
             raise InputError(f"held-out batch {number + 1} of {len(batches)}: {problem}")
 
 
-def _weakness(result: dict[str, float], num_classes: int) -> str | None:
+def weakness(result: dict[str, float], num_classes: int) -> str | None:
     """A sentence, if the teacher's top-1 is near chance."""
     chance = 100 / num_classes
-    # 1.5 x chance, and three standard errors above it: a split of a few images must not pass by luck.
+    # Clearly above chance, and three standard errors: a split of a few images must not pass by luck.
     error = 100 * (chance / 100 * (1 - chance / 100) / result["samples"]) ** 0.5
-    if result["top1"] >= max(1.5 * chance, chance + 3 * error):
+    clear = near_chance(chance)
+    if result["top1"] >= max(clear, chance + 3 * error):
         return None
-    if result["top1"] >= 2 * chance:
+    if result["top1"] >= clear:
         return (
             f"the teacher has {result['top1']:.1f} % top-1 on held-out images, but they are {result['samples']:g}, too "
             f"few to tell it from chance ({chance:.1f} %)"

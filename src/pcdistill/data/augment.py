@@ -228,7 +228,13 @@ RAND_SPACE = {
 
 
 def apply_operation(images: Tensor, name: str, sign: float) -> Tensor:
-    """One operation of RandAugment at the fixed magnitude on [N, C, H, W] uint8."""
+    """One operation of RandAugment at the fixed magnitude on [N, C, H, W] uint8.
+
+    Channels that are neither grey nor RGB are treated one by one, as grey.
+    """
+    if images.shape[1] not in (1, 3):
+        grey = images.reshape(-1, 1, *images.shape[2:])
+        return apply_operation(grey, name, sign).reshape(images.shape)
     height, width = images.shape[2:]
     degrees = math.degrees(math.atan(_strength(0.0, 0.3))) * sign
     factor = 1.0 + _strength(0.0, 0.9) * sign

@@ -177,13 +177,22 @@ def read_windows(path: str | Path, plan: Plan, content: bytes | None = None) -> 
 
 def windows_of(image: Image.Image, plan: Plan) -> list[Tensor]:
     """What windows show of an image that Pillow has opened; turned upright. As `read_windows`."""
+    decoded = decoded_of(image)
+    return [decoded.show(window) for window in plan(*decoded.image.size)]
+
+
+def decoded_of(image: Image.Image) -> Decoded:
+    """The pixels of an image that Pillow has opened.
+
+    Raises:
+        Exception: whatever a decoder raises on a broken file.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         image.load()
         turn = _orientation(image)
         rgb = to_rgb(image)
-    decoded = Decoded(rgb.transpose(TURNS[turn]) if turn != 1 else rgb)
-    return [decoded.show(window) for window in plan(*decoded.image.size)]
+    return Decoded(rgb.transpose(TURNS[turn]) if turn != 1 else rgb)
 
 
 def read_whole(path: str | Path, stated: tuple[int, int], size: tuple[int, int]) -> Tensor:

@@ -115,10 +115,18 @@ class DatasetItems(Items):
         return len(self.dataset)
 
     def read(self, i: int, plan: Plan) -> list[Tensor]:
+        return windows_of(self.image(i), plan)
+
+    def image(self, i: int) -> Any:
+        """As Pillow has it, loaded.
+
+        Raises:
+            InputError: it cannot be read.
+        """
         try:
             image = self.dataset[i][0]
             image.load()
         except Exception as error:  # decoders raise nearly everything on a broken file
             told = " ".join(str(error).split()) or type(error).__name__
             raise InputError(f"image {i} of {self.name} cannot be read: {told}") from None
-        return windows_of(image, plan)
+        return image

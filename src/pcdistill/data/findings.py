@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 MOST_BYTES = 4 * 2**30  # read in the search for equal files
 SIDE = 480  # pixels of a sample's longer side
@@ -84,14 +84,13 @@ def make_sample(
     boxes: Iterable[tuple[str, float, float, float, float]] = (),
     label: str = "",
 ) -> Sample:
-    """A sample of an image; `boxes` are class and xyxy in pixels of the upright image."""
-    upright = ImageOps.exif_transpose(image).convert("RGB")
-    factor = min(SIDE / max(upright.size), 8.0)  # tiny images are enlarged
-    size = (max(1, round(upright.width * factor)), max(1, round(upright.height * factor)))
+    """A sample of an image, which is RGB and upright; `boxes` are class and xyxy in its pixels."""
+    factor = min(SIDE / max(image.size), 8.0)  # tiny images are enlarged
+    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
     resampling = Image.Resampling.BOX if factor > 1 else Image.Resampling.BILINEAR
     buffer = io.BytesIO()
-    upright.resize(size, resampling).save(buffer, "JPEG", quality=85)
-    across, down = size[0] / upright.width, size[1] / upright.height
+    image.resize(size, resampling).save(buffer, "JPEG", quality=85)
+    across, down = size[0] / image.width, size[1] / image.height
     scaled = tuple((c, x0 * across, y0 * down, (x1 - x0) * across, (y1 - y0) * down) for c, x0, y0, x1, y1 in boxes)
     return Sample(split, name, base64.b64encode(buffer.getvalue()).decode(), size, scaled, label)
 

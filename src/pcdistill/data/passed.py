@@ -1,6 +1,6 @@
 """A user's own loader as Batches: its batches checked, converted where that is safe, and shared among processes."""
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from itertools import islice
 from typing import Any
 
@@ -27,7 +27,7 @@ RAW = "raw-images"  # of `allow`: pixels from 0 to 255 are meant
 class LoaderBatches(Batches):
     """Any loader of a user's as Batches.
 
-    The loader yields (images, target), ((first view, second view), target), or a dict with images and target; what
+    The loader yields (images, target), ((first view, second view), target), or a mapping with images and target; what
     follows in a longer tuple is left out. Its randomness (torch, NumPy and Python's, its samplers and its worker
     processes) is a function of (seed, epoch, batch) while it runs, and everybody else's is left as it was; so a run can
     be repeated, and resumed by passing over the batches that were already taken. Worker processes that persist between
@@ -150,7 +150,7 @@ class LoaderBatches(Batches):
     def _parts(self, item: Any, number: int) -> tuple[Tensor, Tensor]:
         """Images of all views [V N, ...] and target [N, ...] of what the loader gave."""
         where = self._where(number)
-        if isinstance(item, dict):
+        if isinstance(item, Mapping):
             images = next((item[key] for key in ("images", "image", "pixel_values") if key in item), None)
             target = next((item[key] for key in ("target", "targets", "labels", "label") if key in item), None)
             if images is None or target is None:
@@ -159,7 +159,7 @@ class LoaderBatches(Batches):
         elif isinstance(item, tuple | list) and len(item) >= 2:
             images, target = item[0], item[1]
         else:
-            raise InputError(f"{where}: a loader must yield (images, target) or a dict, got {type(item).__name__}")
+            raise InputError(f"{where}: a loader must yield (images, target) or a mapping, got {type(item).__name__}")
         stacked = tuple(images) if isinstance(images, tuple | list) else (images,)
         if len(stacked) != self.views:
             raise InputError(f"{where}: the loader must give {self.views} view(s) of each image, got {len(stacked)}")

@@ -305,8 +305,8 @@ def _folders(root: Path) -> Source:
     if test is not None:
         origins["test"] = f"the folder {test.name}/"
     elif val is not None:
+        origins["test"] = f"the folder {val.name}/, as there is no test/"
         val, test = None, val
-        origins["test"] = f"the folder {test.name}/, as there is no test/"
     if val is not None:
         origins["val"] = f"the folder {val.name}/"
     others = {}
@@ -318,7 +318,9 @@ def _folders(root: Path) -> Source:
             only_train, only_here = sorted(set(classes) - set(names)), sorted(set(names) - set(classes))
             told = [f"only in {train_dir.name}/: {', '.join(only_train[:3])}"] if only_train else []
             told += [f"only in {folder.name}/: {', '.join(only_here[:3])}"] if only_here else []
-            raise InputError(f"{root}: the class folders of {train_dir.name}/ and {folder.name}/ differ ({'; '.join(told)})")
+            raise InputError(
+                f"{root}: the class folders of {train_dir.name}/ and {folder.name}/ differ ({'; '.join(told)})"
+            )
         others[folder] = split
     return Source(
         classes,

@@ -97,6 +97,8 @@ class PassedDetection(Detection):
                 self._first = looked[0]
             if one is not None and not as_meant:
                 one.check_pixels(looked)
+        if isinstance(passed.val, DataLoader | list | tuple):
+            _refuse_without_boxes(LoaderDetectionBatches(passed.val, count, name="the validation loader"))
         contents = {
             f"data.{name}.{what}": value
             for name, loader in (("train", passed.train), ("val", passed.val), ("test", passed.test))
@@ -135,6 +137,16 @@ class PassedDetection(Detection):
 
     def finish(self, out: Path, distiller: Any, student: nn.Module, data: Any, placement: Placement) -> None:
         """No samples: a loader's images cannot be asked for one by one."""
+
+
+def _refuse_without_boxes(batches: LoaderDetectionBatches) -> None:
+    """Raise InputError for held-out batches that no epoch can be chosen by; up to the first box they are read."""
+    every: Iterable[Any] = batches.epoch(0)
+    if not any(bool((target["iscrowd"] == 0).any()) for batch in every for target in batch.targets):
+        raise InputError(
+            f"{batches.name}: no image of its {len(batches)} batches has a box to choose the best epoch by; check "
+            "where its targets come from"
+        )
 
 
 def _takes_as_they_are(student: nn.Module) -> bool:

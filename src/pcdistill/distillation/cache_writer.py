@@ -128,6 +128,12 @@ class CacheWriter:
                         f"the teacher's logits are NaN or beyond float16's {LARGEST:.0f} in epoch {epoch + 1}, batch "
                         f"{batch + 1}; such a teacher cannot be cached"
                     )
+                if info.storage == "float16" and (coarse := coarseness(found)):
+                    raise InputError(
+                        f"the teacher's logits lie near each other and far from 0, so float16 would change them by up "
+                        f"to {coarse:.2g} in epoch {epoch + 1}, batch {batch + 1}; take --storage int8"
+                        + (", without --top-k" if info.top_k is not None else "")
+                    )
                 stream.write(info.encode(found).tobytes())
                 if time.monotonic() - saved >= SAVE_SECONDS and stream.sync():
                     self._note(name, (batch + 1 - first) * info.rows, None)
@@ -154,6 +160,18 @@ class CacheWriter:
     def _note(self, name: str, rows: int, checksum: str | None) -> None:
         told = {"of": self.layout.key(), "rows": rows, "whole": checksum}
         self.folder.put(side_file(name), sealed_json(told, indent=1))
+
+
+def coarseness(logits: Tensor) -> float:
+    """By how much float16 changes logits [N, C] where that is too much to learn from, else 0.
+
+    Too much is more than 0.1, and than a fiftieth of what a row's logits differ by: the softmax is blind to what all
+    of a row have in common, and float16 is not.
+    """
+    z = logits.detach().float()
+    change = (z.half().float() - z).abs().amax(1)
+    worst = change.where(change > (z.amax(1) - z.amin(1)) / 50, 0).max()
+    return float(worst) if worst > 0.1 else 0.0
 
 
 def share(work: Work, rank: int, processes: int) -> Work:

@@ -186,7 +186,9 @@ class Objective(nn.Module):
 
     def _measure(self, strength: Strength, term: Term, values: Sequence[Tensor], pull: "Pull") -> None:
         if strength.due:
-            own = [f * v for t, f, v in zip(self.terms, self.factors, values, strict=True) if not t.needs.teacher]
+            terms = zip(self.terms, self.factors, values, strict=True)
+            # A term of weight 0 pulls at nothing, and then the labels alone are the measure, as without it.
+            own = [f * v for t, f, v in terms if not t.needs.teacher and (t.weight or t.weight_to)]
             labels = torch.stack(own).sum() if own else pull.labels_alone()
             strength.measure(values[self.terms.index(term)], labels, pull.places_of(term))
         strength.steps += 1

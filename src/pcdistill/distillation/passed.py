@@ -1,5 +1,7 @@
 """Modules that a user passes in, of either task: what cannot be trained is said before the first step."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -67,6 +69,28 @@ def _has_nan(p: Tensor) -> bool:
 
 def _storage(p: Tensor) -> tuple[str, int]:
     return str(p.device), p.untyped_storage().data_ptr() or id(p)
+
+
+@contextmanager
+def first_pass(name: str, inputs: Any, hint: str = "") -> Iterator[None]:
+    """Whatever a user's module raises on its first images, as one sentence.
+
+    Args:
+        name: "student" or "teacher".
+        inputs: images [N, ...], or what models take by name.
+        hint: what to add: "; use ...".
+
+    Raises:
+        InputError: naming the module, the shapes, and what it raised.
+    """
+    try:
+        yield
+    except PcdistillError:
+        raise
+    except Exception as error:  # a user's module may raise anything
+        given = inputs.items() if isinstance(inputs, Mapping) else [("images", inputs)]
+        shapes = ", ".join(f"{key} {list(value.shape)}" for key, value in given if isinstance(value, Tensor))
+        raise InputError(f"the {name} cannot run on {shapes} ({what_failed(error)}){hint}") from error
 
 
 def try_step(distiller: nn.Module, few: Any, placement: Placement, hint: str = "") -> None:

@@ -55,6 +55,10 @@ class Teacher(nn.Module):
             place. A reduced teacher computes without autocast.
         batch_size: the most images in one pass; None: all that come.
 
+    Raises:
+        InputError: `class_map` or statistics that cannot be, before anything is computed, or that do not fit the
+            teacher's outputs and the images, when it is.
+
     Attributes:
         rounds: keeps the processes in step that a sharded teacher is split over; None: it is whole.
     """
@@ -77,14 +81,14 @@ class Teacher(nn.Module):
         reduce_weights(self.model, precision)
         self.image_size, self.precision, self.batch_size = image_size, precision, batch_size
         self.rounds: Rounds | None = None
-        whole = class_map is None
-        self.register_buffer("class_map", None if whole else torch.tensor(class_map), persistent=False)
+        if image_size is not None and image_size < 1:
+            raise InputError(f"the teacher's image_size must be 1 pixel or more, got {image_size}")
+        places = None if class_map is None else _places(class_map)
+        self.register_buffer("class_map", places, persistent=False)
+        self._last = -1 if places is None else int(places.max())
         scale = shift = None
         if student_stats is not None and teacher_stats is not None:
-            (s_mean, s_std), (t_mean, t_std) = (
-                tuple(torch.tensor(v, dtype=torch.float32)[:, None, None] for v in stats)
-                for stats in (student_stats, teacher_stats)
-            )
+            s_mean, s_std, t_mean, t_std = _stats(student_stats, teacher_stats)
             if not (torch.equal(s_mean, t_mean) and torch.equal(s_std, t_std)):
                 # (x * s_std + s_mean - t_mean) / t_std as one multiply-add
                 scale, shift = s_std / t_std, (s_mean - t_mean) / t_std
@@ -102,6 +106,11 @@ class Teacher(nn.Module):
     def prepare(self, images: Tensor) -> Tensor:
         """The student's images [N, C, H, W] as the teacher expects them."""
         if self.scale is not None and self.shift is not None:
+            if len(self.scale) not in (1, images.shape[1]):
+                raise InputError(
+                    f"mean and std of student and teacher are of {len(self.scale)} channels, the images have "
+                    f"{images.shape[1]}"
+                )
             images = images * self.scale + self.shift
         if self.image_size is not None and images.shape[-1] != self.image_size:
             images = F.interpolate(images, size=self.image_size, mode="bilinear", antialias=True, align_corners=False)
@@ -116,7 +125,13 @@ class Teacher(nn.Module):
 
     def select(self, logits: Tensor) -> Tensor:
         """The columns of the student's classes, in the student's order."""
-        logits = logits if self.class_map is None else logits[:, self.class_map]
+        if self.class_map is not None:
+            if logits.shape[1] <= self._last:
+                raise InputError(
+                    f"class_map names position {self._last} of the teacher's outputs, which are {logits.shape[1]}, "
+                    "counted from 0"
+                )
+            logits = logits[:, self.class_map]
         return logits if self.dtype == torch.float32 else logits.float()
 
     def parts(self, images: Tensor) -> Sequence[Tensor]:
@@ -142,6 +157,31 @@ class Teacher(nn.Module):
         """
         if self.rounds is not None:
             self.rounds.finish()
+
+
+def _places(class_map: Sequence[int]) -> Tensor:
+    """Positions in the teacher's output, checked."""
+    places = torch.as_tensor(class_map)
+    if places.ndim != 1 or places.is_floating_point() or places.dtype == torch.bool or not len(places):
+        raise InputError(f"class_map must be whole numbers, one for each class of the student, got {class_map}")
+    places = places.long()
+    if bool((places < 0).any()) or len(places.unique()) < len(places):
+        raise InputError(
+            f"class_map must hold positions of the teacher's outputs, from 0 and each once, got {class_map}"
+        )
+    return places
+
+
+def _stats(*stats: Stats) -> list[Tensor]:
+    """Mean and std [C, 1, 1] of each, checked."""
+    found = [torch.as_tensor(part, dtype=torch.float32) for one in stats for part in one]
+    fits = all(part.ndim == 1 and len(part) == len(found[0]) and bool(part.isfinite().all()) for part in found)
+    if not fits or any(bool((std <= 0).any()) for std in found[1::2]):
+        raise InputError(
+            "student_stats and teacher_stats must be (mean, std) with a number for each channel and std above 0, got "
+            + " and ".join(map(str, stats))
+        )
+    return [part[:, None, None] for part in found]
 
 
 class TeacherEnsemble(nn.Module):

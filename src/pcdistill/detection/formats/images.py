@@ -104,11 +104,7 @@ def images_in(folder: Path) -> list[Path]:
     found = []
     for parent, folders, files in os.walk(folder, followlinks=False):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [
-            Path(parent, name)
-            for name in files
-            if is_image(name)
-        ]
+        found += [Path(parent, name) for name in files if is_image(name)]
     return sorted(found)
 
 
