@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from pcdistill import cli
@@ -341,6 +342,29 @@ def test_a_home_is_followed_wherever_a_path_may_stand(teacher, tmp_path, monkeyp
     assert list(work.iterdir()) == []
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names of files are text")
+def test_names_of_files_that_are_no_text(tmp_path, capsys):
+    """Archives of before UTF-8: pictures are taken by their bytes, classes and folders to write to are refused."""
+    data = os.fsencode(tmp_path / "data")
+    for number, name in enumerate((b"apfel", b"birne")):
+        os.makedirs(data + b"/" + name)
+        for i in range(6):
+            Image.new("RGB", (8, 8), (40 * i, 90 * number, 9)).save(tmp_path / "one.png")
+            os.replace(tmp_path / "one.png", data + b"/" + name + b"/b\xfcld%d.png" % i)
+    words = ("--data", tmp_path / "data", "--model", "cifar/resnet8", "--image-size", "16", "--epochs", "1", "--quiet")
+    call("train", *words, "--out", tmp_path / "run")
+    call("predict", tmp_path / "run", tmp_path / "data", "--out", tmp_path / "answers.csv")
+    assert b"b\xfcld0.png,apfel" in (tmp_path / "answers.csv").read_bytes() or (
+        b"b\xfcld0.png,birne" in (tmp_path / "answers.csv").read_bytes()
+    )
+    call("check-data", tmp_path / "data", "--out", tmp_path / "page.html")
+    assert "is not in UTF-8; rename the file or folder" in error_of(capsys, "train", *words, "--out", "r\udce4")
+    os.rename(data + b"/apfel", data + b"/\xe4pfel")
+    said = error_of(capsys, "train", *words, "--out", tmp_path / "b")
+    assert r"the class folder '\udce4pfel' in" in said
+    assert "has a name that is not in UTF-8; rename it" in said
+
+
 def test_an_unknown_option_names_the_nearest(capsys):
     assert "--epochs" in error_of(capsys, "distill", "--epoch", "3")
 
@@ -358,6 +382,7 @@ def test_an_unknown_option_names_the_nearest(capsys):
         (["--method", "pcd", "--set", "losses.pcd.stagess=3"], 'pcd has no option "stagess"; did you mean "stages"'),
         (["--set", "data.augment=flipp"], "flip"),
         (["--teacher-weights", "nowhere.safetensors"], "nowhere.safetensors does not exist"),
+        (["--unlabelled", ""], "data.unlabelled is empty; name a folder or a file"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )

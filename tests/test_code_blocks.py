@@ -59,6 +59,7 @@ NOT_RUN = [
     (r"^python benchmarks/", "minutes, or runs of hours; the benchmarks' results say when they were made"),
     (r"^python docs/results/evidence/", "works on photographs that are not in the clone"),
     (r"^bash docs/results/detr/run\.sh", "hours"),
+    (r"^moto_server ", "a server of another project; tests/test_remote.py has fsspec's memory in its place"),
 ]
 LAUNCHERS = {"accelerate", "sbatch", "srun", "torchrun"}  # need several GPUs or a cluster
 RECORDS = "docs/results/"  # commands there are records of hours: resolved, never run

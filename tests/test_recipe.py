@@ -281,6 +281,9 @@ def test_keys_that_came_later_are_written_only_where_they_are_set():
     [
         ({"method": None}, "recipe: method: input should be a valid string, got None"),
         ({"methods": {"mine": None}}, r"methods\.mine: must be a list of terms, got None"),
+        ({"methods": {"..": [{"method": "ce"}]}}, r"methods\.\.\.: must be a name for a folder of its own"),
+        ({"methods": {"kd/hot": [{"method": "kd"}]}}, r"methods\.kd/hot: must be a name for a folder of its own"),
+        ({"methods": {"teacher": [{"method": "kd"}]}}, r"methods\.teacher: must be a name for a folder of its own"),
         ({"methods": 0}, "methods: must map names to lists of terms, got 0"),
         ({"losses": 5}, "losses: input should be a valid tuple, got 5"),
         ({"losses": {}}, "losses: input should be a valid tuple, got {}"),

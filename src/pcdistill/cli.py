@@ -1,5 +1,6 @@
 """The command line: parse, call one function, print. A command imports what it needs when it runs."""
 
+import io
 import json
 import math
 import os
@@ -16,7 +17,7 @@ import tyro
 from tyro.conf import Positional, UseAppendAction, arg
 
 from pcdistill import __version__
-from pcdistill.errors import WORDS, InputError, PcdistillError, os_sentence
+from pcdistill.errors import WORDS, InputError, PcdistillError, is_text, os_sentence
 
 if TYPE_CHECKING:
     from pcdistill.commands.jobs import Pool
@@ -157,7 +158,7 @@ class Common:
             return
         from pcdistill.commands.defaults import default_folder, first_line
 
-        out = self.out or default_folder(recipe, self.NAME)
+        out = self.out or default_folder(recipe, self.folder_of())
         console = self.console(self.NAME)
         if console.live:  # PyTorch takes seconds to come; a log can wait for them
             console.say(first_line(self.NAME, recipe))
@@ -172,6 +173,10 @@ class Common:
             text = json.dumps(machine_result(self.NAME, out), indent=2)
         print(text)
 
+    def folder_of(self) -> str:
+        """What the folder of the result is called after."""
+        return self.NAME
+
     def load(self, **forced: Any) -> "Recipe":
         """The recipe of these flags; `forced` are dotted keys that the command itself decides."""
         from pcdistill.recipe import load_recipe, recipe_for
@@ -185,7 +190,7 @@ class Common:
             from pcdistill.commands.defaults import by_cache_alone
 
             recipe = by_cache_alone(recipe)
-        return recipe
+        return recipe.with_caches_of_seed() if self.NAME in ("distill", "plan") else recipe
 
     def named(self) -> dict[str, Any]:
         """Recipe keys to values that the user named."""
@@ -422,6 +427,11 @@ class Compare(Common, Pair, OnCluster):
     """Train every method at these strengths: distillation pulls so many times as hard as the labels, e.g. 1,4,16."""
     students: Annotated[str | None, flag("MODEL,MODEL,...")] = None
     """Compare so for each of these students: a folder for each, and a page that weighs accuracy against cost."""
+
+    def folder_of(self) -> str:
+        from pcdistill.commands.defaults import STUDENTS
+
+        return self.NAME if self.students is None else STUDENTS
 
     def load(self, **forced: Any) -> "Recipe":
         if self.seeds < 1:
@@ -694,6 +704,8 @@ class Bench:
         from pcdistill.commands.bench import Bench, bench
 
         programs = tuple(name.strip() for name in self.programs.split(",") if name.strip())
+        if not programs:
+            raise InputError("--programs must name at least one of eager, compiled, onnx and int8")
         plan = Bench(self.batch_size, self.image_size, programs, self.seconds, self.device)
         print(bench(self.what, plan, lambda line: print(line, file=sys.stderr)))
 
@@ -812,16 +824,26 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 }
 
 
+def _check_text(argv: Iterable[str]) -> None:
+    """Raise InputError for an argument that is not in UTF-8: it goes into recipes, which hold nothing else."""
+    for text in argv:
+        if not is_text(text):
+            raise InputError(f"{text!a} is not in UTF-8; rename the file or folder")
+
+
 def main(argv: list[str] | None = None) -> None:
     """Entry point of `pcdistill`.
 
     Exits with 0 (done), 2 (wrong input), 128 + the signal's number (130: Ctrl-C, 143: SIGTERM), or 1 (anything else).
     """
     argv = sys.argv[1:] if argv is None else argv
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may be in no encoding at all
+        sys.stdout.reconfigure(errors="backslashreplace")
     if argv[:1] == ["--version"]:
         print(f"pcdistill {__version__}")
         return
     try:
+        _check_text(argv)
         command = tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
             prog="pcdistill",

@@ -39,6 +39,15 @@ def first_line(error: BaseException) -> str:
     return lines[0].strip().rstrip(".") if lines else type(error).__name__
 
 
+def is_text(name: str) -> bool:
+    """Whether a name of a file is in UTF-8; Python holds the other bytes as lone surrogates."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def what_failed(error: BaseException) -> str:
     """An error's type and the first line of its message."""
     return f"{type(error).__name__}: {first_line(error)[:200]}"

@@ -19,6 +19,7 @@ SEAL = (
     "blake2b:"  # what stands before a checksum within a text: a damaged key does not make the file pass for an old one
 )
 CHUNK = 1 << 22  # bytes
+AS_IT_IS = "surrogateescape"  # how names of files that are no UTF-8 are written: byte for byte
 ARCHIVE, END = b"PK\x03\x04", b"PK\x05\x06"  # how a zip archive that holds anything begins, and how its last record
 RECORD = 22  # bytes of that record without a comment; the comment's length stands at its end
 MARK = b"pcdistill blake2b "  # a zip archive's comment: this, and the checksum of all that stands before the comment
@@ -57,7 +58,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 def atomic_write(path: Path, data: bytes | str) -> None:
     """Write a whole file by :func:`atomic_file`, and read it back before it takes the old one's place."""
-    data = data.encode() if isinstance(data, str) else data
+    data = data.encode(errors=AS_IT_IS) if isinstance(data, str) else data
     with atomic_file(path) as file:
         file.write(data)
         file.flush()

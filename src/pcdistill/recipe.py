@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,7 @@ from pcdistill.plain import (
     write_yaml,
 )
 
+NO_FOLDER = re.compile(r'[/\\:,"*?<>|\x00-\x1f]|^[.~ ]|[. ]$|^$|^teacher(-\d+)?$|^pictures$|^(seed|strength)-')
 RECIPES = Path(__file__).parent / "recipes"
 GRAPHS = "reduce-overhead"  # of train.compile: torch's name for compiled modules replayed as CUDA graphs
 ALONE = "none"  # the method that trains the student without a teacher
@@ -261,6 +263,14 @@ class Recipe:
         if self.teachers:
             return dataclasses.replace(self, teachers=tuple(teachers))
         return dataclasses.replace(self, teacher=teachers[0] if teachers else None)
+
+    def with_caches_of_seed(self) -> "Recipe":
+        """The same, where `{seed}` in the path of a teacher's cache is the run's seed."""
+        teachers = [
+            dataclasses.replace(one, cache=one.cache and one.cache.replace("{seed}", str(self.train.seed)))
+            for one in self.all_teachers
+        ]
+        return self.with_teachers(teachers) if teachers else self
 
     @property
     def strength(self) -> float | None:
@@ -587,6 +597,8 @@ def _named_methods(named: Any, mistakes: _Mistakes) -> dict[str, Any]:
         mistakes.add_of("methods", f"must map names to lists of terms, got {shown(named)}")
         return {}
     for name, terms in named.items():
+        if NO_FOLDER.search(str(name)):  # a comparison has a folder for each, beside the teacher's
+            mistakes.add_of(f"methods.{name}", "must be a name for a folder of its own, such as my-kd")
         if not isinstance(terms, list | tuple) or not terms:
             mistakes.add_of(f"methods.{name}", f"must be a list of terms, got {shown(terms)}")
     return {name: terms for name, terms in named.items() if isinstance(terms, list | tuple) and terms}

@@ -11,6 +11,7 @@ from torch import nn
 
 from pcdistill.classification import task as prepare
 from pcdistill.classification.distiller import ClassificationDistiller
+from pcdistill.cli import main
 from pcdistill.commands.cache import make_cache
 from pcdistill.commands.session import run
 from pcdistill.data.loader import Batch
@@ -208,6 +209,26 @@ def test_a_comparison_takes_the_cache_where_it_fits_and_its_stream_everywhere(ca
     (cache.parent / "for-7").symlink_to(cache)
     own = resolve_cache(recipe(method="pcd", teacher__cache=str(cache.parent / "for-{seed}"), train__seed=7))
     assert own.teacher.cache == str(cache.parent / "for-7")
+
+
+@pytest.mark.slow
+def test_a_cache_for_each_seed_is_taken_by_every_command(cache, weights, tmp_path, monkeypatch, capsys):
+    for seed in (0, 1, 2):
+        (tmp_path / f"c-{seed}").symlink_to(cache)
+    monkeypatch.chdir(tmp_path)
+    keys = {key: value for key, value in BASE.items() if key != "allow"}
+    words = [f"--set={key}={json.dumps(value)}" for key, value in keys.items()]
+    teacher = ["--set", f"teacher.weights={weights}", "--allow", "weak-teacher", "--teacher-cache", "c-{seed}"]
+    main(["distill", "digits", *words, *teacher, "--method", "kd", "--seed", "1"])
+    main(["distill", "digits", *words, *teacher, "--method", "kd", "--seed", "1"])
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["distill-digits-resnet8-kd-seed1"]
+    main(["compare", "digits", *words, *teacher, "--methods", "none,kd", "--seeds", "2", "--jobs", "1"])
+    assert (tmp_path / "runs" / "compare-digits-resnet8" / "report.html").exists()
+    capsys.readouterr()
+    (tmp_path / "c-2").unlink()
+    with pytest.raises(SystemExit):
+        main(["tune", "digits", *words, *teacher, "--methods", "kd", "--final-seeds", "2"])
+    assert "c-2 is not a teacher cache" in capsys.readouterr().err  # before anything is trained
 
 
 def test_damage_is_noticed(cache, weights, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 
 from pcdistill.commands.defaults import (
+    STUDENTS,
     data_argument,
     default_folder,
     first_line,
@@ -18,7 +19,7 @@ from pcdistill.commands.defaults import (
     models_by_size,
 )
 from pcdistill.commands.header import recipe_text
-from pcdistill.recipe import load_recipe
+from pcdistill.recipe import ModelConfig, load_recipe
 
 
 def test_a_folder_a_file_or_a_known_name_is_data(tmp_path, monkeypatch):
@@ -77,6 +78,35 @@ def test_a_comparison_keeps_its_folder_for_more_methods_and_seeds(tmp_path, monk
     keep(folder / "kd" / "seed-1", replace(recipe, method="kd", teacher=trained, train=replace(recipe.train, seed=1)))
     assert default_folder(recipe, "compare") == folder
     assert default_folder(replace(recipe, train=replace(recipe.train, epochs=3)), "compare") != folder
+
+
+def test_a_comparison_with_several_teachers_finds_its_folder_again(tmp_path, monkeypatch):
+    """Though its runs name the weights of the teachers that were trained in it, and a seed's own caches."""
+    monkeypatch.chdir(tmp_path)
+    several = [
+        {"name": "cifar/resnet8", "epochs": 1},
+        {"name": "cifar/resnet14", "weights": "w.pt", "cache": "c-{seed}"},
+    ]
+    recipe = load_recipe("digits", values={"teachers": several, "teacher": None})
+    folder = default_folder(recipe, "compare")
+    weights = str(folder / "teacher" / "teacher.safetensors")
+    first, second = recipe.teachers
+    trained = recipe.with_teachers([replace(first, weights=weights, pretrained=False), replace(second, cache="c-1")])
+    keep(folder / "kd" / "seed-1", replace(trained, method="kd", train=replace(recipe.train, seed=1)))
+    assert default_folder(recipe, "compare") == folder
+    other = recipe.with_teachers([first, replace(second, weights="other.pt")])
+    assert default_folder(other, "compare") != folder
+
+
+def test_one_student_and_several_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe("digits")
+    folder = default_folder(recipe, STUDENTS)
+    assert folder == Path("runs/compare-students-digits")
+    keep(folder / "cifar-resnet14" / "kd" / "seed-0", replace(recipe, student=ModelConfig("cifar/resnet14")))
+    assert default_folder(recipe, STUDENTS) == folder
+    assert default_folder(recipe, "compare") == Path("runs/compare-digits-resnet8")
+    assert default_folder(replace(recipe, train=replace(recipe.train, epochs=3)), STUDENTS) != folder
 
 
 @pytest.mark.parametrize("command", ["distill", "train", "compare", "tune", "cache"])

@@ -147,6 +147,16 @@ def test_what_cannot_be_exported_is_one_sentence(tmp_path, plan, sentence):
         export(tmp_path / "run", plan, print)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["onnx", "torch-export", "safetensors"])
+def test_a_folder_in_the_files_place_is_no_traceback(tmp_path, form):
+    made(tmp_path, "cifar/resnet8", "folders", 32)
+    (tmp_path / "there").mkdir()
+    with pytest.raises((InputError, OSError)):
+        export(tmp_path / "run", Export(form, out=tmp_path / "there"), print)
+    assert not list((tmp_path / "there").iterdir())
+
+
 def test_a_missing_package_is_named_before_anything(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxscript" else object())

@@ -10,7 +10,7 @@ import torch
 
 from pcdistill.commands import compare as compare_module
 from pcdistill.commands.compare import Plan, compare
-from pcdistill.commands.first_teachers import check_weights, in_order, teacher_threads
+from pcdistill.commands.first_teachers import check_weights, in_order, one_spelling, teacher_threads
 from pcdistill.commands.jobs import Job, Machine, Outcome
 from pcdistill.engine.console import Console
 from pcdistill.errors import InputError, PcdistillError, TrainingStopped
@@ -20,6 +20,42 @@ from pcdistill.recipe import Recipe, load_recipe, with_method
 def small(**keys):
     values = {"train.epochs": 1, "teacher.epochs": 4, "data.limit": 300, "data.batch_size": 50, **keys}
     return load_recipe("digits", values=values)
+
+
+def test_a_folder_has_one_spelling(tmp_path, monkeypatch):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a")
+    for text in ("b", "./b", "../a/b", str(tmp_path / "a" / "b")):
+        assert one_spelling(Path(text)) == Path("b")
+    assert one_spelling(Path("../c")) == (tmp_path / "c").resolve()
+
+
+@pytest.mark.slow
+def test_a_comparison_goes_on_under_another_spelling_and_without_its_teachers_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = replace(small(**{"teacher.epochs": 1}), allow=("weak-teacher",))
+    plan, told = Plan(["kd"], 1, jobs=1), {"console": Console(quiet=True)}
+    first = compare(recipe, plan, Path("out"), **told)
+    assert compare(recipe, plan, tmp_path / "out", **told) == first
+    for file in (*Path("out/teacher").glob("*.safetensors"), *Path("out/teacher").glob("*.pt")):
+        file.unlink()
+    assert compare(recipe, plan, Path("out"), **told) == first
+    with pytest.raises(InputError, match="weights file out/teacher/teacher.safetensors does not exist"):
+        compare(recipe, replace(plan, seeds=2), Path("out"), **told)
+
+
+def test_what_a_comparison_leaves_out_is_said_before_anything_is_trained(tmp_path, capsys):
+    """A term without a teacher, and losses that stand in the recipe itself."""
+    alone = replace(small(), teacher=None)
+    with pytest.raises(InputError, match="kd: the terms kd need a teacher; name one, or use method none"):
+        compare(alone, Plan(["none", "kd"], 1, jobs=1), tmp_path / "a", console=Console(quiet=True))
+    assert not list((tmp_path / "a").glob("*/seed-*"))
+    losses = [{"method": "ce", "weight": 0.5}, {"method": "kd", "weight": 3.0, "temperature": 1.5}]
+    own = small(**{"method": "kd", "losses": losses, "data.limit": 60})
+    compare(own, Plan(["none"], 1, jobs=1), tmp_path / "b", console=Console(quiet=True))
+    assert "the recipe's own losses are left out: kd is compared as its name stands for it" in capsys.readouterr().err
+    compare(small(**{"method": "kd", "data.limit": 60}), Plan(["none"], 1, jobs=1), tmp_path / "c", console=Console())
+    assert "own losses" not in capsys.readouterr().err
 
 
 def job(name: str, method: str, role: str = "student") -> Job:

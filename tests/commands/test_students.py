@@ -1,8 +1,11 @@
 """`pcdistill compare --students`: a comparison for each, one teacher for all, and their page."""
 
+from pathlib import Path
+
 import pytest
 
 from pcdistill.commands.compare import Plan
+from pcdistill.commands.machine import machine_result
 from pcdistill.commands.pages import remake_pages
 from pcdistill.commands.students import compare_students, student_recipes
 from pcdistill.engine.console import Console
@@ -18,6 +21,8 @@ def test_students_are_names_and_folders():
     found = student_recipes(" cifar/resnet8,mine.py:small", of)
     assert list(found) == ["cifar-resnet8", "small"]
     assert [one.student.name for one in found.values()] == ["cifar/resnet8", "mine.py:small"]
+    with pytest.raises(InputError, match="would have the folder teacher, which is the teacher's"):
+        student_recipes("x.py:teacher,b", of)
     for text, says in (("a", "two students"), ("a,a", "each once"), ("x.py:m,y.py:m", "both have the folder m")):
         with pytest.raises(InputError, match=says):
             student_recipes(text, of)
@@ -41,3 +46,29 @@ def test_every_student_has_its_comparison_and_the_teacher_is_trained_once(tmp_pa
     assert pages(tmp_path / "out") == before
     with pytest.raises(InputError, match="unknown model|did you mean|resnet9"):
         compare_students(small(), student_recipes("cifar/resnet8,cifar/resnet9", of), plan, tmp_path / "b", **told)
+
+
+@pytest.mark.slow
+def test_another_plan_in_the_same_folder_has_a_page_of_its_own_runs(tmp_path):
+    """Runs of the plan before stay where they are, and are in no page and in no JSON of the new one."""
+    students = student_recipes("cifar/resnet8,cifar/resnet14", of)
+    told = {"console": Console(quiet=True), "command": "pcdistill compare --students a,b"}
+    out = tmp_path / "out"
+    compare_students(small(), students, Plan(["none", "kd"], 1, jobs=1), out, **told)
+    weighted = (out / "report.html").read_text()
+    for plan in (Plan(["none", "kd"], 1, strengths=[2.0], jobs=1), Plan(["kd"], 1, jobs=1)):
+        compare_students(small(), students, plan, out, **told)
+        before = pages(out)
+        assert before[out / "report.html"].decode() != weighted
+        remake_pages(out)
+        assert pages(out) == before
+        found = machine_result("compare", out)
+        assert {row["method"] for row in found["runs"]} == set(plan.methods)
+        assert {row["student"] for row in found["runs"]} == {"cifar/resnet8", "cifar/resnet14"}
+        assert all(Path(table).is_file() for table in found["tables"].values())
+    (out / "students.json").write_text("{")
+    with pytest.raises(InputError, match=r"students\.json is damaged"):
+        remake_pages(out)
+    (out / "cifar-resnet8" / "kd" / "seed-0" / "result.json").write_text('{"status": "do')
+    with pytest.raises(InputError, match=r"kd.seed-0.result\.json is damaged; the command that made it trains"):
+        remake_pages(out / "cifar-resnet8")

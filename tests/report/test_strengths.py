@@ -1,6 +1,7 @@
 """Comparisons at equal strength: which strength is taken, by what, and how it is shown."""
 
 import json
+import re
 from typing import Any
 
 import hypothesis.strategies as st
@@ -67,6 +68,21 @@ def test_a_strength_at_which_no_run_finished_is_passed_over():
     assert best_strengths(rows) == {"kd": 1.0}
     assert by_strength(rows)["kd"][4.0].n == 0
     assert comparison_text(rows)
+
+
+@pytest.mark.parametrize("strength", [4.0, None])
+def test_a_method_of_which_no_run_finished_stays_in_the_table_with_its_reasons(strength, tmp_path):
+    gone = {"status": "stopped", "best": None, "last": None, "notes": ["the loss is not finite"]}
+    rows = [result("kd", s, 0.0, 0.0, strength) | gone for s in range(2)]
+    rows += [result("pcd", s, 40.0 + s, 41.0 + s, 4.0) for s in range(2)]
+    for found in (rows, rows[:2]):  # with another method that finished, and alone
+        text = comparison_text(found)
+        assert "kd, seed 1: stopped: the loss is not finite" in text
+        assert re.search(r"\| kd +\| +0/2 \|", text)
+        write_compare_report(tmp_path, found, {}, "")
+        assert "the loss is not finite" in (tmp_path / "report.html").read_text()
+    assert "No paired test: no run of kd gave a value." in comparison_text(rows)
+    assert "there is no kd among the methods" in comparison_text([*rows[2:], result("none", 0, 1.0, 1.0)])
 
 
 @given(st.permutations(range(15)))

@@ -50,7 +50,7 @@ def test_with_a_baseline_the_verdict_stands_first(tmp_path, alone, first):
     text = page(run)
     assert text.index(first) < text.index("Result")
     assert "One seed" in text or "one seed each" in text
-    assert "pcdistill compare --methods none,pcd --seeds 5" in text
+    assert "pcdistill compare --methods none,kd,pcd --seeds 5" in text
     assert "student alone" in text
 
 

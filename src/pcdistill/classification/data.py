@@ -20,6 +20,7 @@ from pcdistill.data.sources import Source, Split, open_source, stratified
 from pcdistill.data.unlabelled import REST, UnlabelledBatches, WithUnlabelled, open_unlabelled
 from pcdistill.data.workers import Workers, choose_workers
 from pcdistill.errors import InputError
+from pcdistill.files import AS_IT_IS
 from pcdistill.recipe import DataConfig
 
 __all__ = ["Batch", "Batches", "Data", "LoaderBatches", "build_data"]
@@ -307,7 +308,7 @@ def _fingerprint(source: Source, rows: Tensor) -> str:
         # Names of all files, and sizes of some: reading a million of them would take minutes.
         paths = source.train.items.paths
         common = os.path.commonpath({os.path.dirname(path) for path in paths})
-        digest.update("\n".join(os.path.relpath(path, common) for path in paths).encode())
+        digest.update("\n".join(os.path.relpath(path, common) for path in paths).encode(errors=AS_IT_IS))
         digest.update(repr([os.path.getsize(path) for path in paths[:: max(1, len(paths) // 1000)]]).encode())
     elif isinstance(source.train.items, EncodedItems):
         digest.update(source.train.items.fingerprint().encode())

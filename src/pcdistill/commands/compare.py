@@ -16,6 +16,7 @@ from pcdistill.commands.ending import write_pages
 from pcdistill.commands.first_teachers import (
     check_weights,
     in_order,
+    one_spelling,
     refuse_other_runs,
     teacher_threads,
     train_teacher,
@@ -47,7 +48,7 @@ from pcdistill.methods import METHODS
 from pcdistill.models.names import is_user_code
 from pcdistill.recipe import ALONE, LOADERS, ModelConfig, Recipe, TeacherConfig, with_method
 from pcdistill.report.compare_page import Curves
-from pcdistill.report.strengths import best_strengths
+from pcdistill.report.strengths import shown_strengths
 from pcdistill.stats import MARGIN
 
 RECORD = "comparison.json"  # says what results the pages are of
@@ -177,20 +178,26 @@ def _compare(
 ) -> str:
     """As :func:`compare`, in a folder that is held."""
     clear_parts(out)
+    if recipe.method != ALONE and with_method(recipe, recipe.method, recipe.train.seed).losses != recipe.losses:
+        console.warn(
+            f"the recipe's own losses are left out: {recipe.method} is compared as its name stands for it; to compare "
+            "them, give them a name under `methods`"
+        )
     recipes = _fitting(recipe, recipes, plan, out, console)
     if not console.quiet and not all(recorded_summary(key.folder(out), one) for key, one in recipes.items()):
         say_header(recipe, recipes, plan, out, console)
     teachers: list[Job] = []
     if any(one.distils for one in recipes.values()):
-        teachers, recipes = untrained_teachers(recipe, recipes, out, command)
+        teachers, recipes = untrained_teachers(recipe, recipes, one_spelling(out), command)
     results = carry_out(recipes, plan, out, console=console, command=command, teachers=teachers)
     done = [key for key in recipes if key in results]
     ordered = [results[key] for key in done]
-    chosen = best_strengths(ordered)
+    chosen = shown_strengths(ordered)
     shown = [key for key in done if key.strength is None or key.strength == chosen.get(key.method)]
     curves = {(key.method, key.seed): report.read_metrics(key.folder(out) / "metrics.csv") for key in shown}
     drawn = {key.method: key.folder(out) for key in shown if key.seed == 0}
-    write_comparison(out, ordered, curves, drawn, command=command, margin=plan.margin)
+    runs = [key.folder(out).relative_to(out).as_posix() for key in done]
+    write_comparison(out, ordered, curves, drawn, command=command, runs=runs, margin=plan.margin)
     return comparison_text(ordered, margin=plan.margin)
 
 
@@ -202,6 +209,7 @@ def comparison_text(results: Sequence[dict[str, Any]], **options: Any) -> str:
 
 def say_header(recipe: Recipe, recipes: Mapping[Key, Recipe], plan: Plan, out: Path, console: Console) -> None:
     """What a comparison is about to do, before anything is trained."""
+    recipe = recipe.with_caches_of_seed()
     task, accelerator = task_of(recipe), make_accelerator(recipe.train)
     data = open_data(task, recipe, accelerator)
     lines = pair_lines(recipe, data, taught=any(one.distils for one in recipes.values()))
@@ -246,6 +254,7 @@ def write_comparison(
     *,
     command: str | None,
     names: Mapping[str, str] | None = None,
+    runs: Sequence[str] = (),
     **options: Any,
 ) -> None:
     """Pages of a comparison, and last comparison.json, which says what results they are of, and by which command.
@@ -258,6 +267,7 @@ def write_comparison(
         curves: as :func:`pcdistill.report.write_compare_report` takes them.
         drawn: method to the folder of a run, whose images are shown.
         command: what the user typed.
+        runs: their folders, relative to `out`; others may lie beside them, of another call.
         names: folder of a run, relative to `out`, to its name in the tables, where that is not its method.
         options: further ones of the report.
     """
@@ -266,7 +276,8 @@ def write_comparison(
     same = read_json(out / RECORD).get("of") == of.hexdigest()
     report.write_compare_report(out, results, curves, command or "", drawn=drawn, missing_only=same, **options)
     if not same:
-        record = {"of": of.hexdigest(), "command": command, **({"names": dict(names)} if names else {}), **options}
+        which = {"names": dict(names)} if names else {"runs": list(runs)}
+        record = {"of": of.hexdigest(), "command": command, **which, **options}
         atomic_write(out / RECORD, json.dumps(record) + "\n")
 
 

@@ -12,6 +12,7 @@ from pcdistill.commands.tasks import task_of
 from pcdistill.commands.teachers import cached_facts, comes_from_cache, teacher_folder
 from pcdistill.engine.fingerprint import Contents, settle, student_contents, teacher_contents
 from pcdistill.engine.placement import make_accelerator
+from pcdistill.files import home_followed
 from pcdistill.recipe import Recipe
 
 
@@ -23,7 +24,7 @@ class PresentContents:
         self._models: dict[str, tuple[Any, Contents]] = {}
 
     def of(self, recipe: Recipe) -> Contents:
-        """Data, student at its start, and teachers.
+        """Data, student at its start, and those teachers whose weights are there.
 
         Raises:
             InputError: they cannot be opened.
@@ -44,6 +45,8 @@ class PresentContents:
             if comes_from_cache(config):
                 contents[f"{teacher_folder(number)}.cache"] = cached_facts(config)["fingerprint"]
                 continue
+            if config.weights is not None and not home_followed(config.weights).is_file():
+                continue  # taken away since: who still needs them says so
             config = replace(config, cache=None)
             name = f"{key} {config!r} {recipe.allow} {number}"
             if name not in self._models:

@@ -80,11 +80,15 @@ def _npz_side(path: Path) -> int | None:
     return None
 
 
+STUDENTS = "compare-students"
+
+
 def default_folder(recipe: Recipe, command: str) -> Path:
     """Where a command writes when no folder is named.
 
-    The name says data, student and method. Where a folder of this name holds something else, six digits of the recipe
-    follow: so another try has another folder, and the same command finds its own again.
+    `command` is its name, or STUDENTS for a comparison of several. The folder's says data, student and method. Where
+    one of this name holds something else, six digits of the recipe follow: so another try has another folder, and the
+    same command finds its own again.
     """
     root, name = Path("runs"), _clean(_name(recipe, command))
     plain, own = root / name, root / f"{name}-{_digits(recipe, command)}"
@@ -99,6 +103,8 @@ def _name(recipe: Recipe, command: str) -> str:
     data = Path(recipe.data.name).stem
     if command == "cache":
         return f"cache-{data}-seed{recipe.train.seed}"
+    if command == STUDENTS:
+        return f"{STUDENTS}-{data}"
     name = f"{command}-{data}-{_short(recipe.student.name)}"
     return f"{name}-{method_folder(recipe.method)}-seed{recipe.train.seed}" if command == "distill" else name
 
@@ -157,7 +163,11 @@ def _tree_in(folder: Path, command: str) -> dict[str, Any] | None:
             lines = (folder / "study.log").read_text(encoding="utf-8").splitlines()
             attributes = (json.loads(line).get("user_attr") or {} for line in lines)
             return next((dict(one["tree"]) for one in attributes if "tree" in one), None)
-        for file in (*folder.glob("*/seed-*/recipe.yaml"), *folder.glob("*/strength-*/seed-*/recipe.yaml")):
+        above = "*/*" if command == STUDENTS else "*"
+        for file in (
+            *folder.glob(f"{above}/seed-*/recipe.yaml"),
+            *folder.glob(f"{above}/strength-*/seed-*/recipe.yaml"),
+        ):
             if (found := _recipe_in(file)) is not None:
                 return found.to_dict()
     return None
@@ -169,10 +179,13 @@ def _shared(tree: dict[str, Any], command: str, folder: Path | None = None) -> d
     shared = {key: dict(value) if isinstance(value, dict) else value for key, value in tree.items() if key not in free}
     shared["train"] = {key: value for key, value in tree["train"].items() if key not in DECIDE_NOTHING}
     shared["data"].pop("seed", None)
-    if command == "compare":
+    if command in ("compare", STUDENTS):
         shared["train"].pop("seed", None)
-    if isinstance(shared.get("teacher"), dict):
-        teacher = shared["teacher"]
+    if command == STUDENTS:
+        del shared["student"]
+    if "teachers" in shared:
+        shared["teachers"] = [dict(one) for one in shared["teachers"]]
+    for teacher in [*shared.get("teachers", ()), *([shared["teacher"]] if shared.get("teacher") else [])]:
         teacher.pop("cache", None)
         if folder is not None and folder in Path(teacher.get("weights") or "").parents:  # trained for the folder
             teacher.update(weights=None)
@@ -190,7 +203,7 @@ def by_cache_alone(recipe: Recipe) -> Recipe:
 
     known: dict[str, Any] = {}
     with suppress(OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, InputError):
-        text = cache_folder(teacher.cache.replace("{seed}", str(recipe.train.seed))).text("cache.json")
+        text = cache_folder(str(recipe.with_caches_of_seed().all_teachers[0].cache)).text("cache.json")
         kept = json.loads(text)["recipe"]["teacher"]
         # Without its scheme an endpoint is a name alone: nobody is to ask it.
         known = {"name": re.sub("^https?://", "", kept["name"]), "kwargs": kept["kwargs"]}

@@ -24,6 +24,7 @@ from pcdistill.commands.student import Student, open_student, student_data
 from pcdistill.engine.checkpoint import atomic_write
 from pcdistill.engine.placement import Placement
 from pcdistill.errors import InputError, PcdistillError, first_line
+from pcdistill.files import atomic_file
 
 FORMATS = ("onnx", "torch-export", "safetensors", "timm", "hf")
 CHECKED = 1000  # images that an export is compared on at most
@@ -153,7 +154,8 @@ def _write_torch_export(student: Student, path: Path) -> None:
         program = torch.export.export(student.model, (example,), dynamic_shapes=shapes)
     except Exception as error:  # torch.export's errors have no common base
         raise PcdistillError(f"the student cannot be exported by torch.export: {first_line(error)}") from error
-    torch.export.save(program, path, extra_files={"pcdistill.json": json.dumps(facts(student))})
+    with atomic_file(path) as file:
+        torch.export.save(program, file, extra_files={"pcdistill.json": json.dumps(facts(student))})
 
 
 def _write_safetensors(student: Student, path: Path) -> None:

@@ -1,7 +1,8 @@
 """Teachers that a command of several runs trains first, and what may go beside them."""
 
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -71,6 +72,17 @@ def untrained_teachers(
         changes = {"weights": str(weights), "pretrained": False}
         recipes = {key: _with_teacher(one, number, changes) for key, one in recipes.items()}
     return todo, recipes
+
+
+def one_spelling(out: Path) -> Path:
+    """A folder as it is spelled from the working directory: what is trained in it is named in the runs' recipes.
+
+    Another spelling would make another recipe; and with all of it moved, relative paths stay right.
+    """
+    with suppress(ValueError):  # it may lie on another drive
+        inside = Path(os.path.relpath(out))
+        return out.resolve() if inside.parts[:1] == ("..",) else inside
+    return out.resolve()
 
 
 def train_teacher(job: Job, pool: Pool | None, console: Console) -> None:

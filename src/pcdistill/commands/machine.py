@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from pcdistill.commands.folder import read_json
+from pcdistill.commands.students import RECORD as STUDENTS
+from pcdistill.commands.students import student_folders
 from pcdistill.distillation.cache_files import cache_folder
 from pcdistill.files import unsealed_json
 from pcdistill.models.weights import run_weights
@@ -24,6 +26,10 @@ def machine_result(command: str, out: Path) -> dict[str, Any]:
     if command == "cache":
         found = unsealed_json(cache_folder(out).text("cache.json"), str(out))
         return {"out": str(place_of(out)), **{key: found.get(key) for key in ("info", "teacher")}}
+    if command == "compare" and (out / STUDENTS).is_file():
+        tables = {name: str(out / name / "table.md") for name in student_folders(out)}
+        rows = [{"student": name, **row} for name in tables for row in _rows(out / name / "results.csv")]
+        return {"out": str(out), "report": str(out / "report.html"), "tables": tables, "runs": rows}
     files = {"report": out / "report.html", "table": out / "table.md"}
     if command == "tune":
         files |= {"recipe": out / "best.yaml", "trials": out / "trials.csv"}

@@ -11,9 +11,9 @@ from pcdistill.commands.compare import RECORD, renamed
 from pcdistill.commands.ending import write_pages
 from pcdistill.commands.folder import read_json
 from pcdistill.commands.students import RECORD as STUDENTS
-from pcdistill.commands.students import write_students
+from pcdistill.commands.students import runs_of, student_folders, write_students
 from pcdistill.errors import InputError
-from pcdistill.report.strengths import best_strengths, strength_of
+from pcdistill.report.strengths import shown_strengths, strength_of
 from pcdistill.stats import MARGIN
 
 OF_RUN = ("result.json", "metrics.csv", "recipe.yaml", "environment.json")
@@ -29,9 +29,7 @@ def remake_pages(folder: Path) -> list[Path]:
         InputError: the folder holds none of these.
     """
     if (folder / STUDENTS).is_file():
-        found = [
-            path for name in read_json(folder / STUDENTS).get("folders", []) for path in remake_pages(folder / name)
-        ]
+        found = [path for name in student_folders(folder) for path in remake_pages(folder / name)]
         return [*found, write_students(folder)]
     record = read_json(folder / RECORD)
     runs = dict(_runs(folder, record))
@@ -46,10 +44,7 @@ def remake_pages(folder: Path) -> list[Path]:
 
 
 def _runs(folder: Path, record: dict[str, Any]) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Folders and results of a comparison's runs: METHOD/seed-N and METHOD/strength-S/seed-N.
-
-    Of a search those that its record names, under the names that it gives them.
-    """
+    """Folders and results of a comparison's runs; of a search under the names that its record gives them."""
     if _kind(folder) == "search":
         if not isinstance(record.get("names"), dict):
             raise InputError(
@@ -60,10 +55,7 @@ def _runs(folder: Path, record: dict[str, Any]) -> Iterator[tuple[Path, dict[str
             if found := read_json(folder / name / "result.json"):
                 yield folder / name, renamed(found, str(called))
         return
-    for pattern in ("*/seed-*/result.json", "*/strength-*/seed-*/result.json"):
-        for path in sorted(folder.glob(pattern)):
-            if found := read_json(path):
-                yield path.parent, found
+    yield from runs_of(folder, record)
 
 
 def _kind(folder: Path) -> str:
@@ -75,7 +67,7 @@ def _kind(folder: Path) -> str:
 
 def _comparison(folder: Path, record: dict[str, Any], runs: dict[Path, dict[str, Any]]) -> list[Path]:
     results = list(runs.values())
-    chosen = best_strengths(results)
+    chosen = shown_strengths(results)
     shown = {
         (str(found.get("method")), int(found.get("seed", 0))): path
         for path, found in runs.items()

@@ -36,7 +36,14 @@ from pcdistill.commands.teachers import (
     without_model,
 )
 from pcdistill.distillation.cache_replay import replayed
-from pcdistill.distillation.objective import build_objective, fitted_terms, method_kind, resolved_terms
+from pcdistill.distillation.objective import (
+    build_objective,
+    fitted_terms,
+    method_kind,
+    resolved_terms,
+    short_name,
+    term_needs,
+)
 from pcdistill.distillation.teacher import Teacher, TeacherEnsemble
 from pcdistill.distillation.unused import unused_parameters
 from pcdistill.engine.checkpoint import atomic_write, load_state
@@ -636,6 +643,9 @@ def rehearse(recipe: Recipe, task: Task, data: Any) -> list[str]:
     """
     task.check(recipe, data)
     terms = [term for term in recipe.losses if term.method != "detector"]
+    if not recipe.distils and (taught := [term for term in terms if term_needs(term, "losses").teacher]):
+        names = ", ".join(short_name(term.method) for term in taught)
+        raise InputError(f"the terms {names} need a teacher; name one, or use method none")
     if all(method_kind(term.method) == "logits" for term in terms) and recipe.detection.pairing != "anchors":
         return build_objective(fitted_terms(recipe), num_classes=task.outputs(data)).notes
     if not recipe.distils or recipe.teachers or recipe.data.name == LOADERS:

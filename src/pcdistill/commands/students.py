@@ -1,16 +1,19 @@
 """`pcdistill compare --students`: the same comparison for several students, with one teacher and one page for all."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from pcdistill import report
 from pcdistill.commands.claim import claimed
+from pcdistill.commands.compare import RECORD as COMPARISON
 from pcdistill.commands.compare import Plan, compare
-from pcdistill.commands.first_teachers import with_teachers
+from pcdistill.commands.first_teachers import one_spelling, with_teachers
 from pcdistill.commands.folder import read_json
 from pcdistill.commands.session import check_names
 from pcdistill.commands.tasks import task_of
+from pcdistill.commands.teachers import teacher_folder
 from pcdistill.engine.console import Console
 from pcdistill.errors import InputError
 from pcdistill.files import atomic_write
@@ -36,6 +39,8 @@ def student_recipes(text: str, make: Callable[[str], Recipe]) -> dict[str, Recip
     found = {}
     for name in names:
         folder = name.rsplit(":", 1)[-1].replace("/", "-")
+        if folder == teacher_folder(0):
+            raise InputError(f"--students: {name} would have the folder {folder}, which is the teacher's; rename it")
         if folder in found:
             raise InputError(f"--students: {name} and another one would both have the folder {folder}")
         found[folder] = make(name)
@@ -65,7 +70,9 @@ def compare_students(
     with claimed(out, "students", recipe):
         taught = students
         if any(method != ALONE for method in plan.methods):
-            taught = with_teachers(recipe, students, out, console=console, command=command, pool=plan.pool)
+            taught = with_teachers(
+                recipe, students, one_spelling(out), console=console, command=command, pool=plan.pool
+            )
         texts = []
         for name, one in taught.items():
             label = console.labelled(name)
@@ -77,15 +84,47 @@ def compare_students(
     return "\n\n".join(texts)
 
 
+def student_folders(out: Path) -> list[str]:
+    """The folders of the comparisons that a page of several students is of.
+
+    Raises:
+        InputError: the record of them is damaged.
+    """
+    found = read_json(out / RECORD).get("folders")
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise InputError(f"{out / RECORD} is damaged; the command that made it writes it anew")
+    return found
+
+
+def runs_of(folder: Path, record: Mapping[str, Any]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Folders and results of a comparison's runs: METHOD/seed-N and METHOD/strength-S/seed-N.
+
+    Args:
+        folder: of the comparison.
+        record: what its comparison.json holds. It names the runs, as others may lie beside them, of another call;
+            records of earlier versions do not, and then all are taken.
+
+    Raises:
+        InputError: a result is damaged.
+    """
+    names = record.get("runs")
+    if isinstance(names, list):
+        places = [folder / str(name) / "result.json" for name in names]
+    else:
+        places = sorted([*folder.glob("*/seed-*/result.json"), *folder.glob("*/strength-*/seed-*/result.json")])
+    for path in places:
+        if found := read_json(path):
+            yield path.parent, found
+        elif path.exists():
+            raise InputError(f"{path} is damaged; the command that made it trains this run anew")
+
+
 def write_students(out: Path) -> Path:
     """The page of all students, from the results in their folders."""
     record = read_json(out / RECORD)
     results = {}
-    for folder in record.get("folders", []):
-        paths = sorted(
-            [*(out / folder).glob("*/seed-*/result.json"), *(out / folder).glob("*/strength-*/seed-*/result.json")]
-        )
-        found = [result for path in paths if (result := read_json(path))]
+    for folder in student_folders(out):
+        found = [result for _, result in runs_of(out / folder, read_json(out / folder / COMPARISON))]
         if found:
             name = next((str(r["student"].get("name")) for r in found if isinstance(r.get("student"), dict)), folder)
             results[name] = found

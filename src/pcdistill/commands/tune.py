@@ -96,7 +96,9 @@ def tune(recipe: Recipe, plan: TunePlan, out: Path, *, console: Console, command
     if not recipe.all_teachers:
         raise InputError("tune needs a teacher (--teacher MODEL)")
     task = task_of(recipe)
-    data = open_data(task, recipe, make_accelerator(recipe.train))
+    data = open_data(task, recipe.with_caches_of_seed(), make_accelerator(recipe.train))
+    for seed in range(recipe.train.seed, recipe.train.seed + plan.final_seeds + 1):
+        resolve_cache(replace(recipe, train=replace(recipe.train, seed=seed)))  # a cache of a seed may not be there
     space = Space(recipe, plan.methods, len(data.classes))
     for method in plan.methods:
         task.check(space.recipe(space.first(method), recipe), data)
@@ -118,10 +120,10 @@ def _tune(
         check_names(recipe, task_of(recipe), data)  # a mistyped name is not another recipe
         raise
     clear_parts(out)
-    _say_header(recipe, plan, data, out, console)
+    _say_header(recipe.with_caches_of_seed(), plan, data, out, console)
     how: dict[str, Any] = {"console": console, "command": command, "pool": plan.pool}
     (base,) = with_teachers(recipe, {DEFAULT: recipe}, out.resolve(), **how).values()
-    PresentContents().settle_study(out, study, base)
+    PresentContents().settle_study(out, study, base.with_caches_of_seed())
     cached = _with_cache(base, plan.methods, data, (out / "cache").resolve(), console=console)
     limits: dict[str, Any] = {"trials": plan.trials, "seconds": plan.seconds}
     search = Search(study, space, cached, out=out, metric=task_of(recipe).metric, console=console, **limits)

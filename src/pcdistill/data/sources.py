@@ -22,7 +22,7 @@ from pcdistill.data.shards import PREFIX as SHARDS
 from pcdistill.data.shards import read_shards
 from pcdistill.data.tables import PREFIX as TABLE
 from pcdistill.data.tables import read_table
-from pcdistill.errors import InputError, nearest
+from pcdistill.errors import InputError, is_text, nearest
 from pcdistill.files import home_followed
 from pcdistill.plain import shown
 
@@ -124,6 +124,8 @@ def path_of(name: str | Path, key: str) -> Path:
     Raises:
         InputError: no file can have this name.
     """
+    if str(name) == "":
+        raise InputError(f"{key} is empty; name a folder or a file")
     try:
         path = home_followed(name)
         path.exists()
@@ -354,6 +356,9 @@ def _split_folder(root: Path, folders: Sequence[Path], names: Sequence[str]) -> 
 
 def _class_folders(folder: Path) -> tuple[list[str], Split]:
     classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    for name in classes:
+        if not is_text(name):  # it goes into files that hold nothing else
+            raise InputError(f"the class folder {shown(name)} in {folder} has a name that is not in UTF-8; rename it")
     if not classes:
         raise InputError(f"{folder} has no class folders; it must hold one folder of images for each class")
     counts: list[int] = []

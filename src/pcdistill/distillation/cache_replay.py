@@ -76,7 +76,7 @@ def resolve_cache(recipe: Recipe) -> Recipe:
     `{seed}` in the path stands for the run's seed. Methods that compare features, or another number of views than the
     cache holds, run the teacher itself.
     """
-    paths = [t.cache and t.cache.replace("{seed}", str(recipe.train.seed)) for t in recipe.all_teachers]
+    paths = [teacher.cache for teacher in recipe.with_caches_of_seed().all_teachers]
     first = next((path for path in paths if path), None)
     if first is None:
         return recipe

@@ -173,7 +173,9 @@ def table_notes(rows: Sequence[Row]) -> list[str]:
             if row.name != row.baseline and pairs < row.finished:
                 notes.append(f"{row.name} and {row.baseline} have {pairs} seeds in common.")
     elif len(methods) > 1:
-        notes.append(f"No paired test: there is no {first.baseline} among the methods.")
+        among = any(row.name == row.baseline for row in methods)
+        why = f"no run of {first.baseline} gave a value" if among else f"there is no {first.baseline} among the methods"
+        notes.append(f"No paired test: {why}.")
     return notes
 
 

@@ -34,10 +34,15 @@ def best_strengths(results: Sequence[dict[str, Any]]) -> dict[str, float]:
     return {method: strength for method, (_, strength) in best.items()}
 
 
+def shown_strengths(results: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Method to the strength that stands for it: its best, or, where no run of it finished, the smallest."""
+    return {**{method: min(found) for method, found in _groups(results).items()}, **best_strengths(results)}
+
+
 def at_best(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The runs that a comparison of methods is made of: each method's at its best strength, and those without one."""
-    best = best_strengths(results)
-    return [r for r in results if strength_of(r) is None or strength_of(r) == best.get(str(r.get("method")))]
+    shown = shown_strengths(results)
+    return [r for r in results if strength_of(r) is None or strength_of(r) == shown.get(str(r.get("method")))]
 
 
 def by_strength(results: Sequence[dict[str, Any]]) -> dict[str, dict[float, Summary]]:
@@ -83,7 +88,7 @@ def strength_notes(results: Sequence[dict[str, Any]]) -> list[str]:
         "Strength s: the gradient of the distillation is s times that of the labels, where the term acts. "
         "The labels' weight is 1.",
         "*: the strength with the highest mean on validation; the test set takes no part in the choice. "
-        "The verdict and the table below are at these strengths.",
+        "The verdict and the table of methods are at these strengths.",
     ]
 
 

@@ -128,7 +128,8 @@ def _against(run: Run, alone: Run, what: str, gap: float, values: tuple[str, str
     method = str(run.result.get("method") or "")
     more = (
         "These are one seed each, and another seed may turn a small difference around. To test it over seeds: "
-        f"pcdistill compare --methods none,{method} --seeds 5, with the options of this run."
+        f"pcdistill compare --methods {','.join(dict.fromkeys(['none', 'kd', method]))} --seeds 5, with the options of "
+        "this run."
     )
     return [(first + said) if first else said[0].upper() + said[1:], *([text] if text else []), more]
 
