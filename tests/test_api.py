@@ -133,7 +133,7 @@ ONE, TWO = ((0.5,), (0.5,)), ((0.5,) * 2, (0.5,) * 2)
         ({"teacher": None}, "the terms ce, kd need a teacher; name one, or use method none"),
         ({"teacher": None, "method": "kt"}, r'distill\(\): method: unknown method "kt"; did you mean .*'),
     ],
-    ids=str,
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_what_does_not_fit_is_one_sentence(options, says, teacher, loaders):
     options = {"teacher": teacher, "method": "kd", **options}

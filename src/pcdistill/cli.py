@@ -17,7 +17,7 @@ import tyro
 from tyro.conf import Positional, UseAppendAction, arg
 
 from pcdistill import __version__
-from pcdistill.errors import WORDS, InputError, PcdistillError, is_text, os_sentence
+from pcdistill.errors import WORDS, InputError, PcdistillError, is_text, os_sentence, told
 
 if TYPE_CHECKING:
     from pcdistill.commands.jobs import Pool
@@ -877,7 +877,7 @@ def _close_stdout() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    print(f"pcdistill: {message}", file=sys.stderr)
+    print(f"pcdistill: {told(message)}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -48,6 +48,11 @@ def is_text(name: str) -> bool:
     return True
 
 
+def told(text: str) -> str:
+    """A message for a terminal: what steers it, or breaks a line, is shown in letters."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
 def what_failed(error: BaseException) -> str:
     """An error's type and the first line of its message."""
     return f"{type(error).__name__}: {first_line(error)[:200]}"

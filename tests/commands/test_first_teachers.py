@@ -44,6 +44,19 @@ def test_a_comparison_goes_on_under_another_spelling_and_without_its_teachers_fi
         compare(recipe, replace(plan, seeds=2), Path("out"), **told)
 
 
+@pytest.mark.slow
+def test_a_student_alone_stays_what_it_is_when_methods_come_and_go(tmp_path):
+    recipe = replace(small(**{"teacher.epochs": 1, "data.limit": 60}), allow=("weak-teacher",))
+    made = []
+    for methods in (["none"], ["none", "kd"], ["none"]):
+        compare(recipe, Plan(methods, 1, jobs=1), tmp_path / "out", console=Console(quiet=True))
+        made.append((tmp_path / "out" / "none" / "seed-0" / "last.pt").stat().st_mtime_ns)
+        assert (tmp_path / "out" / "teacher").exists() == (len(made) > 1)
+    assert len(set(made)) == 1
+    without = replace(recipe, teacher=replace(recipe.teacher, epochs=0))  # a teacher that cannot be had
+    compare(without, Plan(["none"], 1, jobs=1), tmp_path / "b", console=Console(quiet=True))
+
+
 def test_what_a_comparison_leaves_out_is_said_before_anything_is_trained(tmp_path, capsys):
     """A term without a teacher, and losses that stand in the recipe itself."""
     alone = replace(small(), teacher=None)

@@ -316,7 +316,7 @@ class TestFolders:
             (("train", "Val", "test"), {"train", "val", "test"}),
             (("training", "notes"), None),
         ],
-        ids=str,
+        ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
     )
     def test_splits_in_any_case(self, tmp_path, names, splits):
         for name in names:

@@ -47,6 +47,12 @@ def test_quiet_shows_warnings_alone():
     assert stream.getvalue() == "warning: look\n"
 
 
+def test_a_warning_is_one_line_whatever_name_is_in_it():
+    stream = io.StringIO()
+    Console("kd", stream=stream, quiet=True).warn("the folder a\x1eb\x1b[31m\u2028\udce4ä is empty\nand more")
+    assert stream.getvalue() == "warning: the folder a\\x1eb\\x1b[31m\\u2028\\udce4ä is empty and more\n"
+
+
 def test_a_terminal_gets_a_bar_that_gives_way_to_lines():
     stream = Terminal()
     console = Console("kd", stream=stream)

@@ -186,9 +186,7 @@ def _compare(
     recipes = _fitting(recipe, recipes, plan, out, console)
     if not console.quiet and not all(recorded_summary(key.folder(out), one) for key, one in recipes.items()):
         say_header(recipe, recipes, plan, out, console)
-    teachers: list[Job] = []
-    if any(one.distils for one in recipes.values()):
-        teachers, recipes = untrained_teachers(recipe, recipes, one_spelling(out), command)
+    teachers, recipes = untrained_teachers(recipe, recipes, one_spelling(out), command)
     results = carry_out(recipes, plan, out, console=console, command=command, teachers=teachers)
     done = [key for key in recipes if key in results]
     ordered = [results[key] for key in done]

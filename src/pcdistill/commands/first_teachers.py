@@ -49,16 +49,28 @@ def untrained_teachers(
 ) -> tuple[list[Job], dict[K, Recipe]]:
     """Trainings of the teachers that have no weights for the classes, in `out`, and the recipes with these weights.
 
+    Students alone need none. Their recipes name the weights all the same: so they stay what they are when others come.
+
     Raises:
         InputError: `out` holds the training of another teacher.
         TrainingStopped: a teacher's training was stopped in an earlier call.
     """
     todo: list[Job] = []
+    needed = any(one.distils for one in recipes.values())
     for number in range(len(recipe.all_teachers)):
-        trained = trained_first(recipe, number)
+        try:
+            trained = trained_first(recipe, number)
+        except InputError:  # it cannot be had
+            if needed:
+                raise
+            continue
         if trained is None:
             continue
         name = teacher_folder(number)
+        changes = {"weights": str(teacher_file(out / name)), "pretrained": False}
+        recipes = {key: _with_teacher(one, number, changes) for key, one in recipes.items()}
+        if not needed:
+            continue
         refuse_other_runs({out / name: trained}, out)
         refuse_stopped_run(out / name, trained, root=out)
         summary = recorded_summary(out / name, trained)
@@ -69,8 +81,6 @@ def untrained_teachers(
             PresentContents().settle(out / name, trained, summary)
         else:
             todo.append(Job(name, trained, out / name, command, role="teacher"))
-        changes = {"weights": str(weights), "pretrained": False}
-        recipes = {key: _with_teacher(one, number, changes) for key, one in recipes.items()}
     return todo, recipes
 
 

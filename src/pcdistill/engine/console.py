@@ -6,6 +6,8 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
+from pcdistill.errors import told
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -115,6 +117,7 @@ class Console:
 
     def warn(self, text: str) -> None:
         """One line, even when quiet."""
+        text = " ".join(told(text).splitlines())
         LOG.warning(text)
         self._write(f"warning: {text}")
 
