@@ -339,6 +339,18 @@ def test_a_changed_byte_of_a_foreign_torch_file_is_refused_or_changes_nothing(tm
     assert refused > 100
 
 
+def test_a_file_whose_marks_are_all_damaged_is_no_foreign_file(tmp_path):
+    """One bit each of the seal's first letters, of the metadata's key and of the weights; found by the fuzzed bytes."""
+    models.save_weights(tiny(), tmp_path / "w.safetensors", {"classes": ["a", "b"]})
+    raw = bytearray((tmp_path / "w.safetensors").read_bytes())
+    for mark in (b"blake2b:", b'"pcdistill"', b'"checksum"'):
+        raw[raw.index(mark) + 2] ^= 1
+    raw[-1] ^= 1
+    (tmp_path / "w.safetensors").write_bytes(raw)
+    with pytest.raises(InputError, match="is damaged: its checksum is not the one that was written"):
+        models.load_weights(tiny(), tmp_path / "w.safetensors")
+
+
 def test_foreign_files_without_checksums_load(tmp_path):
     source = tiny()
     save_file(source.state_dict(), tmp_path / "w.safetensors", metadata={"checksum": "own", "format": "pt"})

@@ -15,7 +15,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import ConfigDict, Field, TypeAdapter
 
 from pcdistill.errors import InputError, first_line
-from pcdistill.files import CHECKSUM, CHUNK, SEAL, atomic_file, check_archive, home_followed, new_digest, unreadable
+from pcdistill.files import (
+    CHECKSUM,
+    CHUNK,
+    SEAL,
+    UNSEALED,
+    atomic_file,
+    check_archive,
+    home_followed,
+    like_a_seal,
+    new_digest,
+    unreadable,
+)
 from pcdistill.plain import checked_json, parse_json
 
 if TYPE_CHECKING:
@@ -24,7 +35,6 @@ if TYPE_CHECKING:
 PathLike = str | os.PathLike[str]
 SIZE = 8  # bytes of the header's length, with which a safetensors file begins
 MOST_HEADER = 100_000_000  # bytes; the format allows no more
-UNSEALED = SEAL + "0" * 32  # stands in the header while the checksum is computed
 STUDENT_FILE, TEACHER_FILE = "student.safetensors", "teacher.safetensors"  # in a run's folder
 STATE_KEYS = ("state_dict", "model", "model_state", "model_state_dict", "student", "ema")
 
@@ -287,7 +297,7 @@ def check_safetensors(path: Path) -> None:
         text = file.read(length)
         try:
             metadata = parse_json(text, str(path))["__metadata__"]
-            seals = [one for one in metadata.values() if one.startswith(SEAL)]
+            seals = [one for one in metadata.values() if like_a_seal(one)]
         except (InputError, KeyError, TypeError, AttributeError):
             return
         if not seals and not (CHECKSUM in metadata and "pcdistill" in metadata):
