@@ -48,6 +48,13 @@ def test_every_student_has_its_comparison_and_the_teacher_is_trained_once(tmp_pa
         compare_students(small(), student_recipes("cifar/resnet8,cifar/resnet9", of), plan, tmp_path / "b", **told)
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"folders": "a"}', '{"folders": ["../a"]}', '{"folders": ["/tmp/a"]}'])
+def test_a_record_of_students_that_is_none_is_refused(tmp_path, text):
+    (tmp_path / "students.json").write_text(text)
+    with pytest.raises(InputError, match=r"students\.json is damaged"):
+        remake_pages(tmp_path)
+
+
 @pytest.mark.slow
 def test_another_plan_in_the_same_folder_has_a_page_of_its_own_runs(tmp_path):
     """Runs of the plan before stay where they are, and are in no page and in no JSON of the new one."""

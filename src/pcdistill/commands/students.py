@@ -91,7 +91,8 @@ def student_folders(out: Path) -> list[str]:
         InputError: the record of them is damaged.
     """
     found = read_json(out / RECORD).get("folders")
-    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+    # Pages are written there, so it must be a folder in this one.
+    if not isinstance(found, list) or not all(isinstance(name, str) and name == Path(name).name for name in found):
         raise InputError(f"{out / RECORD} is damaged; the command that made it writes it anew")
     return found
 
