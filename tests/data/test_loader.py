@@ -375,7 +375,7 @@ class TestLoaderBatches:
                 [{"images": torch.zeros(2, 1), "extra": 1}],
                 'must have "images" and "target", got the keys images, extra',
             ),
-            ([torch.zeros(2)], r"must yield \(images, target\) or a dict, got Tensor"),
+            ([torch.zeros(2)], r"must yield \(images, target\) or a mapping, got Tensor"),
             ([((torch.zeros(2, 1),) * 2, torch.zeros(2))], r"must give 1 view\(s\) of each image, got 2"),
             ([(np.zeros((2, 1)), torch.zeros(2))], "must be tensors, got ndarray, Tensor"),
             ([(torch.zeros(2, 1), torch.zeros(3))], "a batch has 2 images and 3 labels"),
