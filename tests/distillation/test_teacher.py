@@ -63,6 +63,17 @@ def test_teacher_sees_its_own_normalisation():
     torch.testing.assert_close(seen, ((raw - column[2]) / column[3]).mean(dim=(2, 3)))
 
 
+def test_grey_images_meet_a_teacher_of_three_channels_and_no_other_number_does():
+    model = nn.Identity()
+    grey, rgb = ((0.5,), (0.5,)), ((0.4,) * 3, (0.2,) * 3)
+    images = torch.rand(2, 1, 4, 4)
+    prepared = Teacher(model, student_stats=grey, teacher_stats=rgb).prepare(images)
+    assert torch.allclose(prepared, ((images * 0.5 + 0.5 - 0.4) / 0.2).expand(-1, 3, -1, -1))
+    two = ((0.4,) * 2, (0.5,) * 2)
+    with pytest.raises(InputError, match="are of 2 channels, the images have 3"):
+        Teacher(model, student_stats=grey, teacher_stats=two).prepare(torch.rand(2, 3, 4, 4))
+
+
 def test_teacher_sees_its_own_resolution():
     class Size(nn.Module):
         def forward(self, x):

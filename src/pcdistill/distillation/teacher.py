@@ -106,7 +106,7 @@ class Teacher(nn.Module):
     def prepare(self, images: Tensor) -> Tensor:
         """The student's images [N, C, H, W] as the teacher expects them."""
         if self.scale is not None and self.shift is not None:
-            if len(self.scale) not in (1, images.shape[1]):
+            if 1 not in (len(self.scale), images.shape[1]) and len(self.scale) != images.shape[1]:
                 raise InputError(
                     f"mean and std of student and teacher are of {len(self.scale)} channels, the images have "
                     f"{images.shape[1]}"
@@ -175,7 +175,8 @@ def _places(class_map: Sequence[int]) -> Tensor:
 def _stats(*stats: Stats) -> list[Tensor]:
     """Mean and std [C, 1, 1] of each, checked."""
     found = [torch.as_tensor(part, dtype=torch.float32) for one in stats for part in one]
-    fits = all(part.ndim == 1 and len(part) == len(found[0]) and bool(part.isfinite().all()) for part in found)
+    most = max(part.numel() for part in found)  # one number stands for every channel: grey images may meet RGB
+    fits = all(part.ndim == 1 and len(part) in (1, most) and bool(part.isfinite().all()) for part in found)
     if not fits or any(bool((std <= 0).any()) for std in found[1::2]):
         raise InputError(
             "student_stats and teacher_stats must be (mean, std) with a number for each channel and std above 0, got "
